@@ -1,0 +1,48 @@
+# `make demo` and `make test` make their own environment in .venv; run again, they find it there.
+PYTHON ?= python3
+VENV ?= .venv
+# The torch build: PyPI's is for CUDA on Linux. For the CPU build give its wheel index, as shown on pytorch.org under
+# "Get Started" (compute platform CPU):  make demo TORCH_ARGS="--index-url <that address>"
+TORCH ?= torch==2.13.0
+TORCH_ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help install demo ablation test lint format clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+install: $(READY)  ## make the environment in .venv
+
+$(READY): requirements.txt pyproject.toml
+	@echo "==> making the environment in $(VENV) (pinned in requirements.txt; downloads the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) $(TORCH_ARGS)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: $(READY)  ## synthetic domains -> shards -> training with and without the method -> table and pictures
+	@$(BIN)/python -m ecn_dist.demo --output_dir runs/demo
+
+ablation: $(READY)  ## every row of the demo's table over 3 seeds; writes docs/ablation.md
+	@$(BIN)/python -m ecn_dist.demo --ablation --output_dir runs/ablation
+
+test: $(READY)  ## all tests
+	@echo "==> tests"
+	@$(BIN)/python -m pytest tests
+
+lint: $(READY)  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY)  ## let ruff put the code in order
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove the environment and everything the demo made
+	rm -rf $(VENV) runs data shards

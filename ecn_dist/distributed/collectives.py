@@ -1,0 +1,118 @@
+"""The collectives the project needs, each the identity on one rank.
+
+Shape letters: b rows here, B rows on all ranks (B = W b), W ranks.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ecn_dist.distributed.process_group import is_main, world_size
+from ecn_dist.errors import UserError
+
+T = TypeVar("T")
+
+_REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+# Bytes this rank hands to tensor collectives, by operation, while `count_traffic` is active.
+_traffic: Counter[str] | None = None
+
+
+@contextmanager
+def count_traffic() -> Iterator[Counter[str]]:
+    """Count the payload bytes that this rank hands to tensor collectives, by operation, inside the block."""
+    global _traffic
+    previous, _traffic = _traffic, Counter()
+    try:
+        yield _traffic
+    finally:
+        _traffic = previous
+
+
+def _count(operation: str, payload: Tensor) -> None:
+    if _traffic is not None and world_size() > 1:
+        _traffic[operation] += payload.numel() * payload.element_size()
+
+
+def all_gather_rows(rows: Tensor) -> Tensor:
+    """(b, ...) on every rank, equal b -> (B, ...) on every rank, in rank order. Not differentiable."""
+    if world_size() == 1:
+        return rows.detach()
+    rows = rows.detach().contiguous()
+    _count("all_gather", rows)
+    gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
+    dist.all_gather_into_tensor(gathered, rows)
+    return gathered
+
+
+def reduce_scatter_rows(rows: Tensor) -> Tensor:
+    """(B, ...) on every rank -> this rank's (b, ...) of the sum over ranks. B must divide by the ranks."""
+    if world_size() == 1:
+        return rows
+    rows = rows.contiguous()
+    _count("reduce_scatter", rows)
+    own = rows.new_empty((rows.shape[0] // world_size(), *rows.shape[1:]))
+    dist.reduce_scatter_tensor(own, rows)
+    return own
+
+
+def all_reduce(tensor: Tensor, reduction: Literal["sum", "max", "min"] = "sum") -> Tensor:
+    """The element-wise sum, maximum or minimum over ranks, as a new tensor. Not differentiable."""
+    if world_size() == 1:
+        return tensor.detach()
+    result = tensor.detach().clone(memory_format=torch.contiguous_format)
+    _count("all_reduce", result)
+    dist.all_reduce(result, op=_REDUCTIONS[reduction])
+    return result
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on any rank; the same answer on every rank. One small all-reduce on the CPU."""
+    return bool(all_reduce(torch.tensor(int(flag)), "max").item())
+
+
+def all_ranks(flag: bool) -> bool:
+    """Whether `flag` is true on every rank; the same answer on every rank. One small all-reduce on the CPU."""
+    return not any_rank(not flag)
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    any_rank(False)
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's `value` (any picklable object of this program) on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value if is_main() else None]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]  # type: ignore[return-value]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's `value`, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[T | None] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def raise_together(error: str | None) -> None:
+    """Where any rank gives an error, raise a `UserError` on all ranks alike; every rank must call it.
+
+    So that a mistake seen by one rank never leaves the others waiting in a collective.
+    """
+    errors = {at: text for at, text in enumerate(gather_objects(error)) if text}
+    if not errors:
+        return
+    distinct = dict.fromkeys(errors.values())
+    if len(distinct) == 1:
+        raise UserError(next(iter(distinct)))
+    raise UserError("\n".join(f"rank {at}: {text}" for at, text in errors.items()))

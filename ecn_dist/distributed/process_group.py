@@ -1,0 +1,90 @@
+"""Start and end of the process group, and who this process is in it."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from ecn_dist.errors import UserError
+
+DEFAULT_TIMEOUT_SECONDS = 300.0
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device of this rank: `auto` (the accelerator if there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, ...
+
+    An accelerator asked for by name and not there is an error, never a silent CPU run.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        name = accelerator.type if accelerator else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device: {name!r} is no device name; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cpu":
+        return device
+    if accelerator is None or accelerator.type != device.type:
+        raise UserError(
+            f"device: {name!r} was asked for, but torch {torch.__version__} sees no such accelerator on this host; "
+            "check the driver and the torch build, or pass --device cpu"
+        )
+    index = local_rank() if device.index is None else device.index
+    if index >= torch.accelerator.device_count():
+        raise UserError(
+            f"device: rank {rank()} needs {device.type}:{index}, but this host has {torch.accelerator.device_count()}; "
+            "lower torchrun's --nproc_per_node"
+        )
+    device = torch.device(device.type, index)
+    torch.accelerator.set_device_index(index)
+    return device
+
+
+def start(device: torch.device, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+    """Join the process group that torchrun's environment describes; without that environment, stay one process.
+
+    The backend follows the device: gloo on CPU; on an accelerator its own (nccl on CUDA) beside gloo for CPU tensors.
+    A collective that waits longer than `timeout_seconds` fails.
+    """
+    if dist.is_initialized() or "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return
+    backend = "gloo"
+    if device.type != "cpu":
+        backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+    dist.init_process_group(
+        backend,
+        timeout=timedelta(seconds=timeout_seconds),
+        device_id=device if device.type != "cpu" else None,
+    )
+
+
+def end() -> None:
+    """Leave the process group. Does nothing where there is none."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_distributed() -> bool:
+    """Whether a process group is up. For reports and start-up only: mathematics need not ask."""
+    return dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's number in the group, 0 without one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes in the group, 1 without one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """This process's number on its host, as torchrun gives it; 0 without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, the one that writes files and talks to the console."""
+    return rank() == 0

@@ -1,0 +1,48 @@
+"""The collectives on 1, 2 and 3 ranks."""
+
+import pytest
+import torch
+
+from ecn_dist import distributed
+from ecn_dist.errors import UserError
+
+
+def check_collectives() -> None:
+    rank, world_size = distributed.rank(), distributed.world_size()
+    own = torch.tensor([[rank, 0.0], [rank, 1.0]])
+    everything = torch.tensor([[r, i] for r in range(world_size) for i in (0.0, 1.0)])
+    assert torch.equal(distributed.all_gather_rows(own), everything)
+    assert torch.equal(distributed.reduce_scatter_rows(everything), world_size * own)
+    assert distributed.all_reduce(torch.tensor(float(rank)), "max") == world_size - 1
+    assert distributed.all_reduce(torch.ones(2))[0] == world_size
+    assert distributed.any_rank(rank == world_size - 1)
+    assert not distributed.any_rank(False)
+    assert distributed.all_ranks(rank == 0) == (world_size == 1)
+    assert distributed.broadcast_object({"from": rank}) == {"from": 0}
+    assert distributed.gather_objects(rank) == list(range(world_size))
+
+
+def check_raise_together() -> None:
+    distributed.raise_together(None)
+    last = distributed.world_size() - 1
+    with pytest.raises(UserError, match="shard-7 is gone"):
+        distributed.raise_together("shard-7 is gone" if distributed.rank() == last else None)
+
+
+def count_gathered_bytes() -> int:
+    with distributed.count_traffic() as traffic:
+        distributed.all_gather_rows(torch.zeros(5, 3))
+    return traffic["all_gather"]
+
+
+def test_one_process_needs_no_group() -> None:
+    check_collectives()
+    check_raise_together()
+    assert count_gathered_bytes() == 0
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_many_ranks(ranks, world_size: int) -> None:
+    ranks(world_size).run(check_collectives)
+    ranks(world_size).run(check_raise_together)
+    assert ranks(world_size).run(count_gathered_bytes) == [60] * world_size
