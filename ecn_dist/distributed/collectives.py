@@ -114,5 +114,5 @@ def raise_together(error: str | None) -> None:
         return
     distinct = dict.fromkeys(errors.values())
     if len(distinct) == 1:
-        raise UserError(next(iter(distinct)))
-    raise UserError("\n".join(f"rank {at}: {text}" for at, text in errors.items()))
+        raise UserError(next(iter(distinct)), on_all_ranks=True)
+    raise UserError("\n".join(f"rank {at}: {text}" for at, text in errors.items()), on_all_ranks=True)

@@ -1,0 +1,37 @@
+"""`ecn-dist VERB ...`: the same mains as `python -m ecn_dist.VERB ...`."""
+
+import importlib
+import sys
+
+VERBS = {
+    "demo": "synthetic domains -> shards -> training -> table and pictures",
+    "synthesize": "draw a synthetic domain as a Market-1501 style folder",
+    "pack": "turn a folder of pictures into shards",
+    "validate": "check a shard folder and print its summary",
+    "train": "train on a labelled source and an unlabelled target (under torchrun for several ranks)",
+    "evaluate": "CMC, mAP and mINP of a checkpoint on a shard folder",
+    "bench": "measure the memory, the data path and the evaluation",
+}
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
+    return "\n".join(["usage: ecn-dist VERB [options]   (ecn-dist VERB --help for its options)", "", *lines])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Hand the rest of the command line to the verb's own main; return its exit status."""
+    verb, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if verb in ("-h", "--help"):
+        print(usage())
+        return 0
+    if verb not in VERBS:
+        print(f"error: no such verb: {verb!r}\n{usage()}" if verb else usage(), file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"ecn_dist.{verb}" if verb != "bench" else "ecn_dist.bench.__main__")
+    return module.main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

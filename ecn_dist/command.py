@@ -1,0 +1,40 @@
+"""What every command shares: how it ends."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+from ecn_dist import distributed
+from ecn_dist.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+Main = Callable[[list[str] | None], int]
+
+
+def command(main: Main) -> Main:
+    """Decorate a `main(argv) -> exit status`: a `UserError` becomes its text on standard error and exit status 2.
+
+    Before the process group is up every rank meets the same mistake, and after it mistakes are raised together, so
+    rank 0 speaks for all; an error of one rank alone is shown by that rank. Any other exception is a bug and keeps
+    its traceback. The process group is left on the way out.
+    """
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except UserError as error:
+            shared = error.on_all_ranks or not distributed.is_distributed()
+            if os.environ.get("RANK", "0") == "0" or not shared:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            return EXIT_USER_ERROR
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            return EXIT_INTERRUPTED
+        finally:
+            distributed.end()
+
+    return run
