@@ -1,1 +1,15 @@
+"""Backbone, embedding and heads; BatchNorm and dropout that do not depend on the number of ranks."""
 
+from ecn_dist.models.backbones import Backbone
+from ecn_dist.models.batchnorm import convert_batchnorm, reestimate_batchnorm
+from ecn_dist.models.network import ReIDNetwork
+from ecn_dist.models.weights import export_weights, load_weights
+
+__all__ = [
+    "Backbone",
+    "ReIDNetwork",
+    "convert_batchnorm",
+    "export_weights",
+    "load_weights",
+    "reestimate_batchnorm",
+]

@@ -1,0 +1,142 @@
+"""Weights in and out of the network: torchvision's, a file's, an export's.
+
+A file holds plain tensors, as safetensors or as a torch file (read with `weights_only=True`). Backbone keys have
+torchvision's names (`conv1.weight`, `layer1.0...`); the rest of a whole network is `embedding.*` and `source_head.*`.
+"""
+
+import ecn_dist.torchvision_compat  # noqa: F401  (before torchvision)
+
+# isort: split
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchvision import models
+
+from ecn_dist.errors import UserError
+from ecn_dist.models.backbones import Backbone
+from ecn_dist.models.network import ReIDNetwork
+
+_HEADS = ("embedding.", "source_head.")
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_PREFIXES = ("module.", "backbone.body.", "backbone.")
+_CLASSIFIER_KEYS = ("fc.", "classifier.", "heads.", "head.")
+_BATCH_COUNT = "num_batches_tracked"  # bookkeeping that old files lack and that changes no result
+
+
+def load_weights(network: ReIDNetwork, weights: str) -> list[str]:
+    """Fill `network` from `weights`: `imagenet`, `none`, a file, or a URL that the user names.
+
+    Returns notes on what was left at random initialisation. Raises `UserError` for a file that is missing, unreadable,
+    or does not fit. `imagenet` is read from torch's cache and never fetched; only a URL named by the user is.
+    """
+    if weights == "none":
+        return []
+    if weights == "imagenet":
+        tensors = _read_file(_cached_imagenet(network.backbone.arch))
+    elif weights.startswith(("http://", "https://")):
+        tensors = _strip(torch.hub.load_state_dict_from_url(weights, map_location="cpu", weights_only=True))
+    else:
+        tensors = _read_file(Path(weights))
+    return _fill(network, tensors, weights)
+
+
+def export_weights(network: ReIDNetwork, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write the whole network as one safetensors file, the backbone under torchvision's names; atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(exported_state(network), temporary, metadata=metadata)
+    temporary.replace(path)
+
+
+def exported_state(network: ReIDNetwork) -> dict[str, Tensor]:
+    """The network's tensors on the CPU under the names of an export."""
+    return {
+        key.removeprefix("backbone.body."): tensor.detach().cpu().contiguous()
+        for key, tensor in network.state_dict().items()
+    }
+
+
+def _cached_imagenet(arch: str) -> Path:
+    try:
+        url = models.get_model_weights(arch)["IMAGENET1K_V1"].url
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"model.weights: torchvision has no ImageNet weights for {arch}; give a file, or `none`"
+        ) from error
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if not path.exists():
+        raise UserError(
+            f"model.weights: the ImageNet weights of {arch} are not at {path}, and nothing is downloaded unasked; "
+            f"put the file {url} there (on every host, or set TORCH_HOME to a shared folder), "
+            f"or pass --model.weights {url}"
+        )
+    return path
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"model.weights: there is no file {path}; it takes imagenet, none, or a file of tensors")
+    try:
+        if path.suffix == ".safetensors":
+            return _strip(load_file(path))
+        return _strip(torch.load(path, map_location="cpu", weights_only=True))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"model.weights: {path} cannot be read as a file of plain tensors ({error})") from error
+
+
+def _strip(content: dict) -> dict[str, Tensor]:
+    """The tensors of a state dict, out of the usual wrappings."""
+    for wrapper in _WRAPPERS:
+        if isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = {}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            for prefix in _PREFIXES:
+                key = key.removeprefix(prefix)
+            tensors[key] = value
+    return tensors
+
+
+def _fill(network: ReIDNetwork, tensors: dict[str, Tensor], weights: str) -> list[str]:
+    heads = {key: value for key, value in tensors.items() if key.startswith(_HEADS)}
+    _fill_backbone(network.backbone, {key: value for key, value in tensors.items() if key not in heads}, weights)
+    notes = []
+    for prefix in _HEADS:
+        part = network.get_submodule(prefix.rstrip("."))
+        given = {key.removeprefix(prefix): value for key, value in heads.items() if key.startswith(prefix)}
+        wanted = part.state_dict()
+        if given.keys() == wanted.keys() and all(given[key].shape == wanted[key].shape for key in wanted):
+            part.load_state_dict(given)
+        elif given:
+            shapes = {
+                key: (tuple(value.shape), tuple(wanted[key].shape)) for key, value in given.items() if key in wanted
+            }
+            differing = ", ".join(f"{key} {a} for {b}" for key, (a, b) in shapes.items() if a != b)
+            notes.append(f"{weights}: {prefix}* does not fit ({differing}) and starts at random")
+    return notes
+
+
+def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str) -> None:
+    wanted = backbone.body.state_dict()
+    missing = [key for key in wanted if key not in tensors and not key.endswith(_BATCH_COUNT)]
+    unexpected = [key for key in tensors if key not in wanted and not key.startswith(_CLASSIFIER_KEYS)]
+    shapes = [
+        f"{key} {tuple(tensors[key].shape)} for {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in tensors and tensors[key].shape != wanted[key].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if keys
+    ]
+    if problems:
+        raise UserError(
+            f"model.weights: {weights} does not fit {backbone.arch} ({'; '.join(problems)}); "
+            "set model.arch to the network the file was made with"
+        )
+    backbone.body.load_state_dict({key: tensors[key] for key in wanted if key in tensors}, strict=False)
