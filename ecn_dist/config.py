@@ -187,8 +187,8 @@ class Config:
         last_momentum = self.memory.momentum * (self.epochs - 1)
         if last_momentum >= 1:
             raise UserError(
-                f"memory.momentum: {self.memory.momentum} times the last epoch, {self.epochs - 1}, is {last_momentum:g}; "
-                "the rows' momentum must stay below 1: lower memory.momentum or epochs"
+                f"memory.momentum: {self.memory.momentum} times the last epoch ({self.epochs - 1}) is "
+                f"{last_momentum:g}, and the rows' momentum must stay below 1; lower memory.momentum or epochs"
             )
         if self.model.weights == "none" and self.model.frozen_stages:
             raise UserError(

@@ -5,6 +5,7 @@ Every function works without a process group: there is then one rank, and a coll
 
 from ecn_dist.distributed.collectives import (
     all_gather_rows,
+    all_gather_uneven_rows,
     all_ranks,
     all_reduce,
     any_rank,
@@ -30,6 +31,7 @@ from ecn_dist.distributed.process_group import (
 __all__ = [
     "RowPartition",
     "all_gather_rows",
+    "all_gather_uneven_rows",
     "all_ranks",
     "all_reduce",
     "any_rank",

@@ -50,6 +50,20 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return gathered
 
 
+def all_gather_uneven_rows(rows: Tensor) -> Tensor:
+    """(n_r, ...) on rank r, any n_r (also 0) -> all rows on every rank, in rank order.
+
+    Two all-gathers, padded to the longest part. Not differentiable.
+    """
+    if world_size() == 1:
+        return rows.detach()
+    counts = all_gather_rows(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: rows.shape[0]] = rows.detach()
+    parts = all_gather_rows(padded).split(max(counts)) if max(counts) else []
+    return torch.cat([padded[:0], *(part[:count] for part, count in zip(parts, counts, strict=True))])
+
+
 def reduce_scatter_rows(rows: Tensor) -> Tensor:
     """(B, ...) on every rank -> this rank's (b, ...) of the sum over ranks. B must divide by the ranks."""
     if world_size() == 1:
