@@ -3,7 +3,7 @@
 import functools
 import os
 import sys
-from collections.abc import Callable
+from typing import Protocol
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
@@ -11,7 +11,11 @@ from ecn_dist.errors import UserError
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
-Main = Callable[[list[str] | None], int]
+
+class Main(Protocol):
+    """`main(argv)`, or `main()` to read the process's own command line; returns the exit status."""
+
+    def __call__(self, argv: list[str] | None = None) -> int: ...
 
 
 def command(main: Main) -> Main:
