@@ -4,6 +4,7 @@ Every function works without a process group: there is then one rank, and a coll
 """
 
 from ecn_dist.distributed.collectives import (
+    PendingRows,
     all_gather_rows,
     all_gather_uneven_rows,
     all_ranks,
@@ -12,9 +13,11 @@ from ecn_dist.distributed.collectives import (
     barrier,
     broadcast_object,
     count_traffic,
+    exchange_rows,
     gather_objects,
     raise_together,
     reduce_scatter_rows,
+    start_all_gather_rows,
 )
 from ecn_dist.distributed.partition import RowPartition
 from ecn_dist.distributed.process_group import (
@@ -29,6 +32,7 @@ from ecn_dist.distributed.process_group import (
 )
 
 __all__ = [
+    "PendingRows",
     "RowPartition",
     "all_gather_rows",
     "all_gather_uneven_rows",
@@ -39,6 +43,7 @@ __all__ = [
     "broadcast_object",
     "count_traffic",
     "end",
+    "exchange_rows",
     "gather_objects",
     "is_distributed",
     "is_main",
@@ -48,5 +53,6 @@ __all__ = [
     "reduce_scatter_rows",
     "resolve_device",
     "start",
+    "start_all_gather_rows",
     "world_size",
 ]

@@ -41,13 +41,31 @@ def _count(operation: str, payload: Tensor) -> None:
 
 def all_gather_rows(rows: Tensor) -> Tensor:
     """(b, ...) on every rank, equal b -> (B, ...) on every rank, in rank order. Not differentiable."""
+    return start_all_gather_rows(rows).wait()
+
+
+class PendingRows:
+    """Rows on their way from all ranks, as `start_all_gather_rows` returns them."""
+
+    def __init__(self, rows: Tensor, work: dist.Work | None) -> None:
+        self._rows, self._work = rows, work
+
+    def wait(self) -> Tensor:
+        """(B, ...) in rank order. On an accelerator its stream waits, not the host. May be called again."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return self._rows
+
+
+def start_all_gather_rows(rows: Tensor) -> PendingRows:
+    """`all_gather_rows`, begun and not waited for: other work can go on until `wait()`."""
     if world_size() == 1:
-        return rows.detach()
+        return PendingRows(rows.detach(), None)
     rows = rows.detach().contiguous()
     _count("all_gather", rows)
     gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
-    dist.all_gather_into_tensor(gathered, rows)
-    return gathered
+    return PendingRows(gathered, dist.all_gather_into_tensor(gathered, rows, async_op=True))
 
 
 def all_gather_uneven_rows(rows: Tensor) -> Tensor:
@@ -73,6 +91,17 @@ def reduce_scatter_rows(rows: Tensor) -> Tensor:
     own = rows.new_empty((rows.shape[0] // world_size(), *rows.shape[1:]))
     dist.reduce_scatter_tensor(own, rows)
     return own
+
+
+def exchange_rows(rows: Tensor) -> Tensor:
+    """(B, ...) on every rank -> (W, b, ...): what each rank holds for this rank's rows. Sends each row to one rank."""
+    if world_size() == 1:
+        return rows.detach().unsqueeze(0)
+    rows = rows.detach().contiguous()
+    _count("all_to_all", rows)
+    received = torch.empty_like(rows)
+    dist.all_to_all_single(received, rows)
+    return received.unflatten(0, (world_size(), -1))
 
 
 def all_reduce(tensor: Tensor, reduction: Literal["sum", "max", "min"] = "sum") -> Tensor:

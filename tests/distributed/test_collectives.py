@@ -13,6 +13,12 @@ def check_collectives() -> None:
     everything = torch.tensor([[r, i] for r in range(world_size) for i in (0.0, 1.0)])
     assert torch.equal(distributed.all_gather_rows(own), everything)
     assert torch.equal(distributed.reduce_scatter_rows(everything), world_size * own)
+    pending = distributed.start_all_gather_rows(own)
+    assert torch.equal(pending.wait(), everything)
+    assert torch.equal(pending.wait(), everything)
+    assert torch.equal(
+        distributed.exchange_rows(everything + 10 * rank), torch.stack([own + 10 * r for r in range(world_size)])
+    )
     uneven = distributed.all_gather_uneven_rows(torch.full((rank, 2), rank))
     assert uneven.tolist() == [[r, r] for r in range(world_size) for _ in range(r)]
     assert distributed.all_reduce(torch.tensor(float(rank)), "max") == world_size - 1
