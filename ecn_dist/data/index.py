@@ -9,7 +9,7 @@ C cameras of the folder.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -145,6 +145,7 @@ class ShardIndex:
     num_cameras: int
     cameras: tuple[str, ...]  # camera names of the data set: camid = position
     splits: dict[str, SplitIndex]
+    about: dict[str, Any] = field(default_factory=dict)  # all of index.json, as parsed
 
     @classmethod
     def load(cls, folder: str) -> "ShardIndex":
@@ -159,7 +160,7 @@ class ShardIndex:
         try:
             num_cameras = int(index["num_cameras"])
             splits = {name: _load_split(name, folder, num_cameras, split) for name, split in index["splits"].items()}
-            return cls(folder, str(index["layout"]), num_cameras, tuple(map(str, index["cameras"])), splits)
+            return cls(folder, str(index["layout"]), num_cameras, tuple(map(str, index["cameras"])), splits, index)
         except (KeyError, TypeError, AttributeError) as error:
             where = location(folder, INDEX_NAME)
             raise UserError(f"{where} is damaged ({error!r}). Pack the data set again") from error

@@ -1,0 +1,129 @@
+"""What a data set holds, whatever its folder looks like: pictures with identity and camera, by split."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from ecn_dist.data.index import UNKNOWN_PID
+from ecn_dist.errors import UserError
+
+SPLITS = ("train", "query", "gallery")
+SHOWN = 5  # how many offenders an error names
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One picture of a split."""
+
+    file: str  # its name in the split (a path with / where the split has folders): sorts the pictures, and is kept
+    path: str  # where to read it
+    pid: int
+    camera: str  # the camera's name or number in the data set
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set's pictures, each split sorted by file name."""
+
+    layout: str
+    root: Path
+    splits: Mapping[str, tuple[Record, ...]]  # in the order of SPLITS; splits that do not exist are absent
+    cameras: tuple[str, ...]  # of all splits: camid = position
+    junk: Mapping[str, int]  # pictures with pid -1 that were dropped, by split
+    distractors: int = 0  # gallery pictures of people who are no query
+    ignored: tuple[str, ...] = ()  # files that are no pictures
+    styles_folder: Path | None = None  # style copies that the data set ships
+    camids: Mapping[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "camids", {camera: camid for camid, camera in enumerate(self.cameras)})
+
+
+def first_few(items: Iterable[object]) -> str:
+    """The first items and how many more there are, for an error text."""
+    listed = list(map(str, items))
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more
+
+
+def collect(
+    layout: str,
+    root: Path,
+    splits: Mapping[str, Iterable[Record]],
+    *,
+    unknown_in_train: bool = False,
+    distractor_pid: int | None = None,
+    ignored: Iterable[str] = (),
+    styles_folder: Path | None = None,
+) -> Dataset:
+    """Sort, drop junk, number the cameras and check what every data set must fulfil.
+
+    Pictures with pid -1 are junk and dropped, except in the training split where `unknown_in_train`: there they are
+    pictures whose identity nobody knows, which a target may hold. Cameras are numbered from 0 in the order of their
+    numbers, or of their names where they are not numbers.
+
+    Raises:
+        UserError: a split is left without pictures, has two pictures of one name, or no split can be used.
+    """
+    kept: dict[str, tuple[Record, ...]] = {}
+    junk: dict[str, int] = {}
+    for split in SPLITS:
+        if split not in splits:
+            continue
+        records = sorted(splits[split], key=lambda record: record.file)
+        names = [record.file for record in records]
+        if twice := [name for name, following in pairwise(names) if name == following]:
+            raise UserError(f"split {split!r} of {root} names pictures more than once: {first_few(twice)}")
+        if not (split == "train" and unknown_in_train):
+            records = [record for record in records if record.pid != UNKNOWN_PID]
+        junk[split] = len(names) - len(records)
+        if not records:
+            dropped = f" (all {len(names)} of its pictures have pid -1, which is junk)" if names else ""
+            raise UserError(
+                f"split {split!r} of {root} has no pictures with an identity{dropped}. Remove its folder if the data "
+                "set has no such split; pictures of unknown people can only be a training split, of layout folder"
+            )
+        kept[split] = tuple(records)
+    if not kept or ("query" in kept) != ("gallery" in kept):
+        there = ", ".join(kept) or "none"
+        raise UserError(f"{root} must hold train, or query and gallery, or all three; splits found: {there}")
+    cameras = sorted({record.camera for records in kept.values() for record in records}, key=_camera_order)
+    return Dataset(
+        layout=layout,
+        root=root,
+        splits=kept,
+        cameras=tuple(cameras),
+        junk=junk,
+        distractors=sum(record.pid == distractor_pid for record in kept.get("gallery", ())),
+        ignored=tuple(ignored),
+        styles_folder=styles_folder,
+    )
+
+
+def _camera_order(camera: str) -> tuple[int, int, str]:
+    return (0, int(camera), "") if camera.isdecimal() else (1, 0, camera)
+
+
+def identities_in_order(pids: Iterable[int]) -> list[int]:
+    """The known pids in the order of their first appearance."""
+    return [pid for pid in dict.fromkeys(pids) if pid != UNKNOWN_PID]
+
+
+def queries_without_match(
+    query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.ndarray, gallery_camids: np.ndarray
+) -> np.ndarray:
+    """(queries,) bool: the gallery has no picture of the query's person from another camera."""
+    views = np.unique(np.stack([gallery_pids, gallery_camids], axis=1), axis=0)
+    cameras_of: dict[int, set[int]] = {}
+    for pid, camid in views.tolist():
+        cameras_of.setdefault(pid, set()).add(camid)
+    return np.array(
+        [
+            not (cameras_of.get(pid, set()) - {camid})
+            for pid, camid in zip(query_pids.tolist(), query_camids.tolist(), strict=True)
+        ],
+        dtype=bool,
+    )
