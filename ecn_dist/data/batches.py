@@ -1,0 +1,191 @@
+"""What a loader worker does: the pictures of one step, read, decoded and resized to one uint8 batch.
+
+b pictures of this rank, H x W network input.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ecn_dist.data import transforms
+from ecn_dist.data.draws import Draws
+from ecn_dist.data.index import SplitIndex
+from ecn_dist.data.jpeg import UnreadablePicture
+from ecn_dist.data.plan import PassPlan
+from ecn_dist.data.reader import ShardReader, decode
+from ecn_dist.errors import UserError
+
+NO_LABEL = -1
+MAX_REPLACEMENTS = 16
+FIRST_BUFFER_BYTES = 1 << 18  # of one decoded picture; grows with the pictures
+
+
+class RawBatch(NamedTuple):
+    """What a worker hands over. Only the pixels are a tensor: sharing a small array costs more than copying it."""
+
+    pixels_bHW3: Tensor  # uint8
+    samples_4b: np.ndarray  # int64: label, pid, camid, index
+    boxes_b4: np.ndarray  # int64, (top, left, height, width) to erase
+    error: str | None = None
+    skipped: int = 0
+
+
+class Batches(Dataset[RawBatch]):
+    """Item t: one rank's pictures of step t."""
+
+    def __init__(self, split: SplitIndex, height: int, width: int, reader: ShardReader) -> None:
+        self.split = split
+        self.height, self.width = height, width
+        self.reader = reader
+        self._buffer = np.empty(FIRST_BUFFER_BYTES, dtype=np.uint8)
+
+    def num_pictures(self, step: int) -> int:
+        """b of step t."""
+        raise NotImplementedError
+
+    def fill(self, step: int, batch: RawBatch) -> int:
+        """Write the pictures of step t to `batch`; return how many were replaced."""
+        raise NotImplementedError
+
+    def failed(self, step: int, error: str) -> RawBatch:
+        """A batch in the shape of step t's, with zeros for data."""
+        return self._empty(step)._replace(error=error)
+
+    def __getitem__(self, step: int) -> RawBatch:
+        batch = self._empty(step)
+        try:
+            return batch._replace(skipped=self.fill(step, batch))
+        except UserError as error:
+            return self.failed(step, str(error))
+
+    def _empty(self, step: int) -> RawBatch:
+        b = self.num_pictures(step)
+        pixels_bHW3 = torch.zeros((b, self.height, self.width, 3), dtype=torch.uint8)
+        return RawBatch(pixels_bHW3, np.zeros((4, b), dtype=np.int64), np.zeros((b, 4), dtype=np.int64))
+
+    def _decode(self, data: bytes) -> Tensor:
+        """(h, w, 3) uint8, valid until the next call: memory used before is much cheaper than fresh pages."""
+        pixels_hw3 = decode(data, self._buffer)
+        if pixels_hw3.nbytes > self._buffer.nbytes:
+            self._buffer = np.empty(2 * pixels_hw3.nbytes, dtype=np.uint8)
+        return torch.from_numpy(pixels_hw3)
+
+
+class TrainBatches(Batches):
+    """A rank's part of the planned global batches: t counts over all passes."""
+
+    def __init__(
+        self,
+        split: SplitIndex,
+        height: int,
+        width: int,
+        reader: ShardReader,
+        *,
+        plan: PassPlan,
+        rank: int,
+        world_size: int,
+        random_erasing: float,
+        camera_style: bool,
+        labelled: bool,
+        replace_bad: bool,
+    ) -> None:
+        super().__init__(split, height, width, reader)
+        self.plan = plan
+        self.rank, self.world_size = rank, world_size
+        self.random_erasing = random_erasing
+        self.camera_style = camera_style
+        self.replace_bad = replace_bad
+        self._draws = Draws(plan.seed, plan.domain, "augmentation")
+        identities = np.asarray(split.identities if labelled else (), dtype=np.int64)
+        self._label_order = np.argsort(identities, kind="stable")
+        self._sorted_identities = identities[self._label_order]
+
+    def num_pictures(self, step: int) -> int:
+        return self.plan.global_batch_size // self.world_size
+
+    def rows(self, step: int) -> np.ndarray:
+        """(b,) rows of the split's members."""
+        pass_number, step_of_pass = divmod(step, self.plan.steps_per_pass)
+        return self.plan.rows(pass_number, step_of_pass, self.rank, self.world_size)
+
+    def fill(self, step: int, batch: RawBatch) -> int:
+        pass_number = step // self.plan.steps_per_pass
+        rows_b = self.rows(step)
+        members_b = self.split.members[rows_b]
+        chosen = [self._choose(member, pass_number) for member in members_b]
+        data_b = self.reader.read_batch(self.split, rows_b, [slot for slot, _ in chosen])
+        skipped = 0
+        for place, (data, (slot, draws)) in enumerate(zip(data_b, chosen, strict=True)):
+            try:
+                pixels_hw3 = self._decode(data)
+            except UnreadablePicture as error:
+                pixels_hw3, rows_b[place], draws = self._replacement(int(rows_b[place]), slot, pass_number, error)
+                skipped += 1
+            box = transforms.crop_box(draws, pixels_hw3.shape[0], pixels_hw3.shape[1])
+            flip = draws[transforms.FLIP] < transforms.FLIP_PROBABILITY
+            transforms.resize_into(batch.pixels_bHW3[place], pixels_hw3, box, flip)
+            batch.boxes_b4[place] = transforms.erase_box(draws, self.random_erasing, self.height, self.width)
+        if skipped:
+            members_b = self.split.members[rows_b]
+        batch.samples_4b[:] = self._labels(members_b["pid"]), members_b["pid"], members_b["camid"], members_b["index"]
+        return skipped
+
+    def _choose(self, member: np.void, pass_number: int) -> tuple[int, list[float]]:
+        """Which of the sample's pictures this pass shows, and the draws that say how."""
+        draws = self._draws.uniforms(transforms.NUM_DRAWS, (0, int(member["index"]), pass_number)).tolist()
+        num_cameras = self.split.num_cameras
+        if not self.camera_style:
+            return num_cameras, draws
+        camera = transforms.draw_camera(draws, num_cameras)
+        return (num_cameras if camera == member["camid"] else camera), draws
+
+    def _replacement(
+        self, row: int, slot: int, pass_number: int, error: UnreadablePicture
+    ) -> tuple[Tensor, int, list[float]]:
+        """The next sample in stored order that can be decoded: its pixels, row and draws."""
+        if self.replace_bad:
+            for further in range(1, MAX_REPLACEMENTS + 1):
+                other = (row + further) % len(self.split)
+                other_slot, draws = self._choose(self.split.members[other], pass_number)
+                try:
+                    return self._decode(self.reader.read(self.split, other, other_slot)), other, draws
+                except UnreadablePicture:
+                    continue
+        raise self.reader.picture_error(self.split, row, slot, error) from error
+
+    def _labels(self, pids_b: np.ndarray) -> np.ndarray:
+        if not len(self._sorted_identities):
+            return np.full(len(pids_b), NO_LABEL)
+        return self._label_order[np.searchsorted(self._sorted_identities, pids_b)]
+
+
+class EvaluationBatches(Batches):
+    """Rows start .. stop - 1, in order, as they are."""
+
+    def __init__(
+        self, split: SplitIndex, height: int, width: int, reader: ShardReader, *, start: int, stop: int, batch_size: int
+    ) -> None:
+        super().__init__(split, height, width, reader)
+        self.start, self.stop, self.batch_size = start, stop, batch_size
+
+    def num_pictures(self, step: int) -> int:
+        first = self.start + step * self.batch_size
+        return min(first + self.batch_size, self.stop) - first
+
+    def fill(self, step: int, batch: RawBatch) -> int:
+        first = self.start + step * self.batch_size
+        rows_b = np.arange(first, first + self.num_pictures(step))
+        real = self.split.num_cameras
+        data_b = self.reader.read_batch(self.split, rows_b, [real] * len(rows_b))
+        for place, data in enumerate(data_b):
+            try:
+                transforms.resize_into(batch.pixels_bHW3[place], self._decode(data))
+            except UnreadablePicture as error:
+                raise self.reader.picture_error(self.split, first + place, real, error) from error
+        members_b = self.split.members[rows_b]
+        batch.samples_4b[0] = NO_LABEL
+        batch.samples_4b[1:] = members_b["pid"], members_b["camid"], members_b["index"]
+        return 0

@@ -1,0 +1,99 @@
+"""Batches made by worker processes, in order, ahead of use.
+
+Workers come from a fork server, which imports this package once: they start in milliseconds, inherit neither threads
+nor device memory of the training process, and are not its children, so that one that is killed is noticed where its
+batch is missed, and not by a signal in the middle of a step.
+
+A signal to the whole process group (Ctrl-C, a scheduler that announces the end of a job) is for the training process
+to answer, which may want to save a checkpoint first. Workers disregard it and end when the training process says so,
+or when it is gone.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch.utils.data import DataLoader
+
+from ecn_dist.data.batches import Batches, RawBatch
+from ecn_dist.errors import UserError
+
+BATCHES_AHEAD = 2  # of each worker
+SHARED_MEMORY = "/dev/shm"
+
+
+def load(batches: Batches, steps: range, *, workers: int, pin_memory: bool) -> Iterator[RawBatch]:
+    """`batches[step]` for each of `steps`, in order.
+
+    Args:
+        batches: pickled to the workers, so it should be small.
+        steps: items to make.
+        workers: processes; 0 makes each batch here when it is asked for.
+        pin_memory: copy pixels to page-locked memory, for a fast way to an accelerator.
+
+    Yields:
+        the batches. Where a worker ended unexpectedly (out of memory, killed), a batch with an error, and no more.
+    """
+    if not workers:
+        yield from map(batches.__getitem__, steps)
+        return
+    multiprocessing.set_forkserver_preload(["__main__", "ecn_dist.data.forkserver"])
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        collate_fn=_as_made,
+        num_workers=min(workers, len(steps)),
+        prefetch_factor=BATCHES_AHEAD,
+        pin_memory=pin_memory,
+        multiprocessing_context="forkserver",
+        worker_init_fn=partial(_start_worker, os.getpid()),
+        generator=torch.Generator(),  # or it would draw from the global one, and the run depend on `workers`
+    )
+    made = iter(loader) if len(steps) else iter(())
+    try:
+        for step in steps:
+            try:
+                yield next(made)
+            except RuntimeError as error:
+                yield batches.failed(step, f"a loader worker failed at step {step}: {error}")
+                return
+    finally:
+        del made  # ends the workers
+
+
+def check_shared_memory(batch_bytes: int, workers: int) -> None:
+    """`UserError` where the batches that `workers` keep ready do not fit into shared memory: they would crash there."""
+    if not workers or not os.path.isdir(SHARED_MEMORY):
+        return
+    needed = batch_bytes * (workers * BATCHES_AHEAD + 1)
+    status = os.statvfs(SHARED_MEMORY)
+    free = status.f_bavail * status.f_frsize
+    if needed > free:
+        raise UserError(
+            f"{workers} data workers need {needed >> 20} MiB of shared memory, and {SHARED_MEMORY} has "
+            f"{free >> 20} MiB free: give the container more (docker run --ipc=host, or --shm-size=8g), or lower "
+            "--data.workers"
+        )
+
+
+def _as_made(batch: RawBatch) -> RawBatch:
+    return batch
+
+
+def _start_worker(trainer: int, worker: int) -> None:
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    # A termination is obeyed from the training process alone; only `sigwaitinfo` tells who sent it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told, args=(trainer,), daemon=True).start()
+
+
+def _end_when_told(trainer: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)

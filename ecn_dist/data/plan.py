@@ -1,0 +1,159 @@
+"""Which sample comes when: every pass is planned from the shards' sample counts, the seed and the pass number alone.
+
+The shards of a pass, in seeded order, form one sequence of N samples, rotated by a seeded offset. It is cut into S
+equal streams, and each stream is shuffled within seeded windows. A global batch takes B / S samples of every stream,
+in stream order, and rank r owns the streams r S / W .. (r + 1) S / W. So
+
+- all ranks take the same steps, whatever the shards' number and sizes;
+- the global batches do not depend on the ranks, and even less on loader workers;
+- a rank reads only the part of the sequence that its streams cover, a few shards at a time;
+- a sample comes at most once a pass, and fewer than B are left out: the N mod S after the last stream, and what does
+  not fill a batch at the end of each stream's last window. The offset and the shuffle make it others every pass.
+
+N samples, B a global batch, S streams, W ranks, L = N // S samples of one stream.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ecn_dist.data.draws import Draws
+from ecn_dist.errors import UserError
+
+DEFAULT_WINDOW = 65_536
+SHARDS_PER_WINDOW = 4
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def check_streams(global_batch_size: int, streams: int, world_size: int = 1) -> None:
+    """`UserError`, naming the numbers that would do, unless B divides by S and S by W."""
+    if min(global_batch_size, streams) < 1:
+        raise UserError(f"global_batch_size ({global_batch_size}) and data.streams ({streams}) must be at least 1")
+    if global_batch_size % world_size:
+        below = global_batch_size - global_batch_size % world_size
+        near = ", ".join(str(n) for n in (below, below + world_size) if n)
+        raise UserError(
+            f"global_batch_size {global_batch_size} does not divide by the {world_size} ranks: use a multiple of "
+            f"{world_size}, such as {near}"
+        )
+    if global_batch_size % streams or streams % world_size:
+        fit = [d for d in _divisors(global_batch_size) if d % world_size == 0]
+        raise UserError(
+            f"data.streams is {streams}, and must divide global_batch_size ({global_batch_size}) and be a multiple of "
+            f"the ranks ({world_size}): use one of {', '.join(map(str, fit))}"
+        )
+
+
+class PassPlan:
+    """The order of every pass over one split.
+
+    Args:
+        shard_samples: samples of each shard, in the split's order; their concatenation numbers the rows.
+        global_batch_size: B, over all ranks.
+        streams: S, a divisor of B. The order depends on it, so a run keeps it when its number of ranks changes.
+        seed: of the run.
+        domain: "source" or "target".
+        window: how many samples are shuffled together, over all streams. A window of one stream never spans less than
+            `SHARDS_PER_WINDOW` mean shards of it, so that shards are mixed even where they are large.
+
+    Raises:
+        UserError: B is not a multiple of S, or there are fewer than B samples.
+    """
+
+    def __init__(
+        self,
+        shard_samples: Sequence[int],
+        global_batch_size: int,
+        streams: int,
+        seed: int,
+        domain: str,
+        window: int = DEFAULT_WINDOW,
+    ) -> None:
+        check_streams(global_batch_size, streams)
+        self.shard_samples = np.asarray(shard_samples, dtype=np.int64)
+        self.num_samples = int(self.shard_samples.sum())
+        self.global_batch_size = global_batch_size
+        self.streams = streams
+        self.seed = seed
+        self.domain = domain
+        if self.num_samples < global_batch_size:
+            raise UserError(
+                f"the {domain} has {self.num_samples} training pictures, fewer than one global batch of "
+                f"{global_batch_size}: lower global_batch_size, or pack more pictures"
+            )
+        if window < 1:
+            raise UserError(f"data.window is {window}, and must be at least 1")
+        self.stream_length = self.num_samples // streams
+        mean_shard = -(-self.num_samples // len(self.shard_samples))
+        span = max(-(-window // streams), SHARDS_PER_WINDOW * mean_shard)
+        # Windows of nearly equal length: a short one at the end would hardly be mixed.
+        self.num_windows = max(1, round(self.stream_length / span))
+        self._window_edges = np.arange(self.num_windows + 1) * self.stream_length // self.num_windows
+        self._row_starts = np.concatenate([[0], np.cumsum(self.shard_samples)[:-1]])
+        self._offset_draws = Draws(seed, domain, "offset")
+        self._shard_draws = Draws(seed, domain, "shards")
+        self._window_draws = Draws(seed, domain, "window")
+        self._sequences: dict[int, tuple[np.ndarray, np.ndarray, int]] = {}
+        self._orders: dict[tuple[int, int, int], np.ndarray] = {}
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Global batches in a pass, on every rank."""
+        return self.stream_length // (self.global_batch_size // self.streams)
+
+    def rows(self, pass_number: int, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """(B / W,) int64: the rows of the split's members that `rank` takes in `step` of the pass, in batch order.
+
+        The ranks' parts, one after the other, are the global batch. `UserError` where S does not divide by the ranks.
+        """
+        check_streams(self.global_batch_size, self.streams, world_size)
+        if not 0 <= step < self.steps_per_pass:
+            raise IndexError(f"step {step} of a pass of {self.steps_per_pass}")
+        own = self.streams // world_size
+        per_stream = self.global_batch_size // self.streams
+        taken = step * per_stream + np.arange(per_stream)
+        places = [
+            stream * self.stream_length + self._shuffled(pass_number, stream, taken)
+            for stream in range(rank * own, (rank + 1) * own)
+        ]
+        return self._rows_at(pass_number, np.concatenate(places))
+
+    def _shuffled(self, pass_number: int, stream: int, places: np.ndarray) -> np.ndarray:
+        """Places 0 .. L - 1 of the shuffled stream -> places of the stream as it was cut."""
+        windows = np.searchsorted(self._window_edges, places, side="right") - 1
+        result = np.empty_like(places)
+        for window in range(windows[0], windows[-1] + 1):  # one, or two where a batch spans the boundary
+            inside = windows == window
+            start = self._window_edges[window]
+            result[inside] = start + self._order(pass_number, stream, window)[places[inside] - start]
+        return result
+
+    def _order(self, pass_number: int, stream: int, window: int) -> np.ndarray:
+        key = (pass_number, stream, window)
+        if key not in self._orders:
+            length = int(self._window_edges[window + 1] - self._window_edges[window])
+            self._orders[key] = self._window_draws.permutation(length, (window, stream, pass_number))
+            while len(self._orders) > 2 * self.streams:  # the window in use of each stream, and the one before
+                del self._orders[next(iter(self._orders))]
+        return self._orders[key]
+
+    def _rows_at(self, pass_number: int, places: np.ndarray) -> np.ndarray:
+        """Places in the pass's rotated sequence -> rows of the members."""
+        shards, starts, offset = self._sequence(pass_number)
+        places = (places + offset) % self.num_samples
+        at = np.searchsorted(starts, places, side="right") - 1
+        return self._row_starts[shards[at]] + places - starts[at]
+
+    def _sequence(self, pass_number: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """The pass's order of shards, where each starts in that order, and the offset of the first stream."""
+        if pass_number not in self._sequences:
+            shards = self._shard_draws.permutation(len(self.shard_samples), (0, 0, pass_number))
+            starts = np.concatenate([[0], np.cumsum(self.shard_samples[shards])[:-1]])
+            offset = self._offset_draws.integer(self.num_samples, (0, 0, pass_number))
+            self._sequences[pass_number] = (shards, starts, offset)
+            while len(self._sequences) > 2:  # this pass, and the next one that is read ahead
+                del self._sequences[next(iter(self._sequences))]
+        return self._sequences[pass_number]

@@ -1,0 +1,176 @@
+"""Members of shards, read by the byte offsets of the index, and decoded.
+
+A read takes exactly the member's bytes: no tar header, and no style copy that was not drawn.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from ecn_dist import distributed
+from ecn_dist.data import jpeg
+from ecn_dist.data.index import SplitIndex, is_url
+from ecn_dist.errors import UserError
+
+MAX_OPEN_SHARDS = 64
+TAR_BLOCK = 512
+TAR_NAME = 100  # a header starts with the member's name, in this many bytes
+
+
+class PictureError(UserError):
+    """One picture cannot be decoded; the shard around it is sound."""
+
+
+def decode(data: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
+    """A picture's bytes -> (h, w, 3) uint8 RGB, the pixels that PIL gives.
+
+    Args:
+        data: a JPEG, or anything else that PIL reads.
+        buffer: memory for the result, used if it is large enough; the result is then a view of it.
+
+    Raises:
+        UnreadablePicture: the data cannot be decoded.
+    """
+    try:
+        # Both decode with libjpeg-turbo and the same settings, hence to the same pixels, but PIL's way to it is twice
+        # as long for a small picture. It stays the judge of what simplejpeg refuses, such as harmless stray bytes.
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer)
+    except ValueError:
+        return np.array(jpeg.decode(data))
+
+
+class ShardReader:
+    """Reads members of local shards by offset (pread). Shards stay open, the least recently used of many are closed."""
+
+    def __init__(self) -> None:
+        self.bytes_read = 0
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def read(self, split: SplitIndex, row: int, slot: int) -> bytes:
+        """The bytes of one member.
+
+        Args:
+            split: the split that `row` counts in.
+            row: of `split.members`.
+            slot: c for the copy in camera c's style, `split.num_cameras` for the real picture.
+
+        Raises:
+            UserError: there is no such member, or its shard is gone or shorter than when it was packed.
+        """
+        return self.read_batch(split, [row], [slot])[0]
+
+    def read_batch(self, split: SplitIndex, rows: Sequence[int] | np.ndarray, slots: Sequence[int]) -> list[bytes]:
+        """`read` of several members, in the given order."""
+        members = split.members[np.asarray(rows)]
+        every = np.arange(len(members))
+        shards, indices = members["shard"].tolist(), members["index"].tolist()
+        offsets, lengths = members["offset"][every, slots].tolist(), members["length"][every, slots].tolist()
+        data = []
+        for shard, index, slot, offset, length in zip(shards, indices, slots, offsets, lengths, strict=True):
+            path = split.shard_path(shard)
+            if not length:
+                raise UserError(
+                    f"sample {index} of split {split.name!r} in {split.folder} has no copy in the style of camera "
+                    f"{slot}: pack it with --camera_style histogram, or with complete copies; or train without: "
+                    "--data.camera_style false"
+                )
+            data.append(self._pread(path, offset, length))
+            if len(data[-1]) != length:
+                raise UserError(
+                    f"{path} ends within the picture at byte {offset}: it was cut short or changed after it was "
+                    "packed. Copy it again, or pack the data set again"
+                )
+        return data
+
+    def read_picture(self, split: SplitIndex, row: int, slot: int | None = None) -> Image.Image:
+        """One picture, RGB; the real one where no slot is given. `PictureError` where it cannot be decoded."""
+        slot = split.num_cameras if slot is None else slot
+        data = self.read(split, row, slot)
+        try:
+            return Image.fromarray(decode(data))
+        except jpeg.UnreadablePicture as error:
+            raise self.picture_error(split, row, slot, error) from error
+
+    def picture_error(self, split: SplitIndex, row: int, slot: int, error: Exception) -> PictureError:
+        """The error that names the shard and the key of a member that cannot be decoded."""
+        member = split.members[row]
+        path = split.shard_path(int(member["shard"]))
+        header = self._pread(path, max(0, int(member["offset"][slot]) - TAR_BLOCK), TAR_NAME)
+        name = header.split(b"\0", 1)[0].decode("ascii", "replace")
+        return PictureError(
+            f"{path}: {name} (sample {int(member['index'])} of split {split.name!r}) cannot be decoded: {error}. "
+            "Repair the picture and pack again, or let up to N bad pictures be replaced: --data.max_bad_samples N"
+        )
+
+    def close(self) -> None:
+        """Close all shards; they open again when they are needed."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _pread(self, path: str, offset: int, length: int) -> bytes:
+        with self._shard(path) as descriptor:
+            data = os.pread(descriptor, length, offset)
+        self.bytes_read += len(data)
+        return data
+
+    @contextmanager
+    def _shard(self, path: str) -> Iterator[int]:
+        if path in self._open:
+            self._open.move_to_end(path)
+        else:
+            try:
+                self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise UserError(
+                    f"{path} cannot be opened ({error.strerror}). Copy the shard folder again, or pack the data set "
+                    "again"
+                ) from error
+            while len(self._open) > MAX_OPEN_SHARDS:
+                os.close(self._open.popitem(last=False)[1])
+        yield self._open[path]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # descriptors belong to one process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def check_shards(*splits: SplitIndex) -> None:
+    """Compare the size of every local shard with the index, before the first step; every rank must call it.
+
+    Collectives: one exchange of error texts, so that a shard that only one host lacks is an error on all ranks. A
+    shard behind a URL is checked when it is fetched.
+    """
+    wrong = []
+    for split in splits:
+        if is_url(split.folder):
+            continue
+        for number, shard in enumerate(split.shards):
+            path = split.shard_path(number)
+            try:
+                size = os.stat(path).st_size
+            except OSError as error:
+                wrong.append(f"{path}: {error.strerror}")
+                continue
+            if size != shard.bytes:
+                wrong.append(f"{path}: {size} bytes, where the index says {shard.bytes}")
+    message = None
+    if wrong:
+        more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        message = (
+            f"{len(wrong)} shards are missing or not what was packed:\n  "
+            + "\n  ".join(wrong[:5])
+            + more
+            + "\nCopy the shard folder again, or pack the data set again"
+        )
+    distributed.raise_together(message)

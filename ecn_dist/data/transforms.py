@@ -1,0 +1,163 @@
+"""From a stored picture to network input, as METHOD.md, "Training", says.
+
+`augment_picture` and `prepare_picture` are the definition, one picture at a time with PIL. The rest is the quick way
+that the streams take, which the tests hold against the definition: a decoded uint8 array is cropped, flipped and
+resized by torch's vectorised uint8 kernels (`resize_into`), and scaling, normalising and erasing are done in float32
+for the whole batch, on the training device (`normalise_and_erase`). Until there a batch is uint8.
+
+All random choices of one sample come from its own NUM_DRAWS uniform numbers, always the same ones for the same choice:
+
+    CAMERA       which camera's style
+    FLIP         whether to flip
+    CROP_TRIES   10 x (area, aspect), CROP_PLACE (top, left) of the try that fits
+    ERASE        whether to erase
+    ERASE_TRIES  100 x (area, aspect), ERASE_PLACE (top, left)
+
+b pictures, H x W network input, h x w stored picture. A box is (top, left, height, width) in pixels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+ERASE_FILL = IMAGENET_MEAN  # in the already normalised image, as published
+
+CROP_AREA, CROP_ASPECT, MAX_CROP_TRIES = (0.64, 1.0), (2.0, 3.0), 10
+ERASE_AREA, ERASE_ASPECT, MAX_ERASE_TRIES = (0.02, 0.2), (0.3, 3.0), 100
+FLIP_PROBABILITY = 0.5
+
+CAMERA = 0
+FLIP = 1
+CROP_TRIES = 2
+CROP_PLACE = CROP_TRIES + 2 * MAX_CROP_TRIES
+ERASE = CROP_PLACE + 2
+ERASE_TRIES = ERASE + 1
+ERASE_PLACE = ERASE_TRIES + 2 * MAX_ERASE_TRIES
+NUM_DRAWS = ERASE_PLACE + 2
+
+Box = tuple[int, int, int, int]
+NO_BOX: Box = (0, 0, 0, 0)
+
+
+def draw_camera(draws: Sequence[float], num_cameras: int) -> int:
+    """The camera whose style is taken: uniform over all, the sample's own included."""
+    return int(draws[CAMERA] * num_cameras)
+
+
+def _first_fit(
+    draws: Sequence[float],
+    tries: int,
+    place: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    size: tuple[int, int],
+) -> Box | None:
+    """The first of the drawn (area, aspect) boxes that fits into `size`, at the drawn place; None where none fits."""
+    height, width = size
+    for at in range(tries, place, 2):
+        box_area = (area[0] + draws[at] * (area[1] - area[0])) * height * width
+        box_aspect = aspect[0] + draws[at + 1] * (aspect[1] - aspect[0])  # height / width
+        box_height = round(math.sqrt(box_area * box_aspect))
+        box_width = round(math.sqrt(box_area / box_aspect))
+        if box_height <= height and box_width <= width:
+            top = int(draws[place] * (height - box_height + 1))
+            left = int(draws[place + 1] * (width - box_width + 1))
+            return top, left, box_height, box_width
+    return None
+
+
+def crop_box(draws: Sequence[float], height: int, width: int) -> Box:
+    """The part of a height x width picture that is resized to the input: a random crop, or all if no try fits."""
+    box = _first_fit(draws, CROP_TRIES, CROP_PLACE, CROP_AREA, CROP_ASPECT, (height, width))
+    return box or (0, 0, height, width)
+
+
+def erase_box(draws: Sequence[float], probability: float, height: int, width: int) -> Box:
+    """The part of the height x width input that is erased; `NO_BOX` for none."""
+    if draws[ERASE] >= probability:
+        return NO_BOX
+    return _first_fit(draws, ERASE_TRIES, ERASE_PLACE, ERASE_AREA, ERASE_ASPECT, (height, width)) or NO_BOX
+
+
+# The definition, picture by picture.
+
+
+def _normalised(picture: Image.Image) -> Tensor:
+    pixels_HW3 = torch.from_numpy(np.asarray(picture, dtype=np.float32)) / 255
+    return ((pixels_HW3 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)).permute(2, 0, 1)
+
+
+def augment_picture(
+    picture: Image.Image, draws: Sequence[float], height: int, width: int, random_erasing: float
+) -> Tensor:
+    """One training picture: crop, resize, flip, normalise, erase.
+
+    Args:
+        picture: RGB, any size.
+        draws: the sample's NUM_DRAWS uniform numbers.
+        height, width: of the network input.
+        random_erasing: probability of erasing.
+
+    Returns:
+        (3, H, W) float32.
+    """
+    top, left, crop_height, crop_width = crop_box(draws, picture.height, picture.width)
+    picture = picture.crop((left, top, left + crop_width, top + crop_height))
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    if draws[FLIP] < FLIP_PROBABILITY:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image_3HW = _normalised(picture)
+    top, left, erase_height, erase_width = erase_box(draws, random_erasing, height, width)
+    fill = torch.tensor(ERASE_FILL).view(3, 1, 1)
+    image_3HW[:, top : top + erase_height, left : left + erase_width] = fill
+    return image_3HW
+
+
+def prepare_picture(picture: Image.Image, height: int, width: int) -> Tensor:
+    """One picture for evaluation: resized (bicubic) and normalised; (3, H, W) float32."""
+    return _normalised(picture.resize((width, height), Image.Resampling.BICUBIC))
+
+
+# The quick way.
+
+
+def resize_into(out_HW3: Tensor, pixels_hw3: Tensor, box: Box | None = None, flip: bool = False) -> None:
+    """Write a picture, resized, to `out_HW3` (uint8): `box` of it bilinearly, or without a box all of it bicubically.
+
+    torch's antialiased uint8 kernels follow PIL's, so the result is PIL's within one grey level. Flipping comes before
+    resizing, where there are fewer pixels; the two commute.
+    """
+    mode = "bicubic" if box is None else "bilinear"
+    if box is not None:
+        top, left, height, width = box
+        pixels_hw3 = pixels_hw3[top : top + height, left : left + width]
+    if flip:
+        pixels_hw3 = pixels_hw3.flip(1)
+    size = (out_HW3.shape[0], out_HW3.shape[1])
+    resized_13HW = F.interpolate(pixels_hw3.permute(2, 0, 1).unsqueeze(0), size, mode=mode, antialias=True)
+    out_HW3.copy_(resized_13HW[0].permute(1, 2, 0))
+
+
+def normalise_and_erase(pixels_bHW3: Tensor, boxes: Sequence[Box] | np.ndarray | None = None) -> Tensor:
+    """(b, H, W, 3) uint8 -> (b, 3, H, W) float32, normalised, with each picture's box (if not empty) filled.
+
+    Only single float operations, each rounded once, so that a pixel does not depend on the batch it came in.
+    """
+    device = pixels_bHW3.device
+    mean_3 = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1) * 255
+    std_3 = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1) * 255
+    # Reordered while it is bytes: four times less to move than floats.
+    images_b3HW = pixels_bHW3.permute(0, 3, 1, 2).contiguous().to(torch.float32).sub_(mean_3).div_(std_3)
+    if boxes is not None:
+        fill_3 = torch.tensor(ERASE_FILL, device=device).view(3, 1, 1)
+        for image_3HW, (top, left, height, width) in zip(images_b3HW, boxes, strict=True):
+            if height:
+                image_3HW[:, top : top + height, left : left + width] = fill_3
+    return images_b3HW
