@@ -18,6 +18,7 @@ from ecn_dist.distributed.collectives import (
     raise_together,
     reduce_scatter_rows,
     start_all_gather_rows,
+    together,
 )
 from ecn_dist.distributed.partition import RowPartition
 from ecn_dist.distributed.process_group import (
@@ -30,6 +31,7 @@ from ecn_dist.distributed.process_group import (
     start,
     world_size,
 )
+from ecn_dist.distributed.storage import as_row_sharded, load_sharded, save_sharded
 
 __all__ = [
     "PendingRows",
@@ -39,6 +41,7 @@ __all__ = [
     "all_ranks",
     "all_reduce",
     "any_rank",
+    "as_row_sharded",
     "barrier",
     "broadcast_object",
     "count_traffic",
@@ -47,12 +50,15 @@ __all__ = [
     "gather_objects",
     "is_distributed",
     "is_main",
+    "load_sharded",
     "local_rank",
     "raise_together",
     "rank",
     "reduce_scatter_rows",
     "resolve_device",
+    "save_sharded",
     "start",
     "start_all_gather_rows",
+    "together",
     "world_size",
 ]

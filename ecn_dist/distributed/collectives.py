@@ -4,9 +4,9 @@ Shape letters: b rows here, B rows on all ranks (B = W b), W ranks.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -159,3 +159,14 @@ def raise_together(error: str | None) -> None:
     if len(distinct) == 1:
         raise UserError(next(iter(distinct)), on_all_ranks=True)
     raise UserError("\n".join(f"rank {at}: {text}" for at, text in errors.items()), on_all_ranks=True)
+
+
+def together(action: Callable[[], T]) -> T:
+    """This rank's result of `action`; where it raises a `UserError` on any rank, that is raised on all ranks."""
+    result, error = None, None
+    try:
+        result = action()
+    except UserError as failure:
+        error = str(failure)
+    raise_together(error)
+    return cast(T, result)

@@ -59,10 +59,11 @@ class Timeline:
         return (step + 1) % self.steps_per_epoch == 0
 
     def position_in_phase(self, step: int) -> tuple[float, int]:
-        """How many epochs of its phase (source-only, or both losses) are done at the end of `step`, and of how many.
+        """The fractional epoch of the middle of `step` within its phase, and the phase's epochs.
 
-        The learning rate follows each phase by itself.
+        The phases are source-only and both losses; the learning rate follows each by itself. The middle of a step
+        lies inside its epoch, and strictly between the ends of a warm-up and of a cosine.
         """
         if self.is_source_only(step):
-            return (step + 1) / self.steps_per_epoch, self.source_only_epochs
-        return (step + 1 - self.source_only_steps) / self.steps_per_epoch, self.epochs
+            return (step + 0.5) / self.steps_per_epoch, self.source_only_epochs
+        return (step + 0.5 - self.source_only_steps) / self.steps_per_epoch, self.epochs

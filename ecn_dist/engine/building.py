@@ -1,0 +1,107 @@
+"""From a configuration to the objects of a run. The lower packages take plain values; here they get them."""
+
+from collections.abc import Callable
+
+import torch
+
+from ecn_dist import distributed
+from ecn_dist.config import Config
+from ecn_dist.data import ShardIndex, SplitIndex, TrainStream
+from ecn_dist.ecn import ExemplarMemory
+from ecn_dist.ecn.schedules import Timeline
+from ecn_dist.engine.strategy import DataParallel, Strategy
+from ecn_dist.engine.tracking import log
+from ecn_dist.models import Backbone, ReIDNetwork, convert_batchnorm, load_weights
+
+ROW_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_network(config: Config, num_identities: int, device: torch.device) -> ReIDNetwork:
+    """The network with its starting weights, equal on all ranks, on `device`.
+
+    Raises `UserError` for an unknown network and for weights that do not fit it.
+    """
+    model = config.model
+    torch.manual_seed(config.seed)
+    network = ReIDNetwork(
+        Backbone(model.arch, config.data.height, config.data.width),
+        embedding_dim=model.embedding_dim,
+        num_identities=num_identities,
+        dropout=model.dropout,
+        seed=config.seed,
+    )
+    for note in load_weights(network, model.weights):
+        log.warning(note)
+    network.backbone.freeze(model.frozen_stages, model.shortcut_batchnorm_trains)
+    if config.precision == "fp64":
+        network.double()
+    network.to(device)
+    convert_batchnorm(network, model.batchnorm, device)
+    return network
+
+
+def build_strategy(config: Config, network: ReIDNetwork, device: torch.device) -> Strategy:
+    """The network's optimiser, precision and gradient exchange. Collective."""
+    optim = config.optim
+    groups = network.parameter_groups(lr=optim.lr, backbone_lr=optim.backbone_lr)
+    sgd = torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.momentum > 0)
+    return DataParallel(network, sgd, precision=config.precision, device=device)
+
+
+def build_memory(config: Config, num_exemplars: int, device: torch.device) -> ExemplarMemory:
+    """The exemplar memory, rows at zero, this rank's part on `device`."""
+    automatic = torch.float64 if config.precision == "fp64" else torch.float32
+    return ExemplarMemory(
+        num_exemplars,
+        config.model.embedding_dim,
+        temperature=config.memory.temperature,
+        device=device,
+        dtype=ROW_DTYPES.get(config.memory.dtype, automatic),
+    )
+
+
+def build_streams(
+    config: Config, source: SplitIndex, target: SplitIndex, device: torch.device
+) -> tuple[Timeline, Callable[[int], tuple[TrainStream, TrainStream]]]:
+    """The run's timeline, and the function that opens both streams at a global step.
+
+    An epoch is one pass over the source; the target's passes follow each other from the end of source-only training.
+    """
+
+    def stream(split: SplitIndex, domain: str, first_step: int, last_step: int) -> TrainStream:
+        return TrainStream(
+            split,
+            global_batch_size=config.global_batch_size,
+            streams=config.data.streams,
+            seed=config.seed,
+            domain=domain,
+            height=config.data.height,
+            width=config.data.width,
+            random_erasing=config.data.random_erasing,
+            camera_style=config.data.camera_style and domain == "target",
+            first_step=first_step,
+            last_step=last_step,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            workers=config.data.workers,
+            device=device,
+        )
+
+    steps_per_epoch = stream(source, "source", 0, 0).steps_per_pass
+    timeline = Timeline(steps_per_epoch, config.optim.source_only_epochs, config.epochs)
+    stream(target, "target", 0, 0)  # its mistakes are to show now, not after source-only training
+
+    def streams(first_step: int) -> tuple[TrainStream, TrainStream]:
+        before = timeline.source_only_steps
+        total = timeline.total_steps
+        return (
+            stream(source, "source", first_step, total),
+            stream(target, "target", max(first_step - before, 0), total - before),
+        )
+
+    return timeline, streams
+
+
+def open_domains(config: Config) -> tuple[ShardIndex, ShardIndex]:
+    """Source and target shard folders; a mistake on any rank is raised on all."""
+    return distributed.together(lambda: (ShardIndex.load(config.source), ShardIndex.load(config.target)))

@@ -1,0 +1,109 @@
+"""What carries a step's gradients between ranks, in which precision.
+
+A strategy wraps the network: `forward`, `backward`, `step`. The trainer's step reads the same under each of them.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ecn_dist.distributed import world_size
+from ecn_dist.models import ReIDNetwork
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Strategy(Protocol):
+    """The network, its optimiser and its precision."""
+
+    network: ReIDNetwork
+
+    def precision(self) -> AbstractContextManager:
+        """The context in which the network runs, also outside training."""
+
+    def forward(self, source: Tensor, target: Tensor | None, step: int) -> tuple[Tensor, Tensor | None]:
+        """`ReIDNetwork.forward` in the run's precision; outputs in fp32 (fp64 in fp64 runs)."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of `loss`, averaged over ranks."""
+
+    def step(self, learning_rate_factor: float) -> bool:
+        """One optimiser step. False where it was skipped, on all ranks alike, because of an overflow."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Network, optimiser and loss scale as tensors, for a checkpoint to write, or to fill in place."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned, once it was filled."""
+
+
+class DataParallel:
+    """PyTorch's DistributedDataParallel, or the bare network on one rank, with autocast and loss scaling."""
+
+    def __init__(self, network: ReIDNetwork, optimizer: torch.optim.SGD, *, precision: str, device: torch.device):
+        self.network = network
+        self.optimizer = optimizer
+        self._device = device
+        self._autocast_dtype = AUTOCAST.get(precision)
+        self._dtype = torch.float64 if precision == "fp64" else torch.float32
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self._base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self._wrapped: nn.Module = network
+        if world_size() > 1:
+            # Buffers differ between ranks only with local BatchNorm, and then on purpose.
+            self._wrapped = DistributedDataParallel(
+                network,
+                device_ids=[device] if device.type != "cpu" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+
+    def precision(self) -> AbstractContextManager:
+        if self._autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._autocast_dtype)
+
+    def forward(self, source: Tensor, target: Tensor | None, step: int) -> tuple[Tensor, Tensor | None]:
+        with self.precision():
+            logits_bP, features_bD = self._wrapped(
+                source.to(self._dtype), None if target is None else target.to(self._dtype), step
+            )
+        return logits_bP.to(self._dtype), None if features_bD is None else features_bD.to(self._dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        self._scaler.scale(loss).backward()
+
+    def step(self, learning_rate_factor: float) -> bool:
+        for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = lr * learning_rate_factor
+        scale_before = self._scaler.get_scale()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        # The gradients are averages over ranks, so every rank sees the same overflow.
+        return self._scaler.get_scale() >= scale_before
+
+    def state(self) -> dict[str, Tensor]:
+        state = {f"network.{key}": tensor for key, tensor in self.network.state_dict().items()}
+        for name, parameter in self._trained():
+            # SGD makes the buffer at its first step, as a copy of the gradient: the same as starting from zero.
+            buffer = self.optimizer.state[parameter].get("momentum_buffer")
+            state[f"optimizer.momentum.{name}"] = torch.zeros_like(parameter) if buffer is None else buffer
+        if self._scaler.is_enabled():
+            scaler = self._scaler.state_dict()
+            state["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
+        return state
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.network.load_state_dict({key: state[f"network.{key}"] for key in self.network.state_dict()})
+        for name, parameter in self._trained():
+            self.optimizer.state[parameter]["momentum_buffer"] = state[f"optimizer.momentum.{name}"].detach()
+        if self._scaler.is_enabled():
+            scale, growth = state["scaler"].tolist()
+            self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": scale, "_growth_tracker": int(growth)})
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.network.named_parameters() if parameter.requires_grad]

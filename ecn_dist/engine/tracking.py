@@ -1,0 +1,129 @@
+"""What a run tells: metrics.jsonl, TensorBoard, one progress line, a log per rank."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from ecn_dist import distributed
+
+METRICS = "metrics.jsonl"
+log = logging.getLogger("ecn_dist")
+
+
+def start_logs(output_dir: Path) -> None:
+    """Write this rank's log to logs/rank-N.log; rank 0's notes of level INFO and above also go to the console."""
+    folder = output_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    to_file = logging.FileHandler(folder / f"rank-{distributed.rank()}.log")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(to_file)
+    if distributed.is_main():
+        to_console = logging.StreamHandler(sys.stdout)
+        to_console.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(to_console)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+class Tracker:
+    """Rank 0's record of a run; on the other ranks every call does nothing."""
+
+    def __init__(self, output_dir: Path, *, first_step: int, total_steps: int, tensorboard: bool) -> None:
+        """Continue the record at `first_step`: lines of metrics.jsonl from there on, left by a run cut off, go."""
+        self._active = distributed.is_main()
+        self._progress: Progress | None = None
+        self._writer: SummaryWriter | None = None
+        if not self._active:
+            return
+        self._path = output_dir / METRICS
+        kept = [line for line in read_metrics(self._path) if line["step"] < first_step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        if tensorboard:
+            self._writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step)
+        self._console = Console()
+        self._total_steps = total_steps
+        self._started = time.monotonic()
+        self._first_step = first_step
+        self._task = TaskID(0)
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task("training", total=total_steps, completed=first_step, figures="")
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl and its numbers to TensorBoard; `record` has `step` and `epoch`."""
+        if not self._active:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._writer is not None:
+            for key, value in record.items():
+                if key != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(key.replace("_", "/", 1), value, record["step"])
+
+    def figure(self, name: str, figure: Any, step: int) -> None:
+        """Show a matplotlib figure in TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_figure(name, figure, step)
+
+    def progress(self, step: int, epoch: str, figures: str, *, epoch_ended: bool) -> None:
+        """Move the progress line to after `step`; where there is no terminal, print a line at an epoch's end."""
+        if not self._active:
+            return
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step + 1, description=epoch, figures=figures)
+        elif epoch_ended:
+            seconds = time.monotonic() - self._started
+            left = seconds / max(step + 1 - self._first_step, 1) * (self._total_steps - step - 1)
+            print(f"{epoch}  step {step + 1}/{self._total_steps}  {figures}  {_clock(left)} left", flush=True)
+
+    def close(self) -> None:
+        """Flush and close; may be called twice."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none where there is no file. A last line cut off by a kill is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def describe(evaluation: dict[str, Any]) -> str:
+    """One line of figures in percent, each under its name."""
+    names = {"mAP": "mAP", "mAP_stepwise": "stepwise mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10"}
+    return "  ".join(f"{name} {100 * evaluation[key]:.1f}" for key, name in names.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

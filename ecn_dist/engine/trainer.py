@@ -1,0 +1,215 @@
+"""The training of ECN: two passes, two losses, one step, one memory update.
+
+Shape letters: b images of a domain here, D embedding dimension, P source identities.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecn_dist import distributed
+from ecn_dist.config import Config
+from ecn_dist.data import Batch, TrainStream
+from ecn_dist.ecn import ExemplarMemory
+from ecn_dist.ecn.schedules import Timeline, learning_rate_factor, memory_momentum, neighbors_in_epoch
+from ecn_dist.engine.checkpoint import CheckpointStore, load
+from ecn_dist.engine.strategy import Strategy
+from ecn_dist.engine.tracking import Tracker, log
+from ecn_dist.errors import UserError
+
+
+@dataclass
+class Interval:
+    """Sums since the last line of metrics.jsonl; losses stay on the device until they are written."""
+
+    steps: int = 0
+    losses: Tensor | None = None  # (3,): total, source, target
+    data_wait: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, losses_3: Tensor, data_wait: float) -> None:
+        self.steps += 1
+        self.losses = losses_3 if self.losses is None else self.losses + losses_3
+        self.data_wait += data_wait
+
+
+class Trainer:
+    """Everything that changes while a run trains, and the loop over its steps."""
+
+    def __init__(
+        self,
+        config: Config,
+        strategy: Strategy,
+        memory: ExemplarMemory,
+        timeline: Timeline,
+        streams: Callable[[int], tuple[TrainStream, TrainStream]],
+        output_dir: Path,
+    ) -> None:
+        """`streams(first_step)` gives the source and target batches from the global step `first_step` on."""
+        self.config = config
+        self.strategy = strategy
+        self.memory = memory
+        self.timeline = timeline
+        self.streams = streams
+        self.output_dir = output_dir
+        self.checkpoints = CheckpointStore(output_dir / "checkpoints", config.checkpoint.keep)
+        self.step = 0  # steps that are done: with the seed, the whole position
+        self.skipped_steps = 0
+
+    def fit(self, after_epoch: Callable[[int], None] | None = None) -> None:
+        """Train from the present position to the end; `after_epoch(epoch)` is called on all ranks alike.
+
+        Collective throughout. Raises `UserError` on all ranks for bad data and for losses that are no longer finite.
+        """
+        source_stream, target_stream = self.streams(self.step)
+        source, target = iter(source_stream), iter(target_stream)
+        tracker = Tracker(
+            self.output_dir,
+            first_step=self.step,
+            total_steps=self.timeline.total_steps,
+            tensorboard=self.config.logging.tensorboard,
+        )
+        interval = Interval()
+        self.strategy.network.train()
+        try:
+            while self.step < self.timeline.total_steps:
+                step = self.step
+                source_batch, target_batch, waited = self._next(source, target, step)
+                losses_3 = self.train_step(source_batch, target_batch, step)
+                interval.add(losses_3, waited)
+                self.step += 1
+                ends_epoch = self.timeline.ends_epoch(step)
+                every = self.config.checkpoint.every_steps
+                saves = self.step % every == 0 if every else ends_epoch
+                if self.step % self.config.logging.every_steps == 0 or ends_epoch or saves:
+                    # Before a checkpoint too: it must not be written once the loss is no longer finite.
+                    self._report(tracker, interval, step)
+                    interval = Interval()
+                if saves:
+                    self.save()
+                if ends_epoch and after_epoch is not None:
+                    after_epoch(self.timeline.epoch(step))
+                    self.strategy.network.train()
+                    interval.started = time.monotonic()
+        finally:
+            tracker.close()
+
+    def train_step(self, source: Batch, target: Batch | None, step: int) -> Tensor:
+        """One step of METHOD.md's training; returns the (3,) losses of this rank: total, source, target.
+
+        `target` is None in epochs of source-only training.
+        """
+        epoch = self.timeline.epoch(step)
+        weight = self.config.loss.target_weight if target is not None else 0.0
+        # Networks with random depth draw from torch's own generator: make that, too, a function of (seed, step).
+        torch.manual_seed(self.config.seed * 1_000_003 + step)
+
+        logits_bP, features_bD = self.strategy.forward(source.images, target.images if target else None, step)
+        loss_source = F.cross_entropy(logits_bP, source.labels)
+        loss_target = torch.zeros_like(loss_source)
+        if target is not None and features_bD is not None and weight > 0:
+            loss = self.config.loss
+            num_neighbors = neighbors_in_epoch(loss.num_neighbors, loss.neighbors_from_epoch, epoch)
+            loss_target = self.memory.loss(features_bD, target.indices, num_neighbors)
+        total = (1 - weight) * loss_source + weight * loss_target
+
+        self.strategy.backward(total)
+        took_step = self.strategy.step(self._learning_rate_factor(step))
+        self.skipped_steps += not took_step
+        if target is not None and features_bD is not None and weight > 0:
+            momentum = memory_momentum(self.config.memory.momentum, epoch)
+            self.memory.update(features_bD.detach(), target.indices, momentum, skip=not took_step)
+        return torch.stack([total.detach(), loss_source.detach(), loss_target.detach()])
+
+    def images_since(self, first_step: int) -> int:
+        """Pictures of both domains, over all ranks, in the steps from `first_step` to the present one."""
+        done = range(first_step, self.step)
+        source_only = len(range(first_step, min(self.step, self.timeline.source_only_steps)))
+        return (2 * len(done) - source_only) * self.config.global_batch_size
+
+    def save(self) -> None:
+        """Write a checkpoint of the present position. Collective."""
+        self.checkpoints.save(self.step, self._state(), {"world_size": distributed.world_size()})
+
+    def resume(self, checkpoint: Path) -> None:
+        """Continue from `checkpoint`, written on any number of ranks. Collective."""
+        state = self._state()
+        self.step = load(checkpoint, state)["step"]
+        self.strategy.load_state(state)
+        self.memory.load_local_state({key: _local(state[f"memory.{key}"]) for key in self.memory.local_state()})
+        log.info("continuing from %s, step %d", checkpoint, self.step)
+
+    def _state(self) -> dict[str, Tensor]:
+        memory = {
+            f"memory.{key}": distributed.as_row_sharded(rows, self.memory.num_exemplars)
+            for key, rows in self.memory.local_state().items()
+        }
+        return self.strategy.state() | memory
+
+    def _next(self, source: Iterator[Batch], target: Iterator[Batch], step: int) -> tuple[Batch, Batch | None, float]:
+        """The batches of `step` and the seconds waited for them; bad data on any rank is raised on all."""
+        started = time.monotonic()
+        source_batch = next(source)
+        target_batch = None if self.timeline.is_source_only(step) else next(target)
+        waited = time.monotonic() - started
+        error = source_batch.error or (target_batch.error if target_batch else None)
+        if distributed.any_rank(error is not None):
+            distributed.raise_together(error)
+        return source_batch, target_batch, waited
+
+    def _learning_rate_factor(self, step: int) -> float:
+        optim = self.config.optim
+        done, epochs = self.timeline.position_in_phase(step)
+        return learning_rate_factor(
+            done,
+            schedule=optim.schedule,
+            epochs=epochs,
+            # The step schedule counts epochs that have begun, and belongs to the training with both losses.
+            step_epoch=optim.step_epoch if not self.timeline.is_source_only(step) else epochs + 1,
+            warmup_epochs=optim.warmup_epochs,
+        )
+
+    def _report(self, tracker: Tracker, interval: Interval, step: int) -> None:
+        """Write one line of metrics: means over the interval, over all ranks. Collective."""
+        assert interval.losses is not None
+        means_3 = distributed.all_reduce(interval.losses) / (interval.steps * distributed.world_size())
+        loss, loss_source, loss_target = means_3.tolist()
+        epoch = self.timeline.epoch(step)
+        domains = 1 if self.timeline.is_source_only(step) else 2
+        seconds = time.monotonic() - interval.started
+        images_per_second = interval.steps * domains * self.config.global_batch_size / seconds
+        factor = self._learning_rate_factor(step)
+        record: dict[str, Any] = {
+            "step": step,
+            "epoch": epoch,
+            "loss": loss,
+            "loss_source": loss_source,
+            "loss_target": loss_target if domains == 2 else None,
+            "lr": self.config.optim.lr * factor,
+            "lr_backbone": self.config.optim.backbone_lr * factor,
+            "images_per_second": images_per_second,
+            "data_wait": interval.data_wait / interval.steps,
+            "skipped_steps": self.skipped_steps,
+        }
+        tracker.metrics(record)
+        name = f"epoch {epoch}" if domains == 2 else f"source-only epoch {epoch + self.timeline.source_only_epochs}"
+        figures = f"loss {loss:.4f}  {images_per_second:.0f} images/s"
+        tracker.progress(step, name, figures, epoch_ended=self.timeline.ends_epoch(step))
+        if not math.isfinite(loss) and self.config.precision != "fp16":
+            raise UserError(
+                f"the loss is {loss} around step {step} (source {loss_source}, target {loss_target}); the newest "
+                f"checkpoint in {self.checkpoints.folder} is from before. Lower optim.lr or optim.backbone_lr, or add "
+                "optim.warmup_epochs",
+                on_all_ranks=True,
+            )
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

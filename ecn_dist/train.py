@@ -1,0 +1,106 @@
+"""Train ECN on a labelled source and an unlabelled target domain.
+
+    torchrun --nproc_per_node 2 -m ecn_dist.train --config configs/demo.yaml --source S --target T --output_dir R
+
+Under torchrun every process is one rank; without it there is one. See README.md and `--help`.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ecn_dist import config as configuration
+from ecn_dist import distributed
+from ecn_dist.command import command
+from ecn_dist.config import Config
+from ecn_dist.data import ShardIndex
+from ecn_dist.engine import building, run_folder, tracking
+from ecn_dist.engine.evaluating import Evaluation, InputSize, evaluate_network, has_evaluation
+from ecn_dist.engine.tracking import log
+from ecn_dist.engine.trainer import Trainer
+from ecn_dist.models import export_weights
+
+DESCRIPTION = "Train ECN on a labelled source and an unlabelled target domain."
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    config = configuration.parse(argv, "ecn-dist train", DESCRIPTION)
+    config.check()
+    device = distributed.resolve_device(config.device)
+    distributed.start(device, config.timeout_seconds)
+    config.check_ranks(distributed.world_size())
+    source, target = building.open_domains(config)
+    checkpoint = run_folder.claim(config)
+    output_dir = Path(config.output_dir)
+    tracking.start_logs(output_dir)
+    trainer = build_trainer(config, source, target, device, output_dir)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    train(config, trainer, target, device)
+    return 0
+
+
+def build_trainer(
+    config: Config, source: ShardIndex, target: ShardIndex, device: torch.device, output_dir: Path
+) -> Trainer:
+    """Network, strategy, memory and streams of a run. Collective."""
+    source_train, target_train = source.split("train"), target.split("train")
+    timeline, streams = distributed.together(lambda: building.build_streams(config, source_train, target_train, device))
+    network = distributed.together(lambda: building.build_network(config, source_train.num_identities, device))
+    strategy = building.build_strategy(config, network, device)
+    memory = building.build_memory(config, len(target_train), device)
+    log.info(
+        "%d ranks on %s; source %d pictures of %d identities, target %d pictures of %d cameras; %d steps an epoch",
+        distributed.world_size(),
+        device,
+        len(source_train),
+        source_train.num_identities,
+        len(target_train),
+        target_train.num_cameras,
+        timeline.steps_per_epoch,
+    )
+    return Trainer(config, strategy, memory, timeline, streams, output_dir)
+
+
+def train(config: Config, trainer: Trainer, target: ShardIndex, device: torch.device) -> None:
+    """Train to the end, evaluate, and write summary.json and the exported weights. Collective."""
+    output_dir = Path(config.output_dir)
+    size = InputSize(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
+
+    def evaluate() -> Evaluation:
+        return evaluate_network(trainer.strategy, target, size, device)
+
+    def after_epoch(epoch: int) -> None:
+        every = config.evaluation.every_epochs
+        if every and (epoch + 1) % every == 0 and epoch + 1 < config.epochs and has_evaluation(target):
+            log.info("epoch %d: %s", epoch, tracking.describe(evaluate().summary()))
+
+    started, first_step = time.monotonic(), trainer.step
+    trainer.fit(after_epoch)
+    wall_seconds = time.monotonic() - started
+    summary: dict[str, Any] = {
+        "world_size": distributed.world_size(),
+        "steps": trainer.step,
+        "epochs": config.epochs,
+        "wall_seconds": wall_seconds,
+        "images_per_second": trainer.images_since(first_step) / wall_seconds,
+        "skipped_steps": trainer.skipped_steps,
+    }
+    if has_evaluation(target):
+        evaluation = evaluate()
+        summary["evaluation"] = evaluation.summary()
+        log.info("result: %s", tracking.describe(summary["evaluation"]))
+    else:
+        log.info("the target has no query and gallery, so there is nothing to evaluate on")
+    if distributed.is_main():
+        export_weights(trainer.strategy.network, output_dir / run_folder.WEIGHTS)
+        run_folder.write_summary(output_dir, summary)
+    distributed.barrier()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
