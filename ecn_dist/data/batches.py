@@ -42,9 +42,17 @@ class Batches(Dataset[RawBatch]):
         self.reader = reader
         self._buffer = np.empty(FIRST_BUFFER_BYTES, dtype=np.uint8)
 
+    def rows(self, step: int) -> np.ndarray:
+        """(b,) the rows of the split's members in step t."""
+        raise NotImplementedError
+
     def num_pictures(self, step: int) -> int:
         """b of step t."""
         raise NotImplementedError
+
+    def pass_of(self, step: int) -> int:
+        """How often the split was gone through before step t."""
+        return 0
 
     def fill(self, step: int, batch: RawBatch) -> int:
         """Write the pictures of step t to `batch`; return how many were replaced."""
@@ -107,12 +115,14 @@ class TrainBatches(Batches):
         return self.plan.global_batch_size // self.world_size
 
     def rows(self, step: int) -> np.ndarray:
-        """(b,) rows of the split's members."""
         pass_number, step_of_pass = divmod(step, self.plan.steps_per_pass)
         return self.plan.rows(pass_number, step_of_pass, self.rank, self.world_size)
 
+    def pass_of(self, step: int) -> int:
+        return step // self.plan.steps_per_pass
+
     def fill(self, step: int, batch: RawBatch) -> int:
-        pass_number = step // self.plan.steps_per_pass
+        pass_number = self.pass_of(step)
         rows_b = self.rows(step)
         members_b = self.split.members[rows_b]
         chosen = [self._choose(member, pass_number) for member in members_b]
@@ -171,20 +181,22 @@ class EvaluationBatches(Batches):
         super().__init__(split, height, width, reader)
         self.start, self.stop, self.batch_size = start, stop, batch_size
 
-    def num_pictures(self, step: int) -> int:
+    def rows(self, step: int) -> np.ndarray:
         first = self.start + step * self.batch_size
-        return min(first + self.batch_size, self.stop) - first
+        return np.arange(first, min(first + self.batch_size, self.stop))
+
+    def num_pictures(self, step: int) -> int:
+        return len(self.rows(step))
 
     def fill(self, step: int, batch: RawBatch) -> int:
-        first = self.start + step * self.batch_size
-        rows_b = np.arange(first, first + self.num_pictures(step))
+        rows_b = self.rows(step)
         real = self.split.num_cameras
         data_b = self.reader.read_batch(self.split, rows_b, [real] * len(rows_b))
         for place, data in enumerate(data_b):
             try:
                 transforms.resize_into(batch.pixels_bHW3[place], self._decode(data))
             except UnreadablePicture as error:
-                raise self.reader.picture_error(self.split, first + place, real, error) from error
+                raise self.reader.picture_error(self.split, int(rows_b[place]), real, error) from error
         members_b = self.split.members[rows_b]
         batch.samples_4b[0] = NO_LABEL
         batch.samples_4b[1:] = members_b["pid"], members_b["camid"], members_b["index"]

@@ -13,8 +13,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
+from multiprocessing import forkserver
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -26,7 +28,7 @@ BATCHES_AHEAD = 2  # of each worker
 SHARED_MEMORY = "/dev/shm"
 
 
-def load(batches: Batches, steps: range, *, workers: int, pin_memory: bool) -> Iterator[RawBatch]:
+def load(batches: Batches, steps: range, *, workers: int, pin_memory: bool) -> Generator[RawBatch]:
     """`batches[step]` for each of `steps`, in order.
 
     Args:
@@ -38,10 +40,9 @@ def load(batches: Batches, steps: range, *, workers: int, pin_memory: bool) -> I
     Yields:
         the batches. Where a worker ended unexpectedly (out of memory, killed), a batch with an error, and no more.
     """
-    if not workers:
+    if not workers or not steps:
         yield from map(batches.__getitem__, steps)
         return
-    multiprocessing.set_forkserver_preload(["__main__", "ecn_dist.data.forkserver"])
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -54,7 +55,7 @@ def load(batches: Batches, steps: range, *, workers: int, pin_memory: bool) -> I
         worker_init_fn=partial(_start_worker, os.getpid()),
         generator=torch.Generator(),  # or it would draw from the global one, and the run depend on `workers`
     )
-    made = iter(loader) if len(steps) else iter(())
+    made = iter(loader)
     try:
         for step in steps:
             try:
@@ -66,9 +67,15 @@ def load(batches: Batches, steps: range, *, workers: int, pin_memory: bool) -> I
         del made  # ends the workers
 
 
+def start_fork_server() -> None:
+    """Start the server that `load` takes its workers from: its imports then run beside what this process does."""
+    multiprocessing.set_forkserver_preload(["__main__", "ecn_dist.data.forkserver"])
+    forkserver.ensure_running()
+
+
 def check_shared_memory(batch_bytes: int, workers: int) -> None:
     """`UserError` where the batches that `workers` keep ready do not fit into shared memory: they would crash there."""
-    if not workers or not os.path.isdir(SHARED_MEMORY):
+    if not os.path.isdir(SHARED_MEMORY):
         return
     needed = batch_bytes * (workers * BATCHES_AHEAD + 1)
     status = os.statvfs(SHARED_MEMORY)
@@ -81,7 +88,7 @@ def check_shared_memory(batch_bytes: int, workers: int) -> None:
         )
 
 
-def _as_made(batch: RawBatch) -> RawBatch:
+def _as_made(batch: Any) -> Any:
     return batch
 
 

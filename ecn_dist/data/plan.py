@@ -133,12 +133,12 @@ class PassPlan:
 
     def _order(self, pass_number: int, stream: int, window: int) -> np.ndarray:
         key = (pass_number, stream, window)
-        if key not in self._orders:
+        order = self._orders.get(key)
+        if order is None:
             length = int(self._window_edges[window + 1] - self._window_edges[window])
-            self._orders[key] = self._window_draws.permutation(length, (window, stream, pass_number))
-            while len(self._orders) > 2 * self.streams:  # the window in use of each stream, and the one before
-                del self._orders[next(iter(self._orders))]
-        return self._orders[key]
+            order = self._orders[key] = self._window_draws.permutation(length, (window, stream, pass_number))
+            _forget_oldest(self._orders, keep=4 * self.streams)
+        return order
 
     def _rows_at(self, pass_number: int, places: np.ndarray) -> np.ndarray:
         """Places in the pass's rotated sequence -> rows of the members."""
@@ -149,11 +149,17 @@ class PassPlan:
 
     def _sequence(self, pass_number: int) -> tuple[np.ndarray, np.ndarray, int]:
         """The pass's order of shards, where each starts in that order, and the offset of the first stream."""
-        if pass_number not in self._sequences:
+        sequence = self._sequences.get(pass_number)
+        if sequence is None:
             shards = self._shard_draws.permutation(len(self.shard_samples), (0, 0, pass_number))
             starts = np.concatenate([[0], np.cumsum(self.shard_samples[shards])[:-1]])
             offset = self._offset_draws.integer(self.num_samples, (0, 0, pass_number))
-            self._sequences[pass_number] = (shards, starts, offset)
-            while len(self._sequences) > 2:  # this pass, and the next one that is read ahead
-                del self._sequences[next(iter(self._sequences))]
-        return self._sequences[pass_number]
+            sequence = self._sequences[pass_number] = (shards, starts, offset)
+            _forget_oldest(self._sequences, keep=3)
+        return sequence
+
+
+def _forget_oldest(cached: dict, keep: int) -> None:
+    """Drop the entries made first. Another thread may do the same meanwhile, so none is expected to be there."""
+    for key in list(cached)[:-keep]:
+        cached.pop(key, None)

@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from ecn_dist import distributed
 from ecn_dist.data import jpeg
+from ecn_dist.data.cache import ShardCache
 from ecn_dist.data.index import SplitIndex, is_url
 from ecn_dist.errors import UserError
 
@@ -46,10 +48,14 @@ def decode(data: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
 
 
 class ShardReader:
-    """Reads members of local shards by offset (pread). Shards stay open, the least recently used of many are closed."""
+    """Reads members by offset.
 
-    def __init__(self) -> None:
-        self.bytes_read = 0
+    Local shards stay open (the least recently used of many are closed). Those behind a URL come from `cache`.
+    """
+
+    def __init__(self, cache: ShardCache | None = None) -> None:
+        self.cache = cache
+        self.bytes_read = 0  # from shards
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def read(self, split: SplitIndex, row: int, slot: int) -> bytes:
@@ -61,31 +67,35 @@ class ShardReader:
             slot: c for the copy in camera c's style, `split.num_cameras` for the real picture.
 
         Raises:
-            UserError: there is no such member, or its shard is gone or shorter than when it was packed.
+            UserError: there is no such member, or its shard is gone, cannot be fetched, or is shorter than when it was
+                packed.
         """
         return self.read_batch(split, [row], [slot])[0]
 
     def read_batch(self, split: SplitIndex, rows: Sequence[int] | np.ndarray, slots: Sequence[int]) -> list[bytes]:
-        """`read` of several members, in the given order."""
+        """`read` of several members, in the given order; shard by shard, so that only one at a time is held."""
         members = split.members[np.asarray(rows)]
-        every = np.arange(len(members))
-        shards, indices = members["shard"].tolist(), members["index"].tolist()
-        offsets, lengths = members["offset"][every, slots].tolist(), members["length"][every, slots].tolist()
-        data = []
-        for shard, index, slot, offset, length in zip(shards, indices, slots, offsets, lengths, strict=True):
-            path = split.shard_path(shard)
-            if not length:
-                raise UserError(
-                    f"sample {index} of split {split.name!r} in {split.folder} has no copy in the style of camera "
-                    f"{slot}: pack it with --camera_style histogram, or with complete copies; or train without: "
-                    "--data.camera_style false"
-                )
-            data.append(self._pread(path, offset, length))
-            if len(data[-1]) != length:
-                raise UserError(
-                    f"{path} ends within the picture at byte {offset}: it was cut short or changed after it was "
-                    "packed. Copy it again, or pack the data set again"
-                )
+        offsets = np.take_along_axis(members["offset"], np.asarray(slots)[:, None], axis=1)[:, 0]
+        lengths = np.take_along_axis(members["length"], np.asarray(slots)[:, None], axis=1)[:, 0]
+        missing = np.flatnonzero(lengths == 0)
+        if len(missing):
+            raise UserError(
+                f"sample {int(members['index'][missing[0]])} of split {split.name!r} in {split.folder} has no copy in "
+                f"the style of camera {slots[missing[0]]}: pack it with --camera_style histogram, or with complete "
+                "copies; or train without: --data.camera_style false"
+            )
+        data = [b""] * len(members)
+        order = np.lexsort((offsets, members["shard"]))
+        for shard, places in groupby(order.tolist(), key=members["shard"].tolist().__getitem__):
+            with self._shard(split, shard) as descriptor:
+                for place in places:
+                    data[place] = os.pread(descriptor, int(lengths[place]), int(offsets[place]))
+                    self.bytes_read += len(data[place])
+                    if len(data[place]) != lengths[place]:
+                        raise UserError(
+                            f"{split.shard_path(shard)} ends within the picture at byte {offsets[place]}: it was cut "
+                            "short or changed after it was packed. Copy it again, or pack the data set again"
+                        )
         return data
 
     def read_picture(self, split: SplitIndex, row: int, slot: int | None = None) -> Image.Image:
@@ -98,14 +108,16 @@ class ShardReader:
             raise self.picture_error(split, row, slot, error) from error
 
     def picture_error(self, split: SplitIndex, row: int, slot: int, error: Exception) -> PictureError:
-        """The error that names the shard and the key of a member that cannot be decoded."""
+        """The error that names the shard and the member that cannot be decoded."""
         member = split.members[row]
-        path = split.shard_path(int(member["shard"]))
-        header = self._pread(path, max(0, int(member["offset"][slot]) - TAR_BLOCK), TAR_NAME)
+        shard = int(member["shard"])
+        with self._shard(split, shard) as descriptor:
+            header = os.pread(descriptor, TAR_NAME, max(0, int(member["offset"][slot]) - TAR_BLOCK))
         name = header.split(b"\0", 1)[0].decode("ascii", "replace")
         return PictureError(
-            f"{path}: {name} (sample {int(member['index'])} of split {split.name!r}) cannot be decoded: {error}. "
-            "Repair the picture and pack again, or let up to N bad pictures be replaced: --data.max_bad_samples N"
+            f"{split.shard_path(shard)}: {name} (sample {int(member['index'])} of split {split.name!r}) cannot be "
+            f"decoded: {error}. Repair the picture and pack again, or let up to N bad pictures be replaced: "
+            "--data.max_bad_samples N"
         )
 
     def close(self) -> None:
@@ -113,33 +125,36 @@ class ShardReader:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def _pread(self, path: str, offset: int, length: int) -> bytes:
-        with self._shard(path) as descriptor:
-            data = os.pread(descriptor, length, offset)
-        self.bytes_read += len(data)
-        return data
-
     @contextmanager
-    def _shard(self, path: str) -> Iterator[int]:
+    def _shard(self, split: SplitIndex, shard: int) -> Iterator[int]:
+        path = split.shard_path(shard)
+        if is_url(split.folder):
+            if self.cache is None:
+                raise ValueError(f"{path}: a shard behind a URL is read through a cache")
+            with self.cache.open(path, split.shards[shard]) as descriptor:
+                yield descriptor
+        else:
+            yield self._local(path)
+
+    def _local(self, path: str) -> int:
         if path in self._open:
             self._open.move_to_end(path)
-        else:
-            try:
-                self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise UserError(
-                    f"{path} cannot be opened ({error.strerror}). Copy the shard folder again, or pack the data set "
-                    "again"
-                ) from error
-            while len(self._open) > MAX_OPEN_SHARDS:
-                os.close(self._open.popitem(last=False)[1])
-        yield self._open[path]
+            return self._open[path]
+        try:
+            descriptor = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be opened ({error.strerror}). Copy the shard folder again, or pack the data set again"
+            ) from error
+        if len(self._open) > MAX_OPEN_SHARDS:
+            os.close(self._open.popitem(last=False)[1])
+        return descriptor
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # descriptors belong to one process
+        return {"cache": self.cache}  # descriptors belong to one process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def __del__(self) -> None:
         self.close()

@@ -19,6 +19,7 @@ b pictures of this rank, B of the global batch, H x W network input.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,14 +27,17 @@ from torch import Tensor
 from ecn_dist import distributed
 from ecn_dist.data import transforms
 from ecn_dist.data.batches import NO_LABEL, Batches, EvaluationBatches, RawBatch, TrainBatches
-from ecn_dist.data.index import SplitIndex
-from ecn_dist.data.loader import check_shared_memory, load
+from ecn_dist.data.cache import ShardCache
+from ecn_dist.data.fetch_ahead import FetchAhead
+from ecn_dist.data.index import SplitIndex, is_url
+from ecn_dist.data.loader import check_shared_memory, load, start_fork_server
 from ecn_dist.data.plan import DEFAULT_WINDOW, PassPlan, check_streams
 from ecn_dist.data.reader import ShardReader
 from ecn_dist.errors import UserError
 
 __all__ = ["NO_LABEL", "Batch", "EvaluationStream", "TrainStream"]
 
+DEFAULT_CACHE_GIB = 32.0
 CPU = torch.device("cpu")
 
 
@@ -55,18 +59,41 @@ class _Stream:
         self._batches = batches
         self._workers = workers
         self._device = device
-        check_shared_memory(batch_size * batches.height * batches.width * 3, workers)
+        if workers:
+            check_shared_memory(batch_size * batches.height * batches.width * 3, workers)
+            start_fork_server()
 
     def _load(self, steps: range) -> Iterator[Batch]:
-        pin_memory = self._device.type != "cpu"
-        for raw in load(self._batches, steps, workers=self._workers, pin_memory=pin_memory):
-            yield self._finish(raw)
+        ahead = FetchAhead(self._batches, steps) if is_url(self._batches.split.folder) else None
+        made = load(self._batches, steps, workers=self._workers, pin_memory=self._device.type != "cpu")
+        try:
+            for step, raw in zip(steps, made, strict=False):  # a failing loader ends early, after telling why
+                if ahead:
+                    ahead.reached(step)
+                yield self._finish(raw)
+        finally:
+            made.close()
+            if ahead:
+                ahead.stop()
 
     def _finish(self, raw: RawBatch) -> Batch:
         pixels_bHW3 = raw.pixels_bHW3.to(self._device, non_blocking=True)
         images_b3HW = transforms.normalise_and_erase(pixels_bHW3, raw.boxes_b4.tolist())
         labels, pids, camids, indices = torch.from_numpy(raw.samples_4b).to(self._device)
         return Batch(images_b3HW, labels, pids, camids, indices, raw.error, raw.skipped)
+
+
+def _reader(split: SplitIndex, cache_dir: str | None, cache_gib: float) -> ShardReader:
+    if not is_url(split.folder):
+        return ShardReader()
+    limit_bytes = int(cache_gib * 2**30)
+    largest = max(split.shards, key=lambda shard: shard.bytes)
+    if limit_bytes < 2 * largest.bytes:
+        raise UserError(
+            f"data.cache_gib is {cache_gib:g}, and the shards of {split.folder} are up to {largest.bytes / 2**30:.3g} "
+            f"GiB large: give the cache room for several, at least {2 * largest.bytes / 2**30:.3g} GiB"
+        )
+    return ShardReader(ShardCache(Path(cache_dir) if cache_dir else None, limit_bytes))
 
 
 class TrainStream(_Stream):
@@ -86,6 +113,7 @@ class TrainStream(_Stream):
         workers: loader processes of this stream; 0 reads in this process.
         device: where batches are delivered, and normalised.
         max_bad_samples: how many pictures that cannot be decoded may be replaced in a pass, on this rank.
+        cache_dir, cache_gib: where shards behind a URL are kept (default: the user's cache folder), and how many GiB.
 
     Raises:
         UserError: sizes that do not divide or do not suffice, a source with unknown identities, styles asked for and
@@ -112,6 +140,8 @@ class TrainStream(_Stream):
         device: torch.device = CPU,
         window: int = DEFAULT_WINDOW,
         max_bad_samples: int = 0,
+        cache_dir: str | None = None,
+        cache_gib: float = DEFAULT_CACHE_GIB,
     ) -> None:
         check_streams(global_batch_size, streams, world_size)
         samples = [shard.samples for shard in split.shards]
@@ -129,7 +159,7 @@ class TrainStream(_Stream):
             split,
             height,
             width,
-            ShardReader(),
+            _reader(split, cache_dir, cache_gib),
             plan=self.plan,
             rank=rank,
             world_size=world_size,
@@ -176,6 +206,7 @@ class EvaluationStream(_Stream):
         rank, world_size: which part.
         workers: loader processes; 0 reads in this process.
         device: where batches are delivered, and normalised.
+        cache_dir, cache_gib: as for `TrainStream`.
     """
 
     def __init__(
@@ -189,10 +220,13 @@ class EvaluationStream(_Stream):
         world_size: int = 1,
         workers: int = 0,
         device: torch.device = CPU,
+        cache_dir: str | None = None,
+        cache_gib: float = DEFAULT_CACHE_GIB,
     ) -> None:
         part = distributed.RowPartition(len(split), world_size)
         start, stop = part.start(rank), part.stop(rank)
-        batches = EvaluationBatches(split, height, width, ShardReader(), start=start, stop=stop, batch_size=batch_size)
+        reader = _reader(split, cache_dir, cache_gib)
+        batches = EvaluationBatches(split, height, width, reader, start=start, stop=stop, batch_size=batch_size)
         super().__init__(batches, min(batch_size, stop - start), workers, device)
         self._world_size = world_size
         self._num_batches = -(-(stop - start) // batch_size)
