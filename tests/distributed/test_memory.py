@@ -1,4 +1,4 @@
-"""ExemplarMemory on 1, 2, 3 and 4 ranks against the plain float64 reference. Uneven parts and ranks without rows too."""
+"""ExemplarMemory on 1, 2, 3 and 4 ranks against the float64 reference, uneven parts and ranks without rows too."""
 
 import pytest
 import torch
