@@ -5,15 +5,13 @@ import sys
 import textwrap
 from pathlib import Path
 
-from rich.console import Console
-
 from ecn_dist.command import command
 from ecn_dist.data.index import ShardIndex
 from ecn_dist.data.layouts import LAYOUTS, STYLES_FOLDER, read_dataset
 from ecn_dist.data.packing import check_queries, pack
 from ecn_dist.data.records import first_few
 from ecn_dist.data.styles import KINDS, find_styles
-from ecn_dist.data.validation import summary
+from ecn_dist.data.validation import print_summary
 from ecn_dist.data.work import progress_bar
 from ecn_dist.errors import UserError
 
@@ -117,7 +115,6 @@ def main(argv: list[str] | None = None) -> int:
         table=options.table,
         styles_folder=options.styles_folder,
     )
-    console = Console()
     with progress_bar() as task:
         styles = find_styles(
             dataset,
@@ -138,16 +135,14 @@ def main(argv: list[str] | None = None) -> int:
             overwrite=options.overwrite,
             task=task,
         )
-    console.print(summary(ShardIndex.load(str(options.output))))
-    console.print(f"style copies: {styles.kind}")
-    if styles.missing:
-        console.print(f"{styles.missing} style copies are missing")
+    print_summary(ShardIndex.load(str(options.output)))
+    print(f"style copies: {styles.kind}")
     if styles.unused:
-        console.print(f"{styles.unused} files of {dataset.styles_folder} are no training picture's copy; left out")
+        print(f"{styles.unused} files of {dataset.styles_folder} are no training picture's copy; left out")
     if dataset.ignored:
-        console.print(f"{len(dataset.ignored)} files are no pictures; left out: {first_few(dataset.ignored)}")
+        print(f"{len(dataset.ignored)} files are no pictures; left out: {first_few(dataset.ignored)}")
     if unmatched := check_queries(dataset):
-        console.print(f"{unmatched} queries have no true match from another camera; evaluation does not count them")
+        print(f"{unmatched} queries have no true match from another camera; evaluation does not count them")
     return 0
 
 

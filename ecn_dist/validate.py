@@ -3,11 +3,9 @@
 import argparse
 import sys
 
-from rich.console import Console
-
 from ecn_dist.command import command
 from ecn_dist.data.index import ShardIndex
-from ecn_dist.data.validation import summary, validate
+from ecn_dist.data.validation import print_summary, validate
 from ecn_dist.data.work import progress_bar
 
 EXIT_PROBLEMS = 1
@@ -28,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     index = ShardIndex.load(options.folder)
     with progress_bar() as task:
         problems = validate(index, workers=options.workers, task=task)
-    Console().print(summary(index))
+    print_summary(index)
     for problem in problems:
         print(f"wrong: {problem}", file=sys.stderr)
     if problems:

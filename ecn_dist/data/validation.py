@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ecn_dist.data.index import UNKNOWN_PID, ShardIndex, ShardInfo, SplitIndex, is_url
 from ecn_dist.data.jpeg import UnreadablePicture, decode
@@ -54,32 +56,36 @@ def validate(index: ShardIndex, *, workers: int | None = None, task: Task = sile
     return problems
 
 
-def summary(index: ShardIndex) -> Table:
-    """The table that re-ID papers show of a data set, with what the shards add."""
-    table = Table(title=f"{index.folder} ({index.layout}, {index.num_cameras} cameras)")
-    table.add_column("split")
-    for name in ("ids", "images", "cameras", "shards", "MiB", "style copies", "notes"):
-        table.add_column(name, justify="left" if name == "notes" else "right")
+def print_summary(index: ShardIndex) -> None:
+    """Print the table that re-ID papers show of a data set, with what the shards add."""
+    columns = ("split", "ids", "images", "cameras", "shards", "MiB", "style copies")
+    table = Table(title=Text(f"{index.folder} ({index.layout}, {index.num_cameras} cameras)"))
+    notes = []
+    for name in columns:
+        table.add_column(name, justify="left" if name == "split" else "right")
     for name, split in index.splits.items():
         about = index.about["splits"][name]
-        distractors, junk, unknown = (about[key] for key in ("distractors", "junk_dropped", "unknown_identities"))
-        notes = [
-            f"{distractors} distractors" if distractors else "",
-            f"{junk} junk dropped" if junk else "",
-            f"{unknown} of unknown identity" if unknown else "",
-        ]
+        distractors = about["distractors"]
         copies = np.count_nonzero(split.members["length"][:, : index.num_cameras])
-        table.add_row(
-            name,
-            str(split.num_identities - bool(distractors)),
-            str(len(split)),
-            str(len(np.unique(split.camids))),
-            str(len(split.shards)),
+        row = (
+            split.num_identities - bool(distractors),
+            len(split),
+            len(np.unique(split.camids)),
+            len(split.shards),
             f"{sum(shard.bytes for shard in split.shards) / MIB:.1f}",
-            str(copies) + (f" ({split.missing_styles} missing)" if copies and split.missing_styles else ""),
-            ", ".join(filter(None, notes)),
+            copies,
         )
-    return table
+        table.add_row(name, *map(str, row))
+        counts = {
+            "distractors": distractors,
+            "junk dropped": about["junk_dropped"],
+            "of unknown identity": about["unknown_identities"],
+            "style copies missing": split.missing_styles if copies else 0,
+        }
+        if noted := [f"{count} {what}" for what, count in counts.items() if count]:
+            notes.append(f"{name}: {', '.join(noted)}")
+    Console().print(table)
+    print(*notes, sep="\n", end="\n" if notes else "")
 
 
 def _check_split(split: SplitIndex, index: ShardIndex) -> Iterator[str]:

@@ -6,12 +6,15 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for_connection
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ecn_dist.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -72,9 +75,9 @@ def run_jobs(
     if workers <= 1:
         return [function(job, progress) for job in jobs]
     # Not forks of this process: it has threads, and what they hold stays locked in a fork. Forks of a server that has
-    # imported what takes long (webdataset, and with it torch, which this process's main module imports too).
+    # imported what takes long; a process has one such server, so it is the one that loader workers come from.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["webdataset"])
+    context.set_forkserver_preload(["__main__", "ecn_dist.data.forkserver"])
     done = context.Value("q", 0)
     shown = 0
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(done,)) as pool:
@@ -85,8 +88,14 @@ def run_jobs(
                 ended, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_EXCEPTION)
                 for future in ended:
                     future.result()
-                progress(done.value - shown)
-                shown = done.value
+                reached = done.value
+                progress(reached - shown)
+                shown = reached
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"one of {workers} worker processes ended unexpectedly. The system may have killed it for lack of "
+                "memory: try fewer with --workers"
+            ) from error
         except BaseException:
             done.value = -(2**62)
             pool.shutdown(wait=True, cancel_futures=True)
@@ -101,7 +110,8 @@ class _Stopped(Exception):
 def _start_worker(done: Any) -> None:
     global _done
     _done = done
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and says so by the count
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server disregards it; the pool ends its workers with it
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

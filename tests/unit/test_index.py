@@ -1,0 +1,209 @@
+"""ShardIndex: what it reads, and what it refuses."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ecn_dist.data.index import ShardIndex, ShardInfo, SplitIndex, location, member_dtype
+from ecn_dist.errors import UserError
+
+NUM_CAMERAS = 3
+
+
+def make_members(pids: list[int]) -> np.ndarray:
+    """Rows in another order than the indices, all style copies there."""
+    members = np.zeros(len(pids), member_dtype(NUM_CAMERAS))
+    members["index"] = np.arange(len(pids))[::-1]
+    members["pid"] = pids
+    members["camid"] = np.arange(len(pids)) % NUM_CAMERAS
+    members["length"] = 7
+    members["length"][np.arange(len(pids)), members["camid"]] = 0
+    return members
+
+
+def make_split(pids: list[int], identities: tuple[int, ...]) -> SplitIndex:
+    members = make_members(pids)
+    return SplitIndex("train", "shards", (ShardInfo("a.tar", len(pids), 1, "0"),), members, NUM_CAMERAS, identities)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A shard folder whose shards are not there: the index alone is read."""
+    np.save(tmp_path / "train.members.npy", make_members([5, 3, 5, 9]))
+    sidecar = (tmp_path / "train.members.npy").read_bytes()
+    train = {
+        "identities": [9, 5, 3],
+        "members": {
+            "name": "train.members.npy",
+            "bytes": len(sidecar),
+            "sha256": hashlib.sha256(sidecar).hexdigest(),
+        },
+        "shards": [
+            {"name": "train-000000.tar", "samples": 3, "bytes": 100, "sha256": "0a"},
+            {"name": "train-000001.tar", "samples": 1, "bytes": 50, "sha256": "0b"},
+        ],
+    }
+    write_index(
+        tmp_path,
+        {
+            "format": "ecn_dist shards",
+            "version": 1,
+            "layout": "market",
+            "num_cameras": NUM_CAMERAS,
+            "cameras": ["1", "2", "4"],
+            "splits": {"train": train},
+        },
+    )
+    return tmp_path
+
+
+def write_index(folder: Path, index: dict[str, Any]) -> None:
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def read_json(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "index.json").read_text())
+
+
+def check_contents(index: ShardIndex) -> None:
+    assert (index.layout, index.num_cameras, index.cameras) == ("market", 3, ("1", "2", "4"))
+    split = index.split("train")
+    assert len(split) == 4
+    assert split.pids.tolist() == [5, 3, 5, 9]
+    assert split.pids.dtype == split.camids.dtype == split.indices.dtype == split.labels.dtype == np.int64
+    assert split.camids.tolist() == [0, 1, 2, 0]
+    assert split.indices.tolist() == [3, 2, 1, 0]
+    assert split.labels.tolist() == [1, 2, 1, 0]
+    assert split.identities == (9, 5, 3)
+    assert split.num_identities == 3
+    assert split.shards[1] == ShardInfo("train-000001.tar", 1, 50, "0b")
+
+
+def test_reads_a_folder(folder: Path) -> None:
+    index = ShardIndex.load(str(folder))
+    check_contents(index)
+    assert index.split("train").shard_path(1) == f"{folder}/train-000001.tar"
+    assert isinstance(index.split("train").members, np.memmap)
+
+
+def test_reads_a_url(folder: Path) -> None:
+    url = f"pipe:cat {folder}/{{}}"
+    index = ShardIndex.load(url)
+    check_contents(index)
+    assert index.split("train").shard_path(0) == f"pipe:cat {folder}/train-000000.tar"
+
+
+def test_unreadable_url(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read pipe:cat .*nowhere/index\.json"):
+        ShardIndex.load(f"pipe:cat {folder}/nowhere/{{}}")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("/data/shards", "/data/shards/x.tar"),
+        ("/data/{}/", "/data/{}/x.tar"),
+        ("https://host/shards/", "https://host/shards/x.tar"),
+        ("https://host/{}?key=1", "https://host/x.tar?key=1"),
+        ("pipe:aws s3 cp s3://bucket/{} -", "pipe:aws s3 cp s3://bucket/x.tar -"),
+    ],
+)
+def test_locations(prefix: str, expected: str) -> None:
+    assert location(prefix, "x.tar") == expected
+
+
+def test_a_pickled_split_maps_its_sidecar_again(folder: Path) -> None:
+    split = ShardIndex.load(str(folder)).split("train")
+    assert split.pids.size == 4  # cached, and not pickled
+    data = pickle.dumps(split)
+    assert split.members.tobytes() not in data
+    again = pickle.loads(data)
+    assert isinstance(again.members, np.memmap)
+    assert np.array_equal(again.members, split.members)
+    assert again.labels.tolist() == split.labels.tolist()
+
+
+def test_labels_are_positions_in_identities() -> None:
+    assert make_split([30, 10, 20, 10], (20, 30, 10)).labels.tolist() == [1, 2, 0, 2]
+
+
+def test_unknown_identities_have_no_labels() -> None:
+    with pytest.raises(UserError, match="2 of the 3 pictures of split 'train' in shards have no identity"):
+        _ = make_split([-1, 4, -1], (4,)).labels
+
+
+def test_missing_styles_are_counted() -> None:
+    split = make_split([1, 2, 3], (1, 2, 3))
+    assert split.has_styles
+    split.members["length"][0, 1] = 0
+    split = SplitIndex("train", "shards", split.shards, split.members, NUM_CAMERAS, split.identities)
+    assert split.missing_styles == 1
+    assert not split.has_styles
+
+
+def test_unknown_split_names_those_that_exist(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"no split 'query' in .* \(it has: train\)"):
+        ShardIndex.load(str(folder)).split("query")
+
+
+def test_missing_folder_says_how_to_pack(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such shard folder: .*nowhere.*ecn_dist\.pack .* --output .*nowhere"):
+        ShardIndex.load(str(tmp_path / "nowhere"))
+
+
+def test_missing_index_says_how_to_pack(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no index.json.*ecn_dist\.pack"):
+        ShardIndex.load(str(tmp_path))
+
+
+def test_other_versions_are_refused(folder: Path) -> None:
+    write_index(folder, read_json(folder) | {"version": 2})
+    with pytest.raises(UserError, match="format version 2, and this program reads version 1"):
+        ShardIndex.load(str(folder))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": "something else"}'])
+def test_other_files_are_refused(folder: Path, text: str) -> None:
+    (folder / "index.json").write_text(text)
+    with pytest.raises(UserError, match=r"index\.json (is not JSON|does not describe)"):
+        ShardIndex.load(str(folder))
+
+
+@pytest.mark.parametrize("key", ["num_cameras", "layout", "cameras", "splits"])
+def test_a_lacking_key_is_damage(folder: Path, key: str) -> None:
+    index = read_json(folder)
+    del index[key]
+    write_index(folder, index)
+    with pytest.raises(UserError, match=f"is damaged .*{key}.*Pack the data set again"):
+        ShardIndex.load(str(folder))
+
+
+def test_missing_sidecar(folder: Path) -> None:
+    (folder / "train.members.npy").unlink()
+    with pytest.raises(UserError, match=r"train\.members\.npy is missing"):
+        ShardIndex.load(str(folder))
+
+
+def test_sidecar_of_another_size_or_checksum(folder: Path) -> None:
+    sidecar = folder / "train.members.npy"
+    data = bytearray(sidecar.read_bytes())
+    sidecar.write_bytes(data[:-1])
+    with pytest.raises(UserError, match="is not the file that was packed"):
+        ShardIndex.load(str(folder))
+    data[-1] ^= 1
+    sidecar.write_bytes(data)
+    with pytest.raises(UserError, match="is not the file that was packed"):
+        ShardIndex.load(str(folder))
+
+
+def test_sidecar_that_does_not_fit_the_index(folder: Path) -> None:
+    index = read_json(folder)
+    index["splits"]["train"]["shards"].pop()
+    write_index(folder, index)
+    with pytest.raises(UserError, match=r"train\.members\.npy .* does not fit index\.json"):
+        ShardIndex.load(str(folder))
