@@ -131,8 +131,8 @@ def prepare_picture(picture: Image.Image, height: int, width: int) -> Tensor:
 def resize_into(out_HW3: Tensor, pixels_hw3: Tensor, box: Box | None = None, flip: bool = False) -> None:
     """Write a picture, resized, to `out_HW3` (uint8): `box` of it bilinearly, or without a box all of it bicubically.
 
-    torch's antialiased uint8 kernels follow PIL's, so the result is PIL's within one grey level. Flipping comes before
-    resizing, where there are fewer pixels; the two commute.
+    torch's antialiased uint8 kernels are PIL's with shorter fixed-point weights, so the result is PIL's within two grey
+    levels. Flipping comes before resizing, where there are fewer pixels; the two commute.
     """
     mode = "bicubic" if box is None else "bilinear"
     if box is not None:

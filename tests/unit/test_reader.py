@@ -1,0 +1,148 @@
+"""Reading members by offset, decoding them, and what is said when that fails."""
+
+import io
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from ecn_dist.data import reader as reader_module
+from ecn_dist.data.index import SplitIndex
+from ecn_dist.data.jpeg import UnreadablePicture
+from ecn_dist.data.reader import PictureError, ShardReader, check_shards, decode
+from ecn_dist.errors import UserError
+from tests.tiny_shards import write_split
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> SplitIndex:
+    return write_split(tmp_path, [4, 3, 5], sizes=((32, 16), (41, 23)))
+
+
+def overwrite(split: SplitIndex, row: int, slot: int, data: bytes) -> None:
+    member = split.members[row]
+    with open(split.shard_path(int(member["shard"])), "r+b") as file:
+        file.seek(int(member["offset"][slot]))
+        file.write(data)
+
+
+def test_members_are_those_that_webdataset_reads(split: SplitIndex) -> None:
+    reader = ShardReader()
+    row, expected_bytes = 0, 0
+    for shard in range(3):
+        for sample in webdataset.WebDataset(split.shard_path(shard), shardshuffle=False):
+            assert int(sample["__key__"]) == split.indices[row]
+            for slot in range(4):
+                name = "jpg" if slot == 3 else f"cam{slot:02d}.jpg"
+                if name in sample:
+                    assert reader.read(split, row, slot) == sample[name]
+                    expected_bytes += len(sample[name])
+            row += 1
+    assert row == len(split) == 12
+    assert reader.bytes_read == expected_bytes
+
+
+def test_a_batch_comes_in_the_order_asked_for(split: SplitIndex) -> None:
+    rows = [11, 0, 5, 0, 7, 3]
+    slots = [3, 3, (split.members["camid"][5] + 1) % 3, 3, 3, 3]
+    expected = [ShardReader().read(split, row, slot) for row, slot in zip(rows, slots, strict=True)]
+    assert ShardReader().read_batch(split, rows, slots) == expected
+
+
+def jpeg(mode: str, size: tuple[int, int], **options: object) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, len(mode)), dtype=np.uint8).squeeze()
+    data = io.BytesIO()
+    Image.fromarray(pixels, mode).save(data, "JPEG", **options)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        jpeg("RGB", (128, 64)),
+        jpeg("RGB", (37, 51), subsampling=2, quality=60),
+        jpeg("RGB", (64, 32), progressive=True),
+        jpeg("L", (64, 32)),
+        jpeg("RGB", (16, 16), subsampling=0)[:-2] + b"stray bytes\xff\xd9",
+    ],
+    ids=["plain", "odd", "progressive", "grey", "stray"],
+)
+@pytest.mark.parametrize("buffer_bytes", [None, 10, 1 << 16])
+def test_decoded_pixels_are_those_of_pil(data: bytes, buffer_bytes: int | None) -> None:
+    buffer = None if buffer_bytes is None else np.empty(buffer_bytes, np.uint8)
+    expected = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(decode(data, buffer), expected)
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", jpeg("RGB", (64, 32))[:-200], jpeg("RGB", (64, 32))[200:]])
+def test_what_is_no_whole_picture_is_refused(data: bytes) -> None:
+    with pytest.raises(UnreadablePicture):
+        decode(data, np.empty(1 << 16, np.uint8))
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(split: SplitIndex) -> None:
+    row = 6
+    overwrite(split, row, 3, b"\0" * 100)
+    key = f"{split.indices[row]:06d}"
+    with pytest.raises(
+        PictureError, match=rf"train-000001.tar: {key}.jpg \(sample {split.indices[row]} of split 'train'"
+    ):
+        ShardReader().read_picture(split, row)
+    assert np.array_equal(
+        ShardReader().read_picture(split, 5), np.array(Image.open(io.BytesIO(ShardReader().read(split, 5, 3))))
+    )
+
+
+def test_a_shard_cut_short_and_a_shard_gone_are_named(split: SplitIndex) -> None:
+    path = Path(split.shard_path(1))
+    os.truncate(path, int(split.members["offset"][5][3]) + 10)
+    reader = ShardReader()
+    reader.read(split, 4, 3)
+    with pytest.raises(UserError, match=r"train-000001.tar ends within the picture at byte"):
+        reader.read(split, 5, 3)
+    path.unlink()
+    with pytest.raises(UserError, match=r"train-000001.tar cannot be opened \(No such file"):
+        ShardReader().read(split, 4, 3)
+
+
+def test_a_style_copy_that_was_not_packed_is_named(split: SplitIndex) -> None:
+    own = int(split.members["camid"][0])
+    with pytest.raises(UserError, match=rf"sample {split.indices[0]} .* no copy in the style of camera {own}"):
+        ShardReader().read(split, 0, own)
+
+
+def test_few_shards_stay_open(split: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "MAX_OPEN_SHARDS", 2)
+    before = len(os.listdir("/proc/self/fd"))
+    reader = ShardReader()
+    for row in [0, 5, 11, 1, 6, 10] * 3:
+        reader.read(split, row, 3)
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert reader.read(split, 0, 3)
+
+
+def test_a_reader_that_is_pickled_opens_its_own_shards(split: SplitIndex) -> None:
+    reader = ShardReader()
+    reader.read(split, 0, 3)
+    other = pickle.loads(pickle.dumps(reader))
+    assert not other._open
+    assert other.read(split, 0, 3) == reader.read(split, 0, 3)
+
+
+def test_the_check_before_the_first_step_names_every_shard_that_changed(split: SplitIndex) -> None:
+    check_shards(split, split)
+    os.truncate(split.shard_path(0), 2048)
+    Path(split.shard_path(2)).unlink()
+    with pytest.raises(UserError) as caught:
+        check_shards(split)
+    text = str(caught.value)
+    assert text.startswith("2 shards are missing or not what was packed")
+    assert f"train-000000.tar: 2048 bytes, where the index says {split.shards[0].bytes}" in text
+    assert "train-000001.tar" not in text
+    assert "train-000002.tar: No such file" in text
