@@ -6,11 +6,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from subprocess import TimeoutExpired
 from typing import Any
 
 from ecn_dist.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+CURL_STATUS = {
+    6: "no such host",
+    7: "no connection to the host",
+    18: "the connection broke off",
+    22: "the server answered with an error",
+    28: "timed out",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ def fetch(url: str, receive: Callable[[Iterator[bytes]], None], patience: Patien
         try:
             receive(_chunks(url, patience.stall_seconds))
             return
-        except (FetchError, OSError) as error:
+        except (FetchError, OSError, TimeoutExpired) as error:
             problems.append(str(error))
     raise UserError(
         f"{url} cannot be fetched, after {patience.attempts} attempts: {problems[-1]}. Check the address, the access "
@@ -82,7 +90,6 @@ def _chunks(url: str, stall_seconds: float) -> Iterator[bytes]:
                 yield chunk
         else:
             yield from _from_process(process, stall_seconds)
-            stream.close()  # raises where the process failed
     finally:
         _abandon(stream)
 
@@ -95,8 +102,13 @@ def _from_process(process: Any, stall_seconds: float) -> Iterator[bytes]:
             raise FetchError(f"nothing arrived for {stall_seconds:g} s")
         chunk = os.read(descriptor, CHUNK_BYTES)
         if not chunk:
-            return
+            break
         yield chunk
+    status = process.wait(stall_seconds)
+    if status:
+        curl = isinstance(process.args, list) and process.args[0] == "curl"
+        meaning = f" ({CURL_STATUS[status]})" if curl and status in CURL_STATUS else ""
+        raise FetchError(f"{'curl' if curl else 'the command'} ended with status {status}{meaning}")
 
 
 def _abandon(stream: Any) -> None:

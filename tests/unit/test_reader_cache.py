@@ -1,0 +1,186 @@
+"""Shards behind URLs: patience with the source, and a cache that is bounded, shared and never half written."""
+
+import hashlib
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecn_dist.data.cache import ShardCache
+from ecn_dist.data.fetch import Patience, fetch_bytes
+from ecn_dist.data.index import ShardInfo
+from ecn_dist.errors import UserError
+from tests.http_server import FolderServer
+
+IMPATIENT = Patience(attempts=3, stall_seconds=0.5, backoff_seconds=0.02)
+SHARD_BYTES = 50_000
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[ShardInfo]:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    infos = []
+    for number in range(6):
+        data = np.random.default_rng(number).bytes(SHARD_BYTES)
+        (folder / f"train-{number:06d}.tar").write_bytes(data)
+        infos.append(ShardInfo(f"train-{number:06d}.tar", 1, len(data), hashlib.sha256(data).hexdigest()))
+    return infos
+
+
+@pytest.fixture
+def server(tmp_path: Path, shards: list[ShardInfo], monkeypatch: pytest.MonkeyPatch) -> Iterator[FolderServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = FolderServer(tmp_path / "shards")
+    yield server
+    server.stop()
+
+
+def content(cache: ShardCache, url: str, shard: ShardInfo) -> bytes:
+    with cache.open(f"{url}/{shard.name}", shard) as descriptor:
+        return os.pread(descriptor, 2 * SHARD_BYTES, 0)
+
+
+def taken(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("faults", [[404, 404], [503], ["stall"], ["short", "wrong"], [500, "stall"]])
+def test_a_source_that_fails_at_first_is_tried_again(
+    server: FolderServer, shards: list[ShardInfo], tmp_path: Path, faults: list[int | str]
+) -> None:
+    server.faults[shards[0].name] = list(faults)
+    data = content(ShardCache(tmp_path / "cache", 10 * SHARD_BYTES, IMPATIENT), server.url, shards[0])
+    assert hashlib.sha256(data).hexdigest() == shards[0].sha256
+    assert server.requests[shards[0].name] == len(faults) + 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (404, "the server answered with an error"),
+        ("stall", "nothing arrived for 0.5 s"),
+        ("short", "the connection broke off"),
+        ("wrong", "sha256 .* was packed"),
+    ],
+)
+def test_a_source_that_keeps_failing_is_an_error_naming_it(
+    server: FolderServer, shards: list[ShardInfo], tmp_path: Path, fault: int | str, reason: str
+) -> None:
+    server.faults[shards[1].name] = [fault] * 9
+    cache = ShardCache(tmp_path / "cache", 10 * SHARD_BYTES, IMPATIENT)
+    with pytest.raises(
+        UserError, match=rf"{server.url}/{shards[1].name} cannot be fetched, after 3 attempts: .*{reason}"
+    ):
+        content(cache, server.url, shards[1])
+    assert server.requests[shards[1].name] == 3
+    assert taken(cache.folder) == 0  # nothing half written stays
+
+
+def test_a_scheme_that_webdataset_does_not_open_is_named(tmp_path: Path, shards: list[ShardInfo]) -> None:
+    cache = ShardCache(tmp_path / "cache", 10 * SHARD_BYTES, IMPATIENT)
+    with pytest.raises(UserError, match=r"s3://bucket/train-000000.tar: webdataset has no opener .* pipe:aws s3 cp"):
+        content(cache, "s3://bucket", shards[0])
+
+
+def test_pipes_and_whole_files(server: FolderServer, shards: list[ShardInfo], tmp_path: Path) -> None:
+    expected = (tmp_path / "shards" / shards[2].name).read_bytes()
+    assert fetch_bytes(f"{server.url}/{shards[2].name}") == expected
+    assert fetch_bytes(f"pipe:cat {tmp_path}/shards/{shards[2].name}") == expected
+    with pytest.raises(
+        UserError, match=r"pipe:cat .* cannot be fetched, after 1 attempts: the command ended with status 1"
+    ):
+        fetch_bytes("pipe:cat /nowhere 2>&-", Patience(attempts=1))
+
+
+def test_the_least_recently_used_go_first_and_the_limit_holds(
+    server: FolderServer, shards: list[ShardInfo], tmp_path: Path
+) -> None:
+    cache = ShardCache(tmp_path / "cache", 3 * SHARD_BYTES, IMPATIENT)
+    for number in (0, 1, 2, 0, 3):  # 3 takes the place of 1
+        content(cache, server.url, shards[number])
+        assert taken(cache.folder) <= cache.limit_bytes
+        time.sleep(0.01)  # coarser than the clock of the file system
+    for number in (0, 2, 3):
+        content(cache, server.url, shards[number])
+    assert server.requests == {shard.name: 1 for shard in shards[:4]}
+    content(cache, server.url, shards[1])
+    assert server.requests[shards[1].name] == 2
+
+
+def test_a_shard_in_use_is_not_removed(server: FolderServer, shards: list[ShardInfo], tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 2 * SHARD_BYTES, IMPATIENT)
+    with cache.open(f"{server.url}/{shards[0].name}", shards[0]):
+        content(cache, server.url, shards[1])
+        content(cache, server.url, shards[2])
+        content(cache, server.url, shards[0])
+        with (
+            cache.open(f"{server.url}/{shards[3].name}", shards[3]),
+            pytest.raises(UserError, match=r"no room for .*train-000004.tar .* raise data.cache_gib"),
+        ):
+            content(cache, server.url, shards[4])
+    assert server.requests[shards[0].name] == 1
+    content(cache, server.url, shards[4])
+
+
+def test_what_a_killed_process_left_is_taken_over_or_removed(
+    server: FolderServer, shards: list[ShardInfo], tmp_path: Path
+) -> None:
+    cache = ShardCache(tmp_path / "cache", 2 * SHARD_BYTES, IMPATIENT)
+    for shard in shards[:2]:
+        (cache.folder / f"{shard.sha256}.part").write_bytes(b"?" * SHARD_BYTES)
+    assert hashlib.sha256(content(cache, server.url, shards[0])).hexdigest() == shards[0].sha256
+    content(cache, server.url, shards[2])
+    assert sorted(path.name for path in cache.folder.iterdir()) == sorted(
+        [f"{shards[0].sha256}.tar", f"{shards[2].sha256}.tar", "lock"]
+    )
+
+
+def read_often(folder: str, limit_bytes: int, url: str, shards: list[ShardInfo], seed: int) -> None:
+    cache = ShardCache(Path(folder), limit_bytes, Patience(stall_seconds=10.0))
+    for number in np.random.default_rng(seed).integers(0, len(shards), 40):
+        assert hashlib.sha256(content(cache, url, shards[number])).hexdigest() == shards[number].sha256
+
+
+def test_many_processes_and_threads_may_share_it(server: FolderServer, shards: list[ShardInfo], tmp_path: Path) -> None:
+    folder, limit_bytes = tmp_path / "cache", 3 * SHARD_BYTES
+    folder.mkdir()
+    largest, ended = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal largest
+        while not ended.is_set():
+            try:
+                largest = max(largest, taken(folder))
+            except FileNotFoundError:
+                continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    context = multiprocessing.get_context("fork")
+    url = f"pipe:cat {tmp_path}/shards"
+    processes = [
+        context.Process(target=read_often, args=(str(folder), limit_bytes, url, shards, seed)) for seed in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    ended.set()
+    watcher.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert 0 < largest <= limit_bytes
+
+
+def test_a_shard_wanted_by_many_is_fetched_once(server: FolderServer, shards: list[ShardInfo], tmp_path: Path) -> None:
+    caches = [ShardCache(tmp_path / "cache", 10 * SHARD_BYTES) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        data = list(pool.map(lambda cache: content(cache, server.url, shards[5]), caches))
+    assert len(set(data)) == 1
+    assert server.requests[shards[5].name] == 1
