@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ecn_dist.data.fetch import Patience, fetch_bytes
 from ecn_dist.errors import UserError
 
 INDEX_NAME = "index.json"
@@ -148,18 +149,24 @@ class ShardIndex:
     about: dict[str, Any] = field(default_factory=dict)  # all of index.json, as parsed
 
     @classmethod
-    def load(cls, folder: str) -> "ShardIndex":
+    def load(cls, folder: str, patience: Patience | None = None) -> "ShardIndex":
         """Read `index.json` and map the sidecars, whose size and checksum are verified. Shards are not touched.
+
+        Args:
+            folder: a path, or the prefix of URLs that webdataset opens (`location` says how names are joined to it).
+            patience: with a URL.
 
         Raises:
             UserError: there is no such folder or index, its format version is not this program's, or a sidecar is
-                missing or is not the one that was packed.
+                missing or is not the one that was packed; a URL cannot be fetched.
         """
         folder = str(folder)
-        index = _parse(_read_index(folder), folder)
+        index = _parse(_read_index(folder, patience), folder)
         try:
             num_cameras = int(index["num_cameras"])
-            splits = {name: _load_split(name, folder, num_cameras, split) for name, split in index["splits"].items()}
+            splits = {
+                name: _load_split(name, folder, num_cameras, split, patience) for name, split in index["splits"].items()
+            }
             return cls(folder, str(index["layout"]), num_cameras, tuple(map(str, index["cameras"])), splits, index)
         except (KeyError, TypeError, AttributeError) as error:
             where = location(folder, INDEX_NAME)
@@ -178,7 +185,7 @@ def _how_to_pack(folder: str) -> str:
     return f"Pack a data set first: python -m ecn_dist.pack --layout market --input FOLDER --output {output}"
 
 
-def _read_index(folder: str) -> bytes:
+def _read_index(folder: str, patience: Patience | None) -> bytes:
     if not is_url(folder):
         if not Path(folder).is_dir():
             raise UserError(f"no such shard folder: {folder}. {_how_to_pack(folder)}")
@@ -187,19 +194,11 @@ def _read_index(folder: str) -> bytes:
                 f"{folder} has no {INDEX_NAME}: it is not a shard folder, or packing was interrupted. "
                 f"{_how_to_pack(folder)}"
             )
-    return _read(location(folder, INDEX_NAME))
+    return _read(location(folder, INDEX_NAME), patience)
 
 
-def _read(where: str) -> bytes:
-    if not is_url(where):
-        return Path(where).read_bytes()
-    import webdataset  # takes a second to import, and only URLs need it
-
-    try:
-        with webdataset.gopen(where) as stream:
-            return stream.read()
-    except Exception as error:  # a scheme's opener raises what it likes
-        raise UserError(f"cannot read {where}: {error}") from error
+def _read(where: str, patience: Patience | None) -> bytes:
+    return fetch_bytes(where, patience) if is_url(where) else Path(where).read_bytes()
 
 
 def _parse(text: bytes, folder: str) -> dict[str, Any]:
@@ -218,9 +217,11 @@ def _parse(text: bytes, folder: str) -> dict[str, Any]:
     return index
 
 
-def _load_split(name: str, folder: str, num_cameras: int, split: dict[str, Any]) -> SplitIndex:
+def _load_split(
+    name: str, folder: str, num_cameras: int, split: dict[str, Any], patience: Patience | None
+) -> SplitIndex:
     shards = tuple(ShardInfo(s["name"], s["samples"], s["bytes"], s["sha256"]) for s in split["shards"])
-    members = _load_members(location(folder, split["members"]["name"]), split["members"])
+    members = _load_members(location(folder, split["members"]["name"]), split["members"], patience)
     expected = sum(shard.samples for shard in shards)
     if members.dtype != member_dtype(num_cameras) or members.shape != (expected,):
         raise UserError(
@@ -230,10 +231,10 @@ def _load_split(name: str, folder: str, num_cameras: int, split: dict[str, Any])
     return SplitIndex(name, folder, shards, members, num_cameras, tuple(map(int, split["identities"])))
 
 
-def _load_members(where: str, announced: dict[str, Any]) -> np.ndarray:
+def _load_members(where: str, announced: dict[str, Any], patience: Patience | None) -> np.ndarray:
     """The sidecar's rows: memory-mapped if local, read whole from a URL."""
     if is_url(where):
-        data = _read(where)
+        data = fetch_bytes(where, patience)
         size, sha256 = len(data), hashlib.sha256(data).hexdigest()
     elif not Path(where).is_file():
         raise UserError(f"{where} is missing. Copy the whole shard folder, or pack the data set again")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -17,13 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ecn_dist.data.fetch import fetch
 from ecn_dist.data.index import UNKNOWN_PID, ShardIndex, ShardInfo, SplitIndex, is_url
 from ecn_dist.data.jpeg import UnreadablePicture, decode
 from ecn_dist.data.records import SPLITS, first_few, queries_without_match
 from ecn_dist.data.work import Advance, Task, choose_workers, run_jobs, silent
+from ecn_dist.errors import UserError
 
 MIB = 2**20
-CHUNK_BYTES = 2**20
 SHOWN_OF_A_SHARD = 3
 
 
@@ -170,8 +170,9 @@ def check_shard(job: ShardCheck, advance: Advance) -> list[str]:
             problems += _check_members(job, file, advance)
     except FileNotFoundError:
         return [f"{job.path} is missing"]
-    except Exception as error:
-        # Openers of URLs raise what they like, and a damaged tar file makes tarfile do so too.
+    except UserError as error:
+        return [str(error)]
+    except Exception as error:  # a damaged archive makes tarfile raise almost anything
         problems.append(f"{job.path} cannot be read: {type(error).__name__}: {error}")
     shown = problems[:SHOWN_OF_A_SHARD]
     return shown + [f"{job.path}: {len(problems) - len(shown)} more problems"] * (len(problems) > len(shown))
@@ -184,11 +185,14 @@ def _opened(path: str) -> Iterator[BufferedIOBase]:
         with open(path, "rb") as file:
             yield file
         return
-    import webdataset  # takes a second to import, and only URLs need it
-
     with tempfile.TemporaryFile() as copy:
-        with webdataset.gopen(path) as stream:
-            shutil.copyfileobj(stream, copy, CHUNK_BYTES)
+
+        def receive(chunks: Iterator[bytes]) -> None:
+            copy.seek(0)
+            copy.truncate()
+            copy.writelines(chunks)
+
+        fetch(path, receive)
         yield copy
 
 

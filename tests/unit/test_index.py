@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ecn_dist.data.fetch import Patience
 from ecn_dist.data.index import ShardIndex, ShardInfo, SplitIndex, location, member_dtype
 from ecn_dist.errors import UserError
 
@@ -99,8 +100,8 @@ def test_reads_a_url(folder: Path) -> None:
 
 
 def test_unreadable_url(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read pipe:cat .*nowhere/index\.json"):
-        ShardIndex.load(f"pipe:cat {folder}/nowhere/{{}}")
+    with pytest.raises(UserError, match=r"pipe:cat .*nowhere/index\.json cannot be fetched, after 1 attempts"):
+        ShardIndex.load(f"pipe:cat {folder}/nowhere/{{}}", Patience(attempts=1))
 
 
 @pytest.mark.parametrize(
