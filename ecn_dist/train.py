@@ -18,7 +18,7 @@ from ecn_dist.command import command
 from ecn_dist.config import Config
 from ecn_dist.data import ShardIndex
 from ecn_dist.engine import building, run_folder, tracking
-from ecn_dist.engine.evaluating import Evaluation, InputSize, evaluate_network, has_evaluation
+from ecn_dist.engine.evaluating import Evaluation, InputSize, evaluate_backbone, has_evaluation
 from ecn_dist.engine.tracking import log
 from ecn_dist.engine.trainer import Trainer
 from ecn_dist.models import export_weights
@@ -72,7 +72,7 @@ def train(config: Config, trainer: Trainer, target: ShardIndex, device: torch.de
     size = InputSize(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
 
     def evaluate() -> Evaluation:
-        return evaluate_network(trainer.strategy, target, size, device)
+        return evaluate_backbone(trainer.strategy.network.backbone, target, size, config.precision, device)
 
     def after_epoch(epoch: int) -> None:
         every = config.evaluation.every_epochs

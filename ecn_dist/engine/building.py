@@ -102,6 +102,31 @@ def build_streams(
     return timeline, streams
 
 
+def adaptation_stream(config: Config, split: SplitIndex, device: torch.device) -> TrainStream:
+    """One pass over training pictures as they are, for `adapt_batchnorm`."""
+
+    def stream(last_step: int) -> TrainStream:
+        return TrainStream(
+            split,
+            global_batch_size=config.global_batch_size,
+            streams=config.data.streams,
+            seed=config.seed,
+            domain="target",
+            height=config.data.height,
+            width=config.data.width,
+            random_erasing=0.0,
+            camera_style=False,
+            first_step=0,
+            last_step=last_step,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            workers=config.data.workers,
+            device=device,
+        )
+
+    return stream(stream(0).steps_per_pass)
+
+
 def open_domains(config: Config) -> tuple[ShardIndex, ShardIndex]:
     """Source and target shard folders; a mistake on any rank is raised on all."""
     return distributed.together(lambda: (ShardIndex.load(config.source), ShardIndex.load(config.target)))

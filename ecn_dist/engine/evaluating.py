@@ -7,9 +7,9 @@ import torch
 
 from ecn_dist import distributed
 from ecn_dist.data import EvaluationStream, ShardIndex, SplitIndex, TrainStream
-from ecn_dist.engine.strategy import Strategy
+from ecn_dist.engine.strategy import autocast
 from ecn_dist.evaluation import FeatureSet, RankingResult, evaluate_ranking, extract_features
-from ecn_dist.models import reestimate_batchnorm
+from ecn_dist.models import Backbone, normalized_features, reestimate_batchnorm
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,24 @@ def has_evaluation(index: ShardIndex) -> bool:
     return "query" in index.splits and "gallery" in index.splits
 
 
-def evaluate_network(strategy: Strategy, index: ShardIndex, size: InputSize, device: torch.device) -> Evaluation:
+def evaluate_backbone(
+    backbone: Backbone, index: ShardIndex, size: InputSize, precision: str, device: torch.device
+) -> Evaluation:
     """CMC, mAP and mINP on the query and gallery of `index`; every picture is embedded once. Collective."""
-    network = strategy.network
-    was_training = network.training
-    network.eval()
-    query = _extract(strategy, index.split("query"), size, device).gathered()
-    gallery = _extract(strategy, index.split("gallery"), size, device)
-    network.train(was_training)
+    was_training = backbone.training
+    backbone.eval()
+    query = _extract(backbone, index.split("query"), size, precision, device).gathered()
+    gallery = _extract(backbone, index.split("gallery"), size, precision, device)
+    backbone.train(was_training)
     result = evaluate_ranking(
         query.features, query.pids, query.camids, gallery.features, gallery.pids, gallery.camids, gallery_sharded=True
     )
     return Evaluation(result, query, gallery)
 
 
-def _extract(strategy: Strategy, split: SplitIndex, size: InputSize, device: torch.device) -> FeatureSet:
+def _extract(
+    backbone: Backbone, split: SplitIndex, size: InputSize, precision: str, device: torch.device
+) -> FeatureSet:
     stream = EvaluationStream(
         split,
         height=size.height,
@@ -74,17 +77,17 @@ def _extract(strategy: Strategy, split: SplitIndex, size: InputSize, device: tor
         workers=size.workers,
         device=device,
     )
-    dtype = next(strategy.network.parameters()).dtype
+    dtype = next(backbone.parameters()).dtype
 
     def embed(images: torch.Tensor) -> torch.Tensor:
-        with strategy.precision():
-            return strategy.network.pooled(images.to(dtype)).float()
+        with autocast(precision, device):
+            return normalized_features(backbone, images.to(dtype))
 
-    return extract_features(embed, stream, num_features=strategy.network.backbone.num_features, device=device)
+    return extract_features(embed, stream, num_features=backbone.num_features, device=device)
 
 
-def adapt_batchnorm(strategy: Strategy, stream: TrainStream) -> None:
+def adapt_batchnorm(backbone: Backbone, stream: TrainStream, precision: str, device: torch.device) -> None:
     """AdaBN: give the backbone BatchNorm statistics of the pictures of `stream`. Collective with `sync` BatchNorm."""
-    dtype = next(strategy.network.parameters()).dtype
-    with strategy.precision():
-        reestimate_batchnorm(strategy.network.backbone, (batch.images.to(dtype) for batch in stream))
+    dtype = next(backbone.parameters()).dtype
+    with autocast(precision, device):
+        reestimate_batchnorm(backbone, (batch.images.to(dtype) for batch in stream))

@@ -13,16 +13,19 @@ from torch.nn.parallel import DistributedDataParallel
 from ecn_dist.distributed import world_size
 from ecn_dist.models import ReIDNetwork
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The context in which a network runs in `precision`, in training and outside it."""
+    dtype = _AUTOCAST_DTYPES.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 class Strategy(Protocol):
     """The network, its optimiser and its precision."""
 
     network: ReIDNetwork
-
-    def precision(self) -> AbstractContextManager:
-        """The context in which the network runs, also outside training."""
 
     def forward(self, source: Tensor, target: Tensor | None, step: int) -> tuple[Tensor, Tensor | None]:
         """`ReIDNetwork.forward` in the run's precision; outputs in fp32 (fp64 in fp64 runs)."""
@@ -47,7 +50,7 @@ class DataParallel:
         self.network = network
         self.optimizer = optimizer
         self._device = device
-        self._autocast_dtype = AUTOCAST.get(precision)
+        self._precision = precision
         self._dtype = torch.float64 if precision == "fp64" else torch.float32
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._base_lrs = [group["lr"] for group in optimizer.param_groups]
@@ -61,13 +64,8 @@ class DataParallel:
                 gradient_as_bucket_view=True,
             )
 
-    def precision(self) -> AbstractContextManager:
-        if self._autocast_dtype is None:
-            return nullcontext()
-        return torch.autocast(self._device.type, self._autocast_dtype)
-
     def forward(self, source: Tensor, target: Tensor | None, step: int) -> tuple[Tensor, Tensor | None]:
-        with self.precision():
+        with autocast(self._precision, self._device):
             logits_bP, features_bD = self._wrapped(
                 source.to(self._dtype), None if target is None else target.to(self._dtype), step
             )

@@ -2,14 +2,16 @@
 
 from ecn_dist.models.backbones import Backbone
 from ecn_dist.models.batchnorm import convert_batchnorm, reestimate_batchnorm
-from ecn_dist.models.network import ReIDNetwork
-from ecn_dist.models.weights import export_weights, load_weights
+from ecn_dist.models.network import ReIDNetwork, normalized_features
+from ecn_dist.models.weights import export_weights, load_backbone, load_weights
 
 __all__ = [
     "Backbone",
     "ReIDNetwork",
     "convert_batchnorm",
     "export_weights",
+    "load_backbone",
     "load_weights",
+    "normalized_features",
     "reestimate_batchnorm",
 ]

@@ -28,7 +28,7 @@ class Embedding(nn.Module):
 class ReIDNetwork(nn.Module):
     """Zhong et al. 2019, figure 2: one backbone and embedding, a source classifier, and the target feature.
 
-    `forward` is one training step's two passes; `pooled` gives what evaluation compares.
+    `forward` is one training step's two passes. Evaluation compares `normalized_features` of the backbone alone.
     """
 
     def __init__(
@@ -64,13 +64,14 @@ class ReIDNetwork(nn.Module):
         z_bD = self.embedding(self.backbone(images))
         return self.target_dropout(F.normalize(z_bD, dim=1), step)
 
-    def pooled(self, images: Tensor) -> Tensor:
-        """The evaluation feature f_pool / ||f_pool||: (b, 3, H, W) -> (b, C) of unit length."""
-        return F.normalize(self.backbone(images), dim=1)
-
     def parameter_groups(self, *, lr: float, backbone_lr: float) -> list[dict]:
         """Optimiser groups: the trained backbone parameters at `backbone_lr`, the new layers at `lr`."""
         backbone = [p for p in self.backbone.parameters() if p.requires_grad]
         new = [*self.embedding.parameters(), *self.source_head.parameters()]
         groups = [{"name": "backbone", "params": backbone, "lr": backbone_lr}, {"name": "new", "params": new, "lr": lr}]
         return [group for group in groups if group["params"]]
+
+
+def normalized_features(backbone: Backbone, images: Tensor) -> Tensor:
+    """The evaluation feature f_pool / ||f_pool||: (b, 3, H, W) -> (b, C) of unit length."""
+    return F.normalize(backbone(images), dim=1)

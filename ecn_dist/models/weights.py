@@ -35,13 +35,14 @@ def load_weights(network: ReIDNetwork, weights: str) -> list[str]:
     """
     if weights == "none":
         return []
-    if weights == "imagenet":
-        tensors = _read_file(_cached_imagenet(network.backbone.arch))
-    elif weights.startswith(("http://", "https://")):
-        tensors = _strip(torch.hub.load_state_dict_from_url(weights, map_location="cpu", weights_only=True))
-    else:
-        tensors = _read_file(Path(weights))
-    return _fill(network, tensors, weights)
+    tensors = _read(weights, network.backbone.arch)
+    _fill_backbone(network.backbone, tensors, weights)
+    return _fill_heads(network, tensors, weights)
+
+
+def load_backbone(backbone: Backbone, weights: str) -> None:
+    """Fill the backbone alone, as `load_weights` does; what else the file holds is left alone."""
+    _fill_backbone(backbone, _read(weights, backbone.arch), weights)
 
 
 def export_weights(network: ReIDNetwork, path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -57,6 +58,14 @@ def exported_state(network: ReIDNetwork) -> dict[str, Tensor]:
         key.removeprefix("backbone.body."): tensor.detach().cpu().contiguous()
         for key, tensor in network.state_dict().items()
     }
+
+
+def _read(weights: str, arch: str) -> dict[str, Tensor]:
+    if weights == "imagenet":
+        return _read_file(_cached_imagenet(arch))
+    if weights.startswith(("http://", "https://")):
+        return _strip(torch.hub.load_state_dict_from_url(weights, map_location="cpu", weights_only=True))
+    return _read_file(Path(weights))
 
 
 def _cached_imagenet(arch: str) -> Path:
@@ -101,9 +110,8 @@ def _strip(content: dict) -> dict[str, Tensor]:
     return tensors
 
 
-def _fill(network: ReIDNetwork, tensors: dict[str, Tensor], weights: str) -> list[str]:
+def _fill_heads(network: ReIDNetwork, tensors: dict[str, Tensor], weights: str) -> list[str]:
     heads = {key: value for key, value in tensors.items() if key.startswith(_HEADS)}
-    _fill_backbone(network.backbone, {key: value for key, value in tensors.items() if key not in heads}, weights)
     notes = []
     for prefix in _HEADS:
         part = network.get_submodule(prefix.rstrip("."))
@@ -123,7 +131,7 @@ def _fill(network: ReIDNetwork, tensors: dict[str, Tensor], weights: str) -> lis
 def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str) -> None:
     wanted = backbone.body.state_dict()
     missing = [key for key in wanted if key not in tensors and not key.endswith(_BATCH_COUNT)]
-    unexpected = [key for key in tensors if key not in wanted and not key.startswith(_CLASSIFIER_KEYS)]
+    unexpected = [key for key in tensors if key not in wanted and not key.startswith((*_CLASSIFIER_KEYS, *_HEADS))]
     shapes = [
         f"{key} {tuple(tensors[key].shape)} for {tuple(wanted[key].shape)}"
         for key in wanted
