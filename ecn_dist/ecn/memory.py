@@ -12,12 +12,11 @@ from ecn_dist import distributed
 from ecn_dist.distributed import PendingRows, RowPartition
 from ecn_dist.ecn.health import MemoryHealth, measure_health
 from ecn_dist.ecn.row_update import update_rows_
-from ecn_dist.ecn.streaming import accumulation_dtype, summarize_rows
+from ecn_dist.ecn.streaming import accumulation_dtype, default_chunk_bytes, summarize_rows
 from ecn_dist.ecn.target_loss import TargetLoss, combine
 from ecn_dist.errors import UserError
 
 ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-DEFAULT_CHUNK_BYTES = 4 * 2**20
 
 
 class GatheredBatch:
@@ -39,8 +38,9 @@ class ExemplarMemory:
     """N rows of length D, rank r holding the contiguous part `partition.start(r)` to `partition.stop(r)`.
 
     `num_exemplars` is N, `dim` D; `temperature` the beta of the softmax; `dtype` of the rows: float32, bfloat16 or
-    float16, or float64 for tests. Sums are in float32 at least, whatever the types of rows and features. Working memory
-    above the rows is about `chunk_bytes` and a few times (B, D), whatever N. Rows start at zero. Works with or without
+    float16, or float64 for tests. Sums are in float32 at least, whatever the types of rows and features. The
+    rows are passed over in chunks that touch about `chunk_bytes`, so that working memory above the rows is less than
+    that and a few times (B, D), whatever N. Rows start at zero. Works with or without
     a process group, which must be up before the memory is made, and stay.
 
     `rows` is this rank's plain (M, D) tensor.
@@ -54,7 +54,7 @@ class ExemplarMemory:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         *,
-        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        chunk_bytes: int | None = None,
     ) -> None:
         if num_exemplars < 1 or dim < 1:
             raise UserError(f"memory: {num_exemplars} exemplars of length {dim}; both must be at least 1")
@@ -66,11 +66,11 @@ class ExemplarMemory:
         self.num_exemplars = num_exemplars
         self.dim = dim
         self.temperature = temperature
-        self.chunk_bytes = chunk_bytes
         self.partition = RowPartition(num_exemplars, distributed.world_size())
         self.first_row = self.partition.start(distributed.rank())
         num_rows = self.partition.size(distributed.rank())
         self.rows = torch.zeros(num_rows, dim, device=device, dtype=dtype)
+        self.chunk_bytes = chunk_bytes or default_chunk_bytes(self.rows.device)
         self._written = torch.full((num_rows,), -1, device=self.rows.device)  # the update that wrote a row last
         self._num_updates = 0
         self._refused = torch.zeros(2, dtype=torch.int64, device=self.rows.device)  # steps: skipped, not finite

@@ -40,16 +40,39 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def first_largest(values: Tensor, count: int) -> Tensor:
-    """(B, n) -> (B, min(count, n)): the columns of the largest values, descending, equals by the lower column."""
-    return torch.sort(values, dim=1, descending=True, stable=True).indices[:, :count]
+    """(B, n) -> (B, min(count, n)): the columns of the largest values, descending, equals by the lower column.
+
+    `torch.topk` leaves open which of several equals it takes, and a stable sort of all columns costs several times as
+    much; so one topk finds the last value taken, and a second one the first columns that have it.
+    """
+    count = min(count, values.shape[1])
+    if not count:
+        return values.new_empty((len(values), 0), dtype=torch.int64)
+    last_value_B1 = torch.topk(values, count, dim=1).values[:, -1:]
+    order = torch.arange(0, -values.shape[1], -1, dtype=values.dtype, device=values.device)
+    wanted = torch.where(values == last_value_B1, order, -torch.inf).masked_fill_(values > last_value_B1, torch.inf)
+    columns = torch.topk(wanted, count, dim=1).indices.sort(dim=1).values
+    return columns.gather(1, torch.sort(values.gather(1, columns), dim=1, descending=True, stable=True).indices)
 
 
-def rows_per_chunk(chunk_bytes: int, batch: int, dim: int, rows: Tensor, dtype: torch.dtype) -> int:
-    """C such that the buffers of a chunk keep to `chunk_bytes`: similarities, and rows widened for the products."""
-    widened = dim if rows.dtype != dtype and rows.device.type != "cuda" else 0
-    fitting = chunk_bytes // ((batch + widened) * dtype.itemsize)
-    needed = -(-rows.shape[0] // GROUP)
-    return GROUP * max(1, min(fitting // GROUP, needed))
+def default_chunk_bytes(device: torch.device) -> int:
+    """On the CPU little enough that the second product finds a chunk in the cache, on an accelerator so much that
+    starting the kernels takes little of the time."""
+    return 2**24 if device.type == "cpu" else 2**30
+
+
+def rows_per_chunk(chunk_bytes: int, batch: int, rows_MD: Tensor, dtype: torch.dtype) -> int:
+    """C such that a chunk touches about `chunk_bytes`: its rows, the rows widened to `dtype`, and its similarities."""
+    num_rows, dim = rows_MD.shape
+    row_bytes = dim * rows_MD.itemsize + batch * dtype.itemsize
+    if _must_widen(rows_MD, dtype):
+        row_bytes += dim * dtype.itemsize
+    return GROUP * max(1, min(chunk_bytes // (GROUP * row_bytes), -(-num_rows // GROUP)))
+
+
+def _must_widen(rows_MD: Tensor, dtype: torch.dtype) -> bool:
+    """Only CUDA has products that take half precision and give float32."""
+    return rows_MD.dtype != dtype and rows_MD.device.type != "cuda"
 
 
 def summarize_rows(
@@ -63,15 +86,16 @@ def summarize_rows(
     """
     (batch, dim), num_rows = features_BD.shape, rows_MD.shape[0]
     dtype = accumulation_dtype(features_BD, rows_MD)
-    mixed = rows_MD.dtype != dtype and rows_MD.device.type == "cuda"
+    widen = _must_widen(rows_MD, dtype)
+    mixed = rows_MD.dtype != dtype and not widen
     queries_BD = features_BD.to(rows_MD.dtype if mixed else dtype)
-    chunk_rows = rows_per_chunk(chunk_bytes, batch, dim, rows_MD, dtype)
+    chunk_rows = rows_per_chunk(chunk_bytes, batch, rows_MD, dtype)
 
     def new_full(shape: tuple[int, ...], value: float, dtype: torch.dtype = dtype) -> Tensor:
         return torch.full(shape, value, dtype=dtype, device=rows_MD.device)
 
     similarity_BC = new_full((batch, chunk_rows), 0.0)
-    widened_CD = new_full((chunk_rows, dim), 0.0) if rows_MD.dtype != dtype and not mixed else None
+    widened_CD = new_full((chunk_rows, dim), 0.0) if widen else None
     maximum_B1 = new_full((batch, 1), -torch.inf)
     normalizer_B1 = new_full((batch, 1), 0.0)
     weighted_sum_BD = new_full((batch, dim), 0.0)

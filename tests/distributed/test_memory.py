@@ -39,7 +39,7 @@ def check_steps(num_exemplars: int, num_neighbors: int, dtype: torch.dtype, tole
     """Three steps from zero rows: loss, gradient, neighbours and rows of every step."""
     torch.manual_seed(num_exemplars + num_neighbors)
     dim, world_size = 16, distributed.world_size()
-    memory = ExemplarMemory(num_exemplars, dim, dtype=dtype, chunk_bytes=32 * 8 * GLOBAL_BATCH)
+    memory = ExemplarMemory(num_exemplars, dim, dtype=dtype, chunk_bytes=32 * 8 * (dim + GLOBAL_BATCH))
     assert memory.rows.shape == (memory.partition.size(distributed.rank()), dim)
     expected_rows = torch.zeros(num_exemplars, dim, dtype=torch.float64)
     for step, momentum in enumerate([0.0, 0.3, 0.59]):

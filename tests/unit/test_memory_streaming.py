@@ -19,7 +19,7 @@ def test_summary_equals_the_whole_matrix(num_rows: int, num_neighbors: int, chun
     torch.manual_seed(num_rows)
     temperature, features, rows = 0.05, 1.4 * unit_rows(9, 16), unit_rows(num_rows, 16)
     summary = summarize_rows(
-        features, rows, temperature=temperature, num_neighbors=num_neighbors, chunk_bytes=chunk_rows * 9 * 8
+        features, rows, temperature=temperature, num_neighbors=num_neighbors, chunk_bytes=chunk_rows * (16 + 9) * 8
     )
     similarity = features @ rows.T
     maximum = similarity.amax(dim=1)
@@ -39,7 +39,7 @@ def test_rising_similarities_of_any_size_stay_finite() -> None:
     """Each chunk's maximum lies far above the one before, and exp of a similarity would overflow."""
     rows = torch.linspace(0.0, 500.0, 8 * GROUP)[:, None] * torch.tensor([[1.0, 0.0]])
     features = torch.tensor([[100.0, 1.0], [-100.0, 1.0]])
-    summary = summarize_rows(features, rows, temperature=0.05, num_neighbors=0, chunk_bytes=GROUP * 8)
+    summary = summarize_rows(features, rows, temperature=0.05, num_neighbors=0, chunk_bytes=GROUP * 16)
     torch.testing.assert_close(summary.normalizer_B, torch.ones(2))
     torch.testing.assert_close(summary.weighted_sum_BD, torch.tensor([[500.0, 0.0], [0.0, 0.0]]))
 
@@ -55,20 +55,20 @@ def test_equals_within_and_across_groups_and_chunks() -> None:
     for _ in range(30):
         rows = torch.randint(-1, 2, (6 * GROUP + 5, 2)).double()
         features = torch.randint(-1, 2, (4, 2)).double()
-        summary = summarize_rows(features, rows, temperature=1.0, num_neighbors=7, chunk_bytes=2 * GROUP * 4 * 8)
+        summary = summarize_rows(features, rows, temperature=1.0, num_neighbors=7, chunk_bytes=2 * GROUP * (2 + 4) * 8)
         assert torch.equal(summary.top_row_Bk, reference.neighbors(features, rows, 7))
 
 
-def test_chunk_keeps_to_its_budget() -> None:
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        rows = torch.zeros(100_000, 64, dtype=dtype)
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        chunk = rows_per_chunk(2**20, 128, 64, rows, wide)
-        row_bytes = wide.itemsize * (128 + (64 if dtype == torch.bfloat16 else 0))
-        assert chunk % GROUP == 0
-        assert 2**20 - GROUP * row_bytes < chunk * row_bytes <= 2**20
-    assert rows_per_chunk(1, 128, 64, rows, torch.float32) == GROUP
-    assert rows_per_chunk(2**40, 128, 64, rows[:40], torch.float32) == 2 * GROUP
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_chunk_keeps_to_its_budget(dtype: torch.dtype) -> None:
+    rows = torch.zeros(100_000, 64, dtype=dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    chunk = rows_per_chunk(2**20, 128, rows, wide)
+    row_bytes = 64 * dtype.itemsize + 128 * wide.itemsize + (64 * wide.itemsize if dtype != wide else 0)
+    assert chunk % GROUP == 0
+    assert 2**20 - GROUP * row_bytes < chunk * row_bytes <= 2**20
+    assert rows_per_chunk(1, 128, rows, wide) == GROUP
+    assert rows_per_chunk(2**40, 128, rows[:40], wide) == 2 * GROUP
 
 
 class LargestTensor(TorchDispatchMode):
