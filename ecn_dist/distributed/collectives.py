@@ -17,6 +17,9 @@ from ecn_dist.errors import UserError
 
 T = TypeVar("T")
 
+# The names of torch 2.13, or those of the releases before it.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 # Bytes this rank hands to tensor collectives, by operation, while `count_traffic` is active.
@@ -65,7 +68,7 @@ def start_all_gather_rows(rows: Tensor) -> PendingRows:
     rows = rows.detach().contiguous()
     _count("all_gather", rows)
     gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
-    return PendingRows(gathered, dist.all_gather_into_tensor(gathered, rows, async_op=True))
+    return PendingRows(gathered, _all_gather(gathered, rows, async_op=True))
 
 
 def all_gather_uneven_rows(rows: Tensor) -> Tensor:
@@ -89,7 +92,7 @@ def reduce_scatter_rows(rows: Tensor) -> Tensor:
     rows = rows.contiguous()
     _count("reduce_scatter", rows)
     own = rows.new_empty((rows.shape[0] // world_size(), *rows.shape[1:]))
-    dist.reduce_scatter_tensor(own, rows)
+    _reduce_scatter(own, rows)
     return own
 
 

@@ -4,15 +4,22 @@ By torch.distributed.checkpoint, with its safetensors format: every rank writes 
 number of ranks can read them, and nothing in them is pickled.
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
+from torch.futures import Future
 
 from ecn_dist.distributed.process_group import world_size
+from ecn_dist.errors import UserError
 
 
 def as_row_sharded(rows: Tensor, num_rows: int) -> Tensor:
@@ -28,16 +35,105 @@ def as_row_sharded(rows: Tensor, num_rows: int) -> Tensor:
     return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
 
 
+class PendingSave:
+    """This rank's part of a folder of tensors: divided among the ranks, copied to the host, not yet written.
+
+    Later changes of the tensors do not reach it.
+    """
+
+    def __init__(self, state: dict[str, Tensor], folder: Path) -> None:
+        """Agree with the other ranks on who writes what, and copy this rank's part. Collective.
+
+        A tensor that all ranks hold is written by one of them. `folder` must exist.
+        """
+        self._folder = folder
+        self._writer = _PlanningWriter(str(folder), save_distributed=True)
+        dcp.save(_without_scalars(state), storage_writer=self._writer, no_dist=world_size() == 1)
+        self._part = _HostCopy(self._writer.plan, self._writer.planner)
+
+    def write(self) -> dict[str, int]:
+        """Write the part, down to the disk: file names and sizes in bytes. Not collective, and good for any thread.
+
+        Raises `OSError` where the folder cannot be written.
+        """
+        results = self._writer.write_now(self._part)
+        return {name: (self._folder / name).stat().st_size for name in {r.storage_data.relative_path for r in results}}
+
+
+class _PlanningWriter(dcp.HuggingFaceStorageWriter):
+    """Lets `dcp.save` do what needs all ranks, and leaves what needs none, the writing, for later."""
+
+    def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> Future[list]:
+        self.plan, self.planner = plan, planner
+        nothing: Future[list] = Future()
+        nothing.set_result([])
+        return nothing
+
+    def write_now(self, part: "_HostCopy") -> list:
+        self.per_thread_copy_ahead = 0  # there is nothing to copy from an accelerator any more
+        return super().write_data(part.plan, part).wait()
+
+
+class _HostCopy(dcp.DefaultSavePlanner):
+    """Hands out copies on the host of what a plan writes."""
+
+    def __init__(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> None:
+        super().__init__()
+        self.plan = plan
+        self._tensors: dict[MetadataIndex, Tensor] = {
+            item.index: torch.empty_like(tensor, device="cpu").copy_(tensor)
+            for item in plan.items
+            if isinstance(tensor := planner.resolve_data(item), Tensor)
+        }
+
+    def resolve_data(self, write_item: Any) -> Tensor:
+        return self._tensors[write_item.index]
+
+
 def save_sharded(state: dict[str, Tensor], folder: Path) -> None:
     """Write tensors into `folder`, every rank its part; a tensor that all ranks hold is written once. Collective."""
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save(_without_scalars(state), storage_writer=writer, no_dist=world_size() == 1)
+    PendingSave(state, folder).write()
 
 
 def load_sharded(state: dict[str, Tensor], folder: Path) -> None:
-    """Fill the tensors of `state` in place from `folder`, whatever number of ranks wrote it. Collective."""
-    reader = dcp.HuggingFaceStorageReader(str(folder))
-    dcp.load(_without_scalars(state), storage_reader=reader, no_dist=world_size() == 1)
+    """Fill the tensors of `state` in place from `folder`, whatever number of ranks wrote it. Collective.
+
+    Raises `UserError` on all ranks for tensors that the folder lacks or has in another shape.
+    """
+    reader = _Reader(str(folder))
+    wanted = _without_scalars(state)
+    stored = reader.metadata.state_dict_metadata
+    problems = [f"{key} is missing" for key in wanted if key not in stored]
+    for key, tensor in wanted.items():
+        about = stored.get(key)
+        if isinstance(about, TensorStorageMetadata) and about.size != tensor.shape:
+            problems.append(f"{key} is {tuple(about.size)} and not {tuple(tensor.shape)}")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(
+            f"{folder} does not fit: {', '.join(problems[:5])}{more}; it comes from another network or data set",
+            on_all_ranks=True,
+        )
+    dcp.load(wanted, storage_reader=reader, no_dist=world_size() == 1)
+
+
+class _Reader(dcp.HuggingFaceStorageReader):
+    """Reads the headers of the files once."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.metadata = super().read_metadata()
+
+    def read_metadata(self) -> Metadata:
+        return self.metadata
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """One process without a group is meant here, and no reason for a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
 
 
 def _without_scalars(state: dict[str, Tensor]) -> dict[str, Tensor]:

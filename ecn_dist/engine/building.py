@@ -48,16 +48,24 @@ def build_strategy(config: Config, network: ReIDNetwork, device: torch.device) -
     return DataParallel(network, sgd, precision=config.precision, device=device)
 
 
-def build_memory(config: Config, num_exemplars: int, device: torch.device) -> ExemplarMemory:
-    """The exemplar memory, rows at zero, this rank's part on `device`."""
+def build_memory(config: Config, target: SplitIndex, device: torch.device) -> ExemplarMemory:
+    """The exemplar memory of a target's training split, rows at zero, this rank's part on `device`.
+
+    Where the shards carry identities, the memory gets them for its health figures, never for the loss.
+    """
     automatic = torch.float64 if config.precision == "fp64" else torch.float32
-    return ExemplarMemory(
-        num_exemplars,
+    memory = ExemplarMemory(
+        len(target),
         config.model.embedding_dim,
         temperature=config.memory.temperature,
         device=device,
         dtype=ROW_DTYPES.get(config.memory.dtype, automatic),
     )
+    pids_N, camids_N = torch.empty(2, len(target), dtype=torch.int64)
+    exemplars = torch.from_numpy(target.indices)
+    pids_N[exemplars], camids_N[exemplars] = torch.from_numpy(target.pids), torch.from_numpy(target.camids)
+    memory.set_identities(pids_N, camids_N)
+    return memory
 
 
 def build_streams(

@@ -3,6 +3,7 @@
 A strategy wraps the network: `forward`, `backward`, `step`. The trainer's step reads the same under each of them.
 """
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -56,12 +57,14 @@ class DataParallel:
         self._base_lrs = [group["lr"] for group in optimizer.param_groups]
         self._wrapped: nn.Module = network
         if world_size() > 1:
-            # Buffers differ between ranks only with local BatchNorm, and then on purpose.
+            # Buffers differ between ranks only with local BatchNorm, and then on purpose. The option's name changed
+            # with torch 2.13.
+            renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
             self._wrapped = DistributedDataParallel(
                 network,
                 device_ids=[device] if device.type != "cpu" else None,
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,
+                **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
             )
 
     def forward(self, source: Tensor, target: Tensor | None, step: int) -> tuple[Tensor, Tensor | None]:

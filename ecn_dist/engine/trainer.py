@@ -102,31 +102,46 @@ class Trainer:
             tracker.close()
 
     def train_step(self, source: Batch, target: Batch | None, step: int) -> Tensor:
-        """One step of METHOD.md's training; returns the (3,) losses of this rank: total, source, target.
+        """One step of training; returns the (3,) losses of this rank: total, source, target.
 
         `target` is None in epochs of source-only training.
         """
-        epoch = self.timeline.epoch(step)
-        weight = self.config.loss.target_weight if target is not None else 0.0
         # Networks with random depth draw from torch's own generator: make that, too, a function of (seed, step).
         torch.manual_seed(self.config.seed * 1_000_003 + step)
+        if target is None or self.config.loss.target_weight == 0:
+            return self._step_without_target_loss(source, target, step)
+        return self._step_of_ecn(source, target, step)
 
-        logits_bP, features_bD = self.strategy.forward(source.images, target.images if target else None, step)
+    def _step_of_ecn(self, source: Batch, target: Batch, step: int) -> Tensor:
+        """METHOD.md: Losses, Memory update."""
+        epoch, loss = self.timeline.epoch(step), self.config.loss
+
+        logits_bP, features_bD = self.strategy.forward(source.images, target.images, step)
+        assert features_bD is not None
+        gathered = self.memory.gather(features_bD, target.indices)  # on its way during the source loss
         loss_source = F.cross_entropy(logits_bP, source.labels)
-        loss_target = torch.zeros_like(loss_source)
-        if target is not None and features_bD is not None and weight > 0:
-            loss = self.config.loss
-            num_neighbors = neighbors_in_epoch(loss.num_neighbors, loss.neighbors_from_epoch, epoch)
-            loss_target = self.memory.loss(features_bD, target.indices, num_neighbors)
-        total = (1 - weight) * loss_source + weight * loss_target
+        num_neighbors = neighbors_in_epoch(loss.num_neighbors, loss.neighbors_from_epoch, epoch)
+        loss_target = self.memory.loss(features_bD, target.indices, num_neighbors, gathered=gathered)
+        total = (1 - loss.target_weight) * loss_source + loss.target_weight * loss_target
 
         self.strategy.backward(total)
+        took_step = self._optimizer_step(step)
+        momentum = memory_momentum(self.config.memory.momentum, epoch)
+        self.memory.update(features_bD, target.indices, momentum, skip=not took_step, gathered=gathered)
+        return torch.stack([total, loss_source, loss_target]).detach()
+
+    def _step_without_target_loss(self, source: Batch, target: Batch | None, step: int) -> Tensor:
+        """Source-only training, and the control lambda = 0, in which the target passes and only BatchNorm sees it."""
+        logits_bP, _ = self.strategy.forward(source.images, None if target is None else target.images, step)
+        loss_source = F.cross_entropy(logits_bP, source.labels)
+        self.strategy.backward(loss_source)
+        self._optimizer_step(step)
+        return torch.stack([loss_source, loss_source, torch.zeros_like(loss_source)]).detach()
+
+    def _optimizer_step(self, step: int) -> bool:
         took_step = self.strategy.step(self._learning_rate_factor(step))
         self.skipped_steps += not took_step
-        if target is not None and features_bD is not None and weight > 0:
-            momentum = memory_momentum(self.config.memory.momentum, epoch)
-            self.memory.update(features_bD.detach(), target.indices, momentum, skip=not took_step)
-        return torch.stack([total.detach(), loss_source.detach(), loss_target.detach()])
+        return took_step
 
     def images_since(self, first_step: int) -> int:
         """Pictures of both domains, over all ranks, in the steps from `first_step` to the present one."""
@@ -144,14 +159,16 @@ class Trainer:
         self.step = load(checkpoint, state)["step"]
         self.strategy.load_state(state)
         self.memory.load_local_state({key: _local(state[f"memory.{key}"]) for key in self.memory.local_state()})
+        self.memory.load_global_state({key: state[f"memory.{key}"] for key in self.memory.global_state()})
         log.info("continuing from %s, step %d", checkpoint, self.step)
 
     def _state(self) -> dict[str, Tensor]:
         memory = {
-            f"memory.{key}": distributed.as_row_sharded(rows, self.memory.num_exemplars)
+            key: distributed.as_row_sharded(rows, self.memory.num_exemplars)
             for key, rows in self.memory.local_state().items()
         }
-        return self.strategy.state() | memory
+        memory |= self.memory.global_state()
+        return self.strategy.state() | {f"memory.{key}": tensor for key, tensor in memory.items()}
 
     def _next(self, source: Iterator[Batch], target: Iterator[Batch], step: int) -> tuple[Batch, Batch | None, float]:
         """The batches of `step` and the seconds waited for them; bad data on any rank is raised on all."""
@@ -198,6 +215,8 @@ class Trainer:
             "data_wait": interval.data_wait / interval.steps,
             "skipped_steps": self.skipped_steps,
         }
+        if domains == 2 and self.config.loss.target_weight > 0:
+            record |= {f"memory_{name}": value for name, value in self.memory.health().items()}
         tracker.metrics(record)
         name = f"epoch {epoch}" if domains == 2 else f"source-only epoch {epoch + self.timeline.source_only_epochs}"
         figures = f"loss {loss:.4f}  {images_per_second:.0f} images/s"
