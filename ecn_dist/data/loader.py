@@ -25,6 +25,7 @@ from ecn_dist.data.batches import Batches, RawBatch
 from ecn_dist.errors import UserError
 
 BATCHES_AHEAD = 2  # of each worker
+ALIVE_SECONDS = 1.0  # between a worker's looks at whether the training process is there
 SHARED_MEMORY = "/dev/shm"
 
 
@@ -43,6 +44,7 @@ def load(batches: Batches, steps: range, *, workers: int, pin_memory: bool) -> G
     if not workers or not steps:
         yield from map(batches.__getitem__, steps)
         return
+    start_fork_server()
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -95,12 +97,15 @@ def _as_made(batch: Any) -> Any:
 def _start_worker(trainer: int, worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    # A termination is obeyed from the training process alone; only `sigwaitinfo` tells who sent it.
+    # A termination is obeyed from the training process alone; only `sigtimedwait` tells who sent it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_told, args=(trainer,), daemon=True).start()
 
 
 def _end_when_told(trainer: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-        pass
+    parent = multiprocessing.parent_process()  # the training process, though the fork server made this one
+    while parent is None or parent.is_alive():
+        received = signal.sigtimedwait({signal.SIGTERM}, ALIVE_SECONDS)
+        if received is not None and received.si_pid == trainer:
+            break
     os._exit(0)

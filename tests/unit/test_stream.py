@@ -1,0 +1,251 @@
+"""Streams: the planned batches, the same for any ranks and workers, from any step on, with nothing read twice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ecn_dist.data import transforms
+from ecn_dist.data.draws import Draws
+from ecn_dist.data.index import SplitIndex
+from ecn_dist.data.reader import ShardReader
+from ecn_dist.data.stream import NO_LABEL, Batch, EvaluationStream, TrainStream
+from ecn_dist.errors import UserError
+from tests.http_server import FolderServer
+from tests.tiny_shards import write_split
+
+BATCH = 12
+SHARDS = {1: [50], 3: [20, 3, 27], 40: [1, 1, 1, 2] * 10}
+SIZES = ((32, 16), (41, 23))
+
+
+@pytest.fixture(scope="module", params=SHARDS)
+def split(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SplitIndex:
+    return write_split(tmp_path_factory.mktemp("shards"), SHARDS[request.param], sizes=SIZES)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SplitIndex:
+    return write_split(tmp_path, [20, 10, 20], sizes=SIZES)
+
+
+def train_stream(split: SplitIndex, **options: Any) -> TrainStream:
+    defaults: dict[str, Any] = {
+        "global_batch_size": BATCH,
+        "streams": 12,
+        "seed": 1,
+        "domain": "target",
+        "height": 32,
+        "width": 16,
+        "random_erasing": 0.5,
+        "camera_style": True,
+        "first_step": 0,
+        "last_step": 9,  # into the third pass
+        "window": 20,
+    }
+    return TrainStream(split, **(defaults | options))
+
+
+def globally(split: SplitIndex, world_size: int, **options: Any) -> list[dict[str, torch.Tensor]]:
+    """The global batches, put together from the ranks' parts."""
+    ranks = [list(train_stream(split, rank=r, world_size=world_size, **options)) for r in range(world_size)]
+    assert all(batch.error is None for batches in ranks for batch in batches)
+    names = ("images", "labels", "pids", "camids", "indices")
+    return [
+        {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        for parts in zip(*ranks, strict=True)
+    ]
+
+
+def assert_equal(these: list[dict[str, torch.Tensor]], those: list[dict[str, torch.Tensor]]) -> None:
+    for this, that in zip(these, those, strict=True):
+        assert all(torch.equal(this[name], that[name]) for name in this)
+
+
+def test_global_batches_are_identical_for_any_ranks_and_workers(split: SplitIndex) -> None:
+    expected = globally(split, 1)
+    passes = [torch.cat([batch["indices"] for batch in expected[at : at + 4]]).tolist() for at in (0, 4)]
+    for order in passes:
+        assert len(set(order)) == len(order) == 48
+    assert passes[0] != passes[1]
+    for world_size in (1, 2, 3, 4):
+        for workers in (0, 1, 2):
+            assert_equal(globally(split, world_size, workers=workers), expected)
+
+
+def test_stopping_after_any_step_continues_with_the_batch_that_would_have_come(split: SplitIndex) -> None:
+    expected = globally(split, 2)
+    for first_step in range(1, 9):
+        assert_equal(globally(split, 3, first_step=first_step), expected[first_step:])
+    assert_equal(globally(split, 1, first_step=3, workers=2), expected[3:])
+
+
+def test_pictures_are_the_drawn_copies_augmented_as_defined(small: SplitIndex) -> None:
+    reader, draws = ShardReader(), Draws(1, "target", "augmentation")
+    row_of = {int(index): row for row, index in enumerate(small.indices)}
+    seen = set()
+    for step, batch in enumerate(train_stream(small)):
+        for image, index, pid, camid in zip(batch.images, batch.indices, batch.pids, batch.camids, strict=True):
+            row = row_of[int(index)]
+            assert pid == small.pids[row]
+            assert camid == small.camids[row]
+            uniforms = draws.uniforms(transforms.NUM_DRAWS, (0, int(index), step // 4)).tolist()
+            camera = transforms.draw_camera(uniforms, 3)
+            picture = reader.read_picture(small, row, 3 if camera == camid else camera)
+            expected = transforms.augment_picture(picture, uniforms, 32, 16, 0.5)
+            assert (image - expected).abs().max() < 2.02 / 255 / 0.224
+            seen.add(camera == int(camid))
+    assert seen == {True, False}
+
+
+def test_cameras_are_drawn_evenly_and_anew_in_every_pass(small: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: dict[int, list[int]] = {}
+    read_batch = ShardReader.read_batch
+
+    def watch(self: ShardReader, split: SplitIndex, rows: Any, slots: Any) -> list[bytes]:
+        for row, slot in zip(rows, slots, strict=True):
+            chosen.setdefault(int(row), []).append(int(split.camids[row]) if slot == 3 else slot)
+        return read_batch(self, split, rows, slots)
+
+    monkeypatch.setattr(ShardReader, "read_batch", watch)
+    list(train_stream(small, last_step=4 * 30))
+    counts = np.bincount(np.concatenate(list(chosen.values())), minlength=3)
+    assert np.abs(counts / counts.sum() * 3 - 1).max() < 0.15
+    assert all(len(set(cameras)) == 3 for cameras in chosen.values())
+    chosen.clear()
+    list(train_stream(small, camera_style=False))
+    assert all(set(cameras) == {small.camids[row]} for row, cameras in chosen.items())
+
+
+def bytes_of(split: SplitIndex, stream: TrainStream) -> tuple[int, int]:
+    """What iterating `stream` reads, as the operating system counts it, and the bytes of the pictures it shows."""
+
+    def counted() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    list(train_stream(split, last_step=1))  # what is only read once: modules, the members' pages
+    own = counted() - counted()  # the counting itself
+    before = counted()
+    list(stream)
+    read = counted() - before + own
+    return read, stream._batches.reader.bytes_read
+
+
+def test_a_pass_reads_the_chosen_pictures_and_nothing_else(split: SplitIndex) -> None:
+    row_of = {int(index): row for row, index in enumerate(split.indices)}
+    draws = Draws(1, "target", "augmentation")
+
+    def chosen_bytes(first_step: int, last_step: int) -> int:
+        total = 0
+        for step, batch in enumerate(train_stream(split, first_step=first_step, last_step=last_step), first_step):
+            for index, camid in zip(batch.indices.tolist(), batch.camids.tolist(), strict=True):
+                camera = transforms.draw_camera(draws.uniforms(1, (0, index, step // 4)), 3)
+                total += int(split.members["length"][row_of[index]][3 if camera == camid else camera])
+        return total
+
+    for first_step in (0, 3):  # from the start, and after a resume
+        read, counted = bytes_of(split, train_stream(split, first_step=first_step, last_step=8))
+        assert counted == chosen_bytes(first_step, 8)
+        assert counted <= read <= 1.05 * counted
+
+
+def test_labels_are_for_the_source_alone(small: SplitIndex) -> None:
+    for batch in train_stream(small, domain="source", camera_style=False):
+        # write_split names identity n 10 n, and lists them from the last to the first.
+        assert (batch.labels == 4 - batch.pids // 10).all()
+    for batch in train_stream(small):
+        assert (batch.labels == NO_LABEL).all()
+
+
+def test_a_source_of_unknown_people_and_styles_that_were_not_packed_are_refused(tmp_path: Path) -> None:
+    split = write_split(tmp_path, [30], styles=False)
+    with pytest.raises(UserError, match=r"lacks 60 style copies.*--camera_style histogram"):
+        train_stream(split)
+    members = np.array(split.members)
+    members["pid"][7] = -1
+    unknown = SplitIndex("train", split.folder, split.shards, members, 3, split.identities)
+    train_stream(unknown, camera_style=False)
+    with pytest.raises(UserError, match="have no identity"):
+        train_stream(unknown, camera_style=False, domain="source")
+
+
+def test_sizes_that_do_not_fit_are_refused_before_anything_is_read(small: SplitIndex) -> None:
+    with pytest.raises(UserError, match="use one of 5, 10"):
+        train_stream(small, global_batch_size=10, streams=2, world_size=5)
+    with pytest.raises(UserError, match="fewer than one global batch of 60"):
+        train_stream(small, global_batch_size=60)
+
+
+def evaluated(split: SplitIndex, world_size: int, **options: Any) -> list[Batch]:
+    """All ranks' batches, rank by rank, without the exchange at the end that needs a process group."""
+    batches = []
+    for rank in range(world_size):
+        stream = EvaluationStream(split, height=40, width=20, batch_size=7, rank=rank, world_size=world_size, **options)
+        steps = list(stream._load(range(len(stream))))
+        assert len(steps) == len(stream)
+        batches += steps
+    return batches
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 60])
+def test_evaluation_sees_each_picture_once_in_stored_order(split: SplitIndex, world_size: int) -> None:
+    batches = evaluated(split, world_size)
+    assert torch.cat([batch.indices for batch in batches]).tolist() == split.indices.tolist()
+    assert torch.cat([batch.pids for batch in batches]).tolist() == split.pids.tolist()
+    assert torch.cat([batch.camids for batch in batches]).tolist() == split.camids.tolist()
+    images = torch.cat([batch.images for batch in batches])
+    for row in (0, 17, 49):
+        expected = transforms.prepare_picture(ShardReader().read_picture(split, row), 40, 20)
+        assert (images[row] - expected).abs().max() < 2.02 / 255 / 0.224
+
+
+def test_evaluation_does_not_depend_on_workers(small: SplitIndex) -> None:
+    for one, other in zip(evaluated(small, 2), evaluated(small, 2, workers=2), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.indices, other.indices)
+
+
+@pytest.fixture
+def served(small: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FolderServer, SplitIndex]]:
+    """`small` behind a URL."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = FolderServer(Path(small.folder))
+    yield server, SplitIndex("train", server.url, small.shards, np.array(small.members), 3, small.identities)
+    server.stop()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_behind_a_url_give_the_same_batches_and_are_fetched_once(
+    served: tuple[FolderServer, SplitIndex], small: SplitIndex, tmp_path: Path, workers: int
+) -> None:
+    server, remote = served
+    options = {"cache_dir": str(tmp_path / "cache"), "workers": workers}
+    assert_equal(globally(remote, 2, **options), globally(small, 2))
+    assert server.requests == {shard.name: 1 for shard in small.shards}
+    batches = EvaluationStream(remote, height=40, width=20, batch_size=7, **options)
+    assert torch.cat([batch.indices for batch in batches]).tolist() == small.indices.tolist()
+    assert sum(server.requests.values()) == 3
+
+
+def test_shards_are_fetched_ahead_of_use(
+    served: tuple[FolderServer, SplitIndex], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, remote = served
+    # One stream without shuffling over shards: the first batch needs one or two of the three.
+    monkeypatch.setattr("ecn_dist.data.plan.SHARDS_PER_WINDOW", 0)
+    stream = train_stream(remote, streams=1, window=1, cache_dir=str(tmp_path / "cache"))
+    later = {int(remote.members["shard"][row]) for step in range(1, 4) for row in stream.plan.rows(0, step)} - {
+        int(remote.members["shard"][row]) for row in stream.plan.rows(0, 0)
+    }
+    assert later
+    iterator = iter(stream)
+    next(iterator)
+    assert all(server.wait_for(remote.shards[shard].name) for shard in later)
+
+
+def test_a_cache_too_small_for_a_shard_is_refused(served: tuple[FolderServer, SplitIndex]) -> None:
+    with pytest.raises(UserError, match=r"data.cache_gib is 1e-05, and the shards .* at least"):
+        train_stream(served[1], cache_gib=1e-5)
