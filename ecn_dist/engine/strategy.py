@@ -5,7 +5,7 @@ A strategy wraps the network: `forward`, `backward`, `step`. The trainer's step 
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +60,12 @@ class DataParallel:
             # Buffers differ between ranks only with local BatchNorm, and then on purpose. The option's name changed
             # with torch 2.13.
             renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+            no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
             self._wrapped = DistributedDataParallel(
                 network,
                 device_ids=[device] if device.type != "cpu" else None,
                 gradient_as_bucket_view=True,
-                **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
+                **no_buffers,
             )
 
     def forward(self, source: Tensor, target: Tensor | None, step: int) -> tuple[Tensor, Tensor | None]:

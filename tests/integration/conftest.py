@@ -1,0 +1,65 @@
+"""Small synthetic domains and real torchrun runs for the integration tests."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ecn_dist.pack import main as pack
+from ecn_dist.synthesize import main as synthesize
+
+REPOSITORY = Path(__file__).parents[2]
+DEMO_CONFIG = REPOSITORY / "configs" / "demo.yaml"
+TIMEOUT_SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Domains:
+    """Shard folders of a source and a target of 600 training pictures each: 10 steps an epoch of the demo's batch."""
+
+    source: Path
+    target: Path
+
+    @property
+    def options(self) -> list[str]:
+        return ["--config", str(DEMO_CONFIG), "--source", str(self.source), "--target", str(self.target)]
+
+
+@pytest.fixture(scope="session")
+def small_domains(tmp_path_factory: pytest.TempPathFactory) -> Domains:
+    folder = tmp_path_factory.mktemp("domains")
+    for domain, styles in (("source", "none"), ("target", "histogram")):
+        size = ["--train_identities", "50", "--test_identities", "10"]
+        assert synthesize(["--domain", domain, "--output", str(folder / "data" / domain), *size]) == 0
+        places = ["--input", str(folder / "data" / domain), "--output", str(folder / "shards" / domain)]
+        assert pack(["--layout", "market", *places, "--camera_style", styles, "--min_shards", "3"]) == 0
+    return Domains(folder / "shards" / "source", folder / "shards" / "target")
+
+
+Torchrun = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Torchrun:
+    """`torchrun(2, "-m", "ecn_dist.train", ...)`: a real run on that many ranks of one thread each."""
+
+    def run(world_size: int, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
+        finished = subprocess.run(
+            [*command, *args],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            cwd=REPOSITORY,
+            check=False,
+        )
+        if check:
+            assert finished.returncode == 0, f"exit {finished.returncode}\n{finished.stdout}\n{finished.stderr}"
+        return finished
+
+    return run

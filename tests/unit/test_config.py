@@ -1,0 +1,87 @@
+"""Configuration: files and options, and mistakes a user can make in the first second."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ecn_dist import config as configuration
+from ecn_dist.config import Config
+from ecn_dist.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+PLACES = ["--source", "s", "--target", "t", "--output_dir", "o"]
+
+
+def parse(*argv: str) -> Config:
+    return configuration.parse(list(argv), "train", "")
+
+
+def test_options_override_the_file(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("epochs: 7\nmemory:\n  momentum: 0.02\n")
+    config = parse("--config", str(tmp_path / "run.yaml"), "--memory.momentum", "0.03")
+    assert (config.epochs, config.memory.momentum, config.memory.temperature) == (7, 0.03, 0.05)
+
+
+def test_what_is_stored_is_read_back(tmp_path: Path) -> None:
+    config = parse(*PLACES, "--precision", "bf16", "--loss.target_weight", "0")
+    (tmp_path / "config.yaml").write_text(configuration.dump(config))
+    assert configuration.load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [("memory.momentun", "memory.momentum"), ("epoch", "epochs"), ("los.num_neighbors", "loss.num_neighbors")],
+)
+def test_unknown_option_names_the_nearest(given: str, nearest: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"unknown option '{given}'; did you mean {nearest}"):
+        parse(f"--{given}", "1")
+
+
+@pytest.mark.parametrize(("text", "nearest"), [("memory: {temprature: 1}", "memory.temperature"), ("sed: 1", "seed")])
+def test_unknown_key_in_a_file_names_the_nearest(text: str, nearest: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"did you mean {nearest}"):
+        parse("--config", str(tmp_path / "run.yaml"))
+
+
+def test_wrong_type_names_the_key() -> None:
+    with pytest.raises(UserError, match="epochs"):
+        parse("--epochs", "many")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "0"], "epochs: 0 must be above 0"),
+        (["--memory.momentum", "0.02", "--epochs", "51"], "must stay below 1"),
+        (["--loss.target_weight", "1"], "below 1"),
+        (["--model.weights", "none", "--model.frozen_stages", "3"], "would stay random"),
+    ],
+)
+def test_impossible_values_are_refused(options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse(*PLACES, *options).check()
+
+
+def test_missing_place_is_named() -> None:
+    with pytest.raises(UserError, match="target: is not set"):
+        parse("--source", "s", "--output_dir", "o").check()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_the_demo_divides_by_up_to_four_ranks(world_size: int) -> None:
+    parse("--config", str(REPOSITORY / "configs" / "demo.yaml"), *PLACES).check_ranks(world_size)
+
+
+def test_batch_that_does_not_divide_says_what_would() -> None:
+    with pytest.raises(UserError, match=r"128 does not divide by 3 ranks; 129 would, or use 1, 2, 4, 8"):
+        Config(global_batch_size=128).check_ranks(3)
+    with pytest.raises(UserError, match=r"data.streams: 16 must divide .* these would do: 3, 6"):
+        Config(global_batch_size=126).check_ranks(3)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configurations_hold(path: Path) -> None:
+    options = [] if yaml.safe_load(path.read_text()).get("source") else PLACES
+    parse("--config", str(path), *options).check()
