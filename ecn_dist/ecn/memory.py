@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.distributed import PendingRows, RowPartition
+from ecn_dist.distributed import RowPartition
+from ecn_dist.ecn.gathered import GatheredBatch
 from ecn_dist.ecn.health import MemoryHealth, measure_health
 from ecn_dist.ecn.row_update import update_rows_
 from ecn_dist.ecn.streaming import accumulation_dtype, default_chunk_bytes, summarize_rows
@@ -17,21 +18,6 @@ from ecn_dist.ecn.target_loss import TargetLoss, combine
 from ecn_dist.errors import UserError
 
 ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-class GatheredBatch:
-    """Features and indices of the global batch, perhaps still on their way."""
-
-    def __init__(self, features: PendingRows, indices: PendingRows) -> None:
-        self._features, self._indices = features, indices
-
-    @property
-    def features_BD(self) -> Tensor:
-        return self._features.wait()
-
-    @property
-    def indices_B(self) -> Tensor:
-        return self._indices.wait()
 
 
 class ExemplarMemory:
@@ -91,8 +77,8 @@ class ExemplarMemory:
             )
         device = self.rows.device
         return GatheredBatch(
-            distributed.start_all_gather_rows(features.detach().to(device)),
-            distributed.start_all_gather_rows(indices.to(device, torch.int64)),
+            indices=distributed.start_all_gather_rows(indices.to(device, torch.int64)),
+            features=distributed.start_all_gather_rows(features.detach().to(device)),
         )
 
     def loss(
@@ -113,8 +99,10 @@ class ExemplarMemory:
 
     @torch.no_grad()
     def _loss_and_gradient(self, gathered: GatheredBatch, num_neighbors: int) -> TargetLoss:
-        features_BD, indices_B = gathered.features_BD, gathered.indices_B
+        indices_B = gathered.indices_B
         self._check_indices(indices_B)
+        gathered.count_repeats()  # for the update to come
+        features_BD = gathered.features_BD
         features_BD = features_BD.to(accumulation_dtype(features_BD, self.rows))
         summary = summarize_rows(
             features_BD,
@@ -165,7 +153,7 @@ class ExemplarMemory:
         [0, 1). `skip` says that this step was not taken (a bool, or a scalar tensor where the host does not know); one
         rank's word counts for all. A step that is skipped, or in which any rank has a feature that is not finite (or
         too large for its norm to be), changes no row on any rank and is counted. Collective: as `gather`, and an
-        all-reduce of one number. On CUDA with the Triton kernels no host synchronisation.
+        all-reduce of one number. Of the device the host only awaits what `GatheredBatch.rounds` says.
         """
         if not 0 <= momentum < 1:
             raise UserError(f"memory.momentum: {momentum} in this epoch; it must stay in [0, 1)")
@@ -182,6 +170,8 @@ class ExemplarMemory:
             self._written,
             features_BD,
             indices_B - self.first_row,
+            occurrence_B=gathered.count_repeats(),
+            rounds=gathered.rounds(),
             momentum=momentum,
             accept=~(skipped | not_finite),
             step=self._num_updates,

@@ -1,6 +1,6 @@
 """The update of memory rows (METHOD.md: Memory update), repeated indices in batch order.
 
-Shape letters: B batch rows of all ranks, n of them to be applied here, M memory rows here, D feature length.
+Shape letters: B batch rows of all ranks, M memory rows here, D feature length.
 """
 
 import torch
@@ -19,18 +19,21 @@ def update_rows_(
     features_BD: Tensor,
     local_B: Tensor,
     *,
+    occurrence_B: Tensor,
+    rounds: int,
     momentum: float,
     accept: Tensor,
     step: int,
 ) -> None:
     """v_y <- normalised(m v_y + (1 - m) x_i), for each batch row i in order whose row y is among these. In place.
 
-    `local_B` numbers rows from this rank's first; others than 0..M-1 are somebody else's. `written_M` gets `step`
-    where a row is written. With `accept` (a boolean scalar tensor) false nothing changes. A row that comes out as zero
-    stays zero. Rounds: the first occurrences of all rows at once, then the second ones, ...; mostly there is one.
+    `local_B` numbers rows from this rank's first; others than 0..M-1 are somebody else's. The first occurrences of all
+    rows are applied at once, then the second ones, and so on: `occurrence_B` is `occurrence_number` of the batch,
+    `rounds` one more than its maximum (mostly 1). `written_M` gets `step` where a row is written. With `accept` (a
+    boolean scalar tensor) false nothing changes. A row that comes out as zero stays zero. Half-precision rows are
+    rounded by `round_stochastically`. No host synchronisation.
     """
-    here_n = ((local_B >= 0) & (local_B < rows_MD.shape[0])).nonzero().squeeze(1)
-    if not len(here_n):
+    if not len(rows_MD):
         return
     dtype = accumulation_dtype(features_BD, rows_MD)
     noise_BD = None
@@ -38,26 +41,32 @@ def update_rows_(
         # Drawn for the whole batch from the step alone, so that any number of ranks rounds alike.
         generator = torch.Generator(device=rows_MD.device).manual_seed(step)
         noise_BD = torch.rand(features_BD.shape, generator=generator, device=rows_MD.device)
-    occurrence_n = occurrence_number(local_B[here_n])
-    for occurrence in range(int(occurrence_n.max()) + 1):
-        batch_row_n = here_n[occurrence_n == occurrence]
-        local_n = local_B[batch_row_n]
-        old_nD = rows_MD[local_n]
-        new_nD = torch.lerp(features_BD[batch_row_n].to(dtype), old_nD.to(dtype), momentum)
-        new_nD = torch.nn.functional.normalize(new_nD, dim=1)
+    is_here_B = (local_B >= 0) & (local_B < len(rows_MD))
+    local_B = local_B.clamp(0, len(rows_MD) - 1)
+    batch_rows_B = torch.arange(len(local_B), device=local_B.device)
+    for occurrence in range(rounds):
+        old_BD = rows_MD[local_B]
+        new_BD = torch.nn.functional.normalize(torch.lerp(features_BD.to(dtype), old_BD.to(dtype), momentum), dim=1)
         if noise_BD is not None:
-            new_nD = round_stochastically(new_nD, rows_MD.dtype, noise_BD[batch_row_n])
-        rows_MD[local_n] = torch.where(accept, new_nD.to(rows_MD.dtype), old_nD)
-        written_M[local_n] = torch.where(accept, step, written_M[local_n])
+            new_BD = round_stochastically(new_BD, rows_MD.dtype, noise_BD)
+        is_now_B = is_here_B & (occurrence_B == occurrence)
+        is_taken_B = is_now_B & accept
+        new_BD = torch.where(is_taken_B.unsqueeze(1), new_BD.to(rows_MD.dtype), old_BD)
+        new_written_B = torch.where(is_taken_B, step, written_M[local_B])
+        # A fixed number of writes, so that the host need not know how many there are: batch rows that have nothing to
+        # write repeat the write of one that has (or, where none has, leave one row as it is).
+        writer_B = torch.where(is_now_B, batch_rows_B, is_now_B.byte().argmax())
+        rows_MD.index_copy_(0, local_B[writer_B], new_BD[writer_B])
+        written_M.index_copy_(0, local_B[writer_B], new_written_B[writer_B])
 
 
-def occurrence_number(values_n: Tensor) -> Tensor:
-    """How many equal values come before each of `values_n`: 0 for a first occurrence, 1 for a second, ..."""
-    order_n = torch.argsort(values_n, stable=True)
-    sorted_n = values_n[order_n]
-    position_n = torch.arange(len(values_n), device=values_n.device)
-    first_of_run_n = torch.searchsorted(sorted_n, sorted_n)
-    return torch.empty_like(position_n).scatter_(0, order_n, position_n - first_of_run_n)
+def occurrence_number(values_B: Tensor) -> Tensor:
+    """How many equal values come before each of `values_B`: 0 for a first occurrence, 1 for a second, ..."""
+    order_B = torch.argsort(values_B, stable=True)
+    sorted_B = values_B[order_B]
+    position_B = torch.arange(len(values_B), device=values_B.device)
+    first_of_run_B = torch.searchsorted(sorted_B, sorted_B)
+    return torch.empty_like(position_B).scatter_(0, order_B, position_B - first_of_run_B)
 
 
 def round_stochastically(values: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
