@@ -33,6 +33,8 @@ class DataConfig:
     """logical streams S a pass is cut into: a divisor of global_batch_size and a multiple of the ranks"""
     workers: int = 2
     """loader processes a rank and domain; 0 reads in the training process"""
+    max_bad_samples: int = 0
+    """pictures that cannot be decoded and are replaced, a pass and rank; one more ends the run"""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class LoggingConfig:
     """steps between lines of metrics.jsonl; every line costs one small all-reduce"""
     tensorboard: bool = True
     """write tensorboard/"""
+    figures: bool = True
+    """at the end draw figures/ and write report.html"""
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class Config:
     seed: int = 0
     """of every random choice"""
     epochs: int = 60
-    """passes over the source images with both losses"""
+    """passes over the source images with both losses; 0 is allowed after source-only epochs"""
     global_batch_size: int = 128
     """images of each domain in one step, over all ranks"""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
@@ -156,7 +160,6 @@ class Config:
             if not getattr(self, key):
                 raise UserError(f"{key}: is not set; give it in the --config file or as --{key}")
         positive = {
-            "epochs": self.epochs,
             "global_batch_size": self.global_batch_size,
             "data.streams": self.data.streams,
             "data.height": self.data.height,
@@ -174,8 +177,11 @@ class Config:
         for key, share in (("loss.target_weight", self.loss.target_weight), ("model.dropout", self.model.dropout)):
             if not 0.0 <= share < 1.0:
                 raise UserError(f"{key}: {share} must be at least 0 and below 1")
+        if self.epochs < 0 or self.epochs + self.optim.source_only_epochs < 1:
+            raise UserError(f"epochs: {self.epochs} must be above 0, or 0 after source-only epochs")
         for key, count in (
             ("data.workers", self.data.workers),
+            ("data.max_bad_samples", self.data.max_bad_samples),
             ("loss.num_neighbors", self.loss.num_neighbors),
             ("optim.source_only_epochs", self.optim.source_only_epochs),
             ("memory.momentum", self.memory.momentum),

@@ -7,6 +7,7 @@ import torch
 from ecn_dist import distributed
 from ecn_dist.config import Config
 from ecn_dist.data import ShardIndex, SplitIndex, TrainStream
+from ecn_dist.data.reader import check_shards
 from ecn_dist.ecn import ExemplarMemory
 from ecn_dist.ecn.schedules import Timeline
 from ecn_dist.engine.strategy import DataParallel, Strategy
@@ -93,6 +94,7 @@ def build_streams(
             world_size=distributed.world_size(),
             workers=config.data.workers,
             device=device,
+            max_bad_samples=config.data.max_bad_samples,
         )
 
     steps_per_epoch = stream(source, "source", 0, 0).steps_per_pass
@@ -136,5 +138,11 @@ def adaptation_stream(config: Config, split: SplitIndex, device: torch.device) -
 
 
 def open_domains(config: Config) -> tuple[ShardIndex, ShardIndex]:
-    """Source and target shard folders; a mistake on any rank is raised on all."""
-    return distributed.together(lambda: (ShardIndex.load(config.source), ShardIndex.load(config.target)))
+    """Source and target shard folders, each shard there and of its size; a mistake on any rank is raised on all."""
+
+    def load() -> tuple[ShardIndex, ShardIndex]:
+        source, target = ShardIndex.load(config.source), ShardIndex.load(config.target)
+        check_shards(source.split("train"), *target.splits.values())
+        return source, target
+
+    return distributed.together(load)

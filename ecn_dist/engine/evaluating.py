@@ -32,16 +32,7 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """The figures under the names of summary.json, as fractions."""
-        cmc = self.result.cmc
-        return {
-            "mAP": float(self.result.mAP),
-            "mAP_stepwise": float(self.result.mAP_stepwise),
-            "rank1": float(cmc[0]),
-            "rank5": float(cmc[4]),
-            "rank10": float(cmc[9]),
-            "mINP": float(self.result.mINP),
-            "num_valid_queries": int(self.result.num_valid_queries),
-        }
+        return self.result.summary() | {"num_valid_queries": self.result.num_valid_queries}
 
 
 def has_evaluation(index: ShardIndex) -> bool:
@@ -59,7 +50,14 @@ def evaluate_backbone(
     gallery = _extract(backbone, index.split("gallery"), size, precision, device)
     backbone.train(was_training)
     result = evaluate_ranking(
-        query.features, query.pids, query.camids, gallery.features, gallery.pids, gallery.camids, gallery_sharded=True
+        query.features,
+        query.pids,
+        query.camids,
+        gallery.features,
+        gallery.pids,
+        gallery.camids,
+        gallery_sharded=True,
+        camera_pairs=True,
     )
     return Evaluation(result, query, gallery)
 

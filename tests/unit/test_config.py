@@ -54,6 +54,7 @@ def test_wrong_type_names_the_key() -> None:
     ("options", "message"),
     [
         (["--epochs", "0"], "epochs: 0 must be above 0"),
+        (["--global_batch_size", "0"], "global_batch_size: 0 must be above 0"),
         (["--memory.momentum", "0.02", "--epochs", "51"], "must stay below 1"),
         (["--loss.target_weight", "1"], "below 1"),
         (["--model.weights", "none", "--model.frozen_stages", "3"], "would stay random"),
