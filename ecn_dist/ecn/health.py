@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.ecn.target_loss import TargetLoss
+from ecn_dist.ecn.target_loss import BatchDiagnostics
 
 
 class MemoryHealth(TypedDict, total=False):
@@ -28,11 +28,11 @@ def measure_health(
     written_M: Tensor,
     num_updates: int,
     refused: Tensor,
-    latest: tuple[TargetLoss, Tensor] | None,
+    latest: BatchDiagnostics | None,
     pids_N: Tensor | None,
     camids_N: Tensor | None,
 ) -> MemoryHealth:
-    """`written_M` is each row's last update (-1: none), `latest` the latest loss and its (b,) indices.
+    """`written_M` is each row's last update (-1: none), `latest` what the latest loss saw.
 
     Collective: one all-reduce, of the same size on every rank whatever is known there.
     """
@@ -49,10 +49,10 @@ def measure_health(
         "cross_camera": 0,
     }
     if latest is not None:
-        result, indices_b = latest
-        sums |= {"features": len(indices_b), "similarity": result.own_similarity_b.sum()}
+        sums |= {"features": len(latest.indices_b), "similarity": latest.own_similarity_b.sum()}
         if pids_N is not None:
-            indices_b1, neighbors_bk = indices_b.to(pids_N.device).unsqueeze(1), result.neighbors_bk.to(pids_N.device)
+            indices_b1 = latest.indices_b.to(pids_N.device).unsqueeze(1)
+            neighbors_bk = latest.neighbors_bk.to(pids_N.device)
             # A feature that is not finite has no neighbours: their numbers may then lie past the last row.
             is_other = (neighbors_bk != indices_b1) & (neighbors_bk < len(pids_N)) & (pids_N[indices_b1] >= 0)
             neighbors_bk = neighbors_bk.clamp(max=len(pids_N) - 1)

@@ -14,7 +14,7 @@ from ecn_dist.ecn.gathered import GatheredBatch
 from ecn_dist.ecn.health import MemoryHealth, measure_health
 from ecn_dist.ecn.row_update import update_rows_
 from ecn_dist.ecn.streaming import accumulation_dtype, default_chunk_bytes, summarize_rows
-from ecn_dist.ecn.target_loss import TargetLoss, combine
+from ecn_dist.ecn.target_loss import BatchDiagnostics, TargetLoss, combine
 from ecn_dist.errors import UserError
 
 ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -62,7 +62,7 @@ class ExemplarMemory:
         self._refused = torch.zeros(2, dtype=torch.int64, device=self.rows.device)  # steps: skipped, not finite
         self._pids: Tensor | None = None
         self._camids: Tensor | None = None
-        self._latest: tuple[TargetLoss, Tensor] | None = None
+        self._latest: BatchDiagnostics | None = None
 
     def gather(self, features: Tensor, indices: Tensor) -> GatheredBatch:
         """Begin to bring (b, D) `features` and (b,) int64 `indices` of all ranks together, and return at once.
@@ -120,8 +120,7 @@ class ExemplarMemory:
             num_exemplars=self.num_exemplars,
             temperature=self.temperature,
         )
-        batch, rank = len(indices_B) // distributed.world_size(), distributed.rank()
-        self._latest = result, indices_B[rank * batch : (rank + 1) * batch]
+        self._latest = result.diagnostics
         return result
 
     def _check_indices(self, indices_B: Tensor) -> None:
@@ -182,7 +181,7 @@ class ExemplarMemory:
     @property
     def neighbors(self) -> Tensor | None:
         """(b, k) global row numbers of the latest loss's neighbours, nearest first; None before the first loss."""
-        return self._latest[0].neighbors_bk if self._latest else None
+        return self._latest.neighbors_bk if self._latest else None
 
     def set_identities(self, pids: Tensor | None, camids: Tensor | None = None) -> None:
         """Give the exemplars' (N,) integer pids and camids, for `health` alone: they never enter loss or update.

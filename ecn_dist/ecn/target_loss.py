@@ -21,13 +21,21 @@ from ecn_dist.ecn.streaming import RowsSummary, first_largest
 
 
 @dataclass
+class BatchDiagnostics:
+    """What the loss saw of this rank's batch rows, kept for the log."""
+
+    indices_b: Tensor
+    own_similarity_b: Tensor  # x_i . v_{y_i}, float64
+    neighbors_bk: Tensor  # the k nearest rows, global numbers, nearest first, equals by the lower number
+
+
+@dataclass
 class TargetLoss:
-    """The target loss on one rank. All but `gradient_bD` and `loss` is for diagnostics."""
+    """The target loss on one rank."""
 
     loss: Tensor  # scalar: the mean over this rank's own batch rows
     gradient_bD: Tensor  # of `loss` with respect to this rank's features
-    own_similarity_b: Tensor  # x_i . v_{y_i}, float64
-    neighbors_bk: Tensor  # the k nearest rows, global numbers, nearest first, equals by the lower number
+    diagnostics: BatchDiagnostics
 
 
 def combine(
@@ -93,7 +101,8 @@ def combine(
             first_row,
         )
     gradient_bD = distributed.reduce_scatter_rows(gradient_BD.div_(temperature * batch))
-    return TargetLoss(loss.to(gradient_bD.dtype), gradient_bD, own_similarity_b, neighbors_bk.long())
+    diagnostics = BatchDiagnostics(indices_b, own_similarity_b, neighbors_bk.long())
+    return TargetLoss(loss.to(gradient_bD.dtype), gradient_bD, diagnostics)
 
 
 def neighbor_weights(neighbors_bk: Tensor, indices_b: Tensor) -> Tensor:
