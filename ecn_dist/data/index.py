@@ -168,7 +168,7 @@ class ShardIndex:
                 name: _load_split(name, folder, num_cameras, split, patience) for name, split in index["splits"].items()
             }
             return cls(folder, str(index["layout"]), num_cameras, tuple(map(str, index["cameras"])), splits, index)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             where = location(folder, INDEX_NAME)
             raise UserError(f"{where} is damaged ({error!r}). Pack the data set again") from error
 

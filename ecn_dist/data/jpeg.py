@@ -2,11 +2,10 @@
 
 from io import BytesIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 JPEG_QUALITY = 95
 EXIF_ORIENTATION = 0x0112
-READ_ERRORS = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class UnreadablePicture(Exception):
@@ -15,12 +14,19 @@ class UnreadablePicture(Exception):
 
 def decode(data: bytes) -> Image.Image:
     """The whole picture as RGB, upright. `UnreadablePicture` where the bytes are damaged or no picture."""
+    return _load(data)[0]
+
+
+def _load(data: bytes) -> tuple[Image.Image, bool]:
+    """The picture, and whether the bytes are a JPEG that any decoder shows just so."""
     try:
         with Image.open(BytesIO(data)) as image:
             image.load()
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except READ_ERRORS as error:
-        raise UnreadablePicture(str(error)) from error
+            upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
+            plain = image.format == "JPEG" and image.mode in ("RGB", "L") and upright
+            return (image if upright else ImageOps.exif_transpose(image)).convert("RGB"), plain
+    except Exception as error:  # PIL's readers of damaged files raise almost anything
+        raise UnreadablePicture(str(error) or type(error).__name__) from error
 
 
 def encode(image: Image.Image) -> bytes:
@@ -37,10 +43,7 @@ def as_stored(data: bytes, max_size: tuple[int, int] | None = None) -> tuple[byt
     width; it is then reduced to fit, keeping its shape), turned by an EXIF orientation, or neither RGB nor grey: not
     every decoder minds these.
     """
-    image = decode(data)
-    with Image.open(BytesIO(data)) as header:
-        plain = header.format == "JPEG" and header.mode in ("RGB", "L")
-        plain = plain and header.getexif().get(EXIF_ORIENTATION, 1) == 1
+    image, plain = _load(data)
     if max_size is not None and (image.height > max_size[0] or image.width > max_size[1]):
         scale = min(max_size[0] / image.height, max_size[1] / image.width)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

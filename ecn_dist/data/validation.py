@@ -43,11 +43,11 @@ def validate(index: ShardIndex, *, workers: int | None = None, task: Task = sile
 
     Every shard's size and checksum, every member where the sidecar says, every picture decoded, every KEY.json equal
     to its row; indices 0..n-1 each once, identities and cameras as announced, a true match from another camera for
-    every query, all style copies that were announced.
+    every query, all style copies or none.
     """
     problems = [problem for split in index.splits.values() for problem in _check_split(split, index)]
     problems += _check_queries(index)
-    problems += _check_strays(index)
+    problems += _check_folder(index)
     jobs = [job for split in index.splits.values() for job in _shard_checks(split)]
     advance = task("validating", sum(job.info.samples for job in jobs))
     pictures = sum(int(np.count_nonzero(job.members["length"])) for job in jobs)
@@ -65,7 +65,7 @@ def print_summary(index: ShardIndex) -> None:
         table.add_column(name, justify="left" if name == "split" else "right")
     for name, split in index.splits.items():
         about = index.about["splits"][name]
-        distractors = about["distractors"]
+        distractors = about.get("distractors", 0)
         copies = np.count_nonzero(split.members["length"][:, : index.num_cameras])
         row = (
             split.num_identities - bool(distractors),
@@ -78,8 +78,8 @@ def print_summary(index: ShardIndex) -> None:
         table.add_row(name, *map(str, row))
         counts = {
             "distractors": distractors,
-            "junk dropped": about["junk_dropped"],
-            "of unknown identity": about["unknown_identities"],
+            "junk dropped": about.get("junk_dropped"),
+            "of unknown identity": np.count_nonzero(split.pids == UNKNOWN_PID),
             "style copies missing": split.missing_styles if copies else 0,
         }
         if noted := [f"{count} {what}" for what, count in counts.items() if count]:
@@ -105,9 +105,10 @@ def _check_split(split: SplitIndex, index: ShardIndex) -> Iterator[str]:
         yield f"{split.name}: the identities in index.json are not in the order of their first appearance"
     if (members["length"][:, -1] == 0).any():
         yield f"{split.name}: {np.count_nonzero(members['length'][:, -1] == 0)} samples without a picture"
+    copies = int(np.count_nonzero(members["length"][:, : split.num_cameras]))
     announced = index.about["splits"][split.name].get("missing_styles")
-    if announced is not None and split.missing_styles != announced:
-        yield f"{split.name}: {split.missing_styles} style copies are missing, where index.json says {announced}"
+    if split.missing_styles and (copies or announced not in (None, split.missing_styles)):
+        yield f"{split.name}: {split.missing_styles} of {copies + split.missing_styles} style copies are missing"
     inside = (camids >= 0) & (camids < split.num_cameras)
     if (members["length"][inside, camids[inside]] != 0).any():
         yield f"{split.name}: samples with a style copy of their own camera"
@@ -133,16 +134,18 @@ def _check_queries(index: ShardIndex) -> Iterator[str]:
         yield f"query: {without.sum()} of {len(query)} have no true match from another camera in the gallery: {some}"
 
 
-def _check_strays(index: ShardIndex) -> Iterator[str]:
-    """Tar files beside the shards, which a glob over the folder would read too."""
+def _check_folder(index: ShardIndex) -> Iterator[str]:
+    """Splits and cameras that cannot be, and tar files beside the shards, which a glob over the folder would read."""
+    if unknown := sorted(set(index.splits) - set(SPLITS)):
+        yield f"unknown splits: {first_few(unknown)}"
+    if len(index.cameras) != index.num_cameras:
+        yield f"index.json names {len(index.cameras)} cameras, and says that there are {index.num_cameras}"
     if is_url(index.folder):
         return
     names = {shard.name for split in index.splits.values() for shard in split.shards}
     strays = sorted(path.name for path in Path(index.folder).glob("*.tar") if path.name not in names)
     if strays:
         yield f"{len(strays)} tar files are not in index.json: {first_few(strays)}"
-    if unknown := sorted(set(index.splits) - set(SPLITS)):
-        yield f"unknown splits: {first_few(unknown)}"
 
 
 def _shard_checks(split: SplitIndex) -> Iterator[ShardCheck]:

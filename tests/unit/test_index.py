@@ -184,6 +184,13 @@ def test_a_lacking_key_is_damage(folder: Path, key: str) -> None:
         ShardIndex.load(str(folder))
 
 
+@pytest.mark.parametrize("value", ["many", -3, None, 10**30])
+def test_a_value_that_cannot_be_is_damage(folder: Path, value: object) -> None:
+    write_index(folder, read_json(folder) | {"num_cameras": value})
+    with pytest.raises(UserError, match="is damaged"):
+        ShardIndex.load(str(folder))
+
+
 def test_missing_sidecar(folder: Path) -> None:
     (folder / "train.members.npy").unlink()
     with pytest.raises(UserError, match=r"train\.members\.npy is missing"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -185,6 +186,14 @@ def test_a_killed_pack_is_no_obstacle(market: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*99.tar"))
 
 
+def test_an_output_that_cannot_be_written(market: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"file is a file; name a folder"):
+        pack_folder(market, tmp_path / "file")
+    with pytest.raises(UserError, match=r"cannot write .*file/shards"):
+        pack_folder(market, tmp_path / "file" / "shards")
+
+
 def test_queries_without_any_match_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "data"
     write_picture(root / "query/0001_c1s1_000000_00.jpg", (1,))
@@ -332,3 +341,19 @@ def test_wrong_options(tmp_path: Path, wrong: list[str], capsys: pytest.CaptureF
         pack_main.main([*arguments, *wrong])
     assert end.value.code == 2
     assert wrong[1] in capsys.readouterr().err
+
+
+def test_the_documents_reader(packed: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines that docs/data.md gives to read shards with plain webdataset."""
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "market").symlink_to(packed.folder)
+    monkeypatch.chdir(tmp_path)
+    printed: list[tuple] = []
+    exec(code, {"print": lambda *values: printed.append(values)})
+    split = packed.split("train")
+    assert [values[:3] for values in printed] == list(
+        zip(split.indices.tolist(), split.pids.tolist(), split.camids.tolist(), strict=True)
+    )
+    assert {values[4:] for values in printed} == {((16, 32), 2)}
