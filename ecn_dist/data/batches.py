@@ -3,12 +3,14 @@
 b pictures of this rank, H x W network input.
 """
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from ecn_dist.data import transforms
 from ecn_dist.data.draws import Draws
@@ -34,13 +36,18 @@ class RawBatch(NamedTuple):
 
 
 class Batches(Dataset[RawBatch]):
-    """Item t: one rank's pictures of step t."""
+    """Item t: one rank's pictures of step t. Outside of loader workers its pixels last until the next item is made.
+
+    Fresh memory costs nearly as much as decoding (the system clears it page by page), so buffers serve again where
+    that is safe.
+    """
 
     def __init__(self, split: SplitIndex, height: int, width: int, reader: ShardReader) -> None:
         self.split = split
         self.height, self.width = height, width
         self.reader = reader
         self._buffer = np.empty(FIRST_BUFFER_BYTES, dtype=np.uint8)
+        self._pixels = torch.empty(0, dtype=torch.uint8)
 
     def rows(self, step: int) -> np.ndarray:
         """(b,) the rows of the split's members in step t."""
@@ -60,7 +67,9 @@ class Batches(Dataset[RawBatch]):
 
     def failed(self, step: int, error: str) -> RawBatch:
         """A batch in the shape of step t's, with zeros for data."""
-        return self._empty(step)._replace(error=error)
+        batch = self._empty(step)
+        batch.pixels_bHW3.zero_()
+        return batch._replace(error=error)
 
     def __getitem__(self, step: int) -> RawBatch:
         batch = self._empty(step)
@@ -71,7 +80,13 @@ class Batches(Dataset[RawBatch]):
 
     def _empty(self, step: int) -> RawBatch:
         b = self.num_pictures(step)
-        pixels_bHW3 = torch.zeros((b, self.height, self.width, 3), dtype=torch.uint8)
+        shape = (b, self.height, self.width, 3)
+        if get_worker_info() is None:
+            if self._pixels.numel() < math.prod(shape):
+                self._pixels = torch.empty(shape, dtype=torch.uint8)
+            pixels_bHW3 = self._pixels.view(-1)[: math.prod(shape)].view(shape)
+        else:
+            pixels_bHW3 = torch.empty(shape, dtype=torch.uint8)
         return RawBatch(pixels_bHW3, np.zeros((4, b), dtype=np.int64), np.zeros((b, 4), dtype=np.int64))
 
     def _decode(self, data: bytes) -> Tensor:
@@ -122,26 +137,31 @@ class TrainBatches(Batches):
         return step // self.plan.steps_per_pass
 
     def fill(self, step: int, batch: RawBatch) -> int:
-        pass_number = self.pass_of(step)
         rows_b = self.rows(step)
-        members_b = self.split.members[rows_b]
-        chosen = [self._choose(member, pass_number) for member in members_b]
-        data_b = self.reader.read_batch(self.split, rows_b, [slot for slot, _ in chosen])
-        skipped = 0
-        for place, (data, (slot, draws)) in enumerate(zip(data_b, chosen, strict=True)):
-            try:
-                pixels_hw3 = self._decode(data)
-            except UnreadablePicture as error:
-                pixels_hw3, rows_b[place], draws = self._replacement(int(rows_b[place]), slot, pass_number, error)
-                skipped += 1
+        shown_b = rows_b.copy()
+        for place, (row, pixels_hw3, draws) in enumerate(self.pictures(rows_b, self.pass_of(step))):
+            shown_b[place] = row
             box = transforms.crop_box(draws, pixels_hw3.shape[0], pixels_hw3.shape[1])
             flip = draws[transforms.FLIP] < transforms.FLIP_PROBABILITY
             transforms.resize_into(batch.pixels_bHW3[place], pixels_hw3, box, flip)
             batch.boxes_b4[place] = transforms.erase_box(draws, self.random_erasing, self.height, self.width)
-        if skipped:
-            members_b = self.split.members[rows_b]
+        members_b = self.split.members[shown_b]
         batch.samples_4b[:] = self._labels(members_b["pid"]), members_b["pid"], members_b["camid"], members_b["index"]
-        return skipped
+        return int(np.count_nonzero(shown_b != rows_b))
+
+    def pictures(self, rows_b: np.ndarray, pass_number: int) -> Iterator[tuple[int, Tensor, list[float]]]:
+        """The row, (h, w, 3) uint8 pixels and draws of each sample in turn; another row where one had to be replaced.
+
+        The pixels are valid until the next are asked for.
+        """
+        chosen = [self._choose(member, pass_number) for member in self.split.members[rows_b]]
+        data_b = self.reader.read_batch(self.split, rows_b, [slot for slot, _ in chosen])
+        for row, data, (slot, draws) in zip(rows_b.tolist(), data_b, chosen, strict=True):
+            try:
+                pixels_hw3 = self._decode(data)
+            except UnreadablePicture as error:
+                row, pixels_hw3, draws = self._replacement(row, slot, pass_number, error)
+            yield row, pixels_hw3, draws
 
     def _choose(self, member: np.void, pass_number: int) -> tuple[int, list[float]]:
         """Which of the sample's pictures this pass shows, and the draws that say how."""
@@ -154,14 +174,14 @@ class TrainBatches(Batches):
 
     def _replacement(
         self, row: int, slot: int, pass_number: int, error: UnreadablePicture
-    ) -> tuple[Tensor, int, list[float]]:
-        """The next sample in stored order that can be decoded: its pixels, row and draws."""
+    ) -> tuple[int, Tensor, list[float]]:
+        """The next sample in stored order that can be decoded: its row, pixels and draws."""
         if self.replace_bad:
             for further in range(1, MAX_REPLACEMENTS + 1):
                 other = (row + further) % len(self.split)
                 other_slot, draws = self._choose(self.split.members[other], pass_number)
                 try:
-                    return self._decode(self.reader.read(self.split, other, other_slot)), other, draws
+                    return other, self._decode(self.reader.read(self.split, other, other_slot)), draws
                 except UnreadablePicture:
                     continue
         raise self.reader.picture_error(self.split, row, slot, error) from error

@@ -7,6 +7,19 @@ change from one version to the next, as it does not promise for `Generator.permu
 """
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import DTypeLike
+
+
+class _Key(ISeedSequence):
+    """Philox's key as a seed sequence: given as a plain `key`, NumPy also asks the system for entropy, and drops it."""
+
+    def __init__(self, words_2: np.ndarray) -> None:
+        self.words_2 = words_2
+
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint32) -> np.ndarray:
+        assert (n_words, dtype) == (2, np.uint64)
+        return self.words_2
 
 
 class Draws:
@@ -20,10 +33,11 @@ class Draws:
 
     def __init__(self, seed: int, domain: str, purpose: str) -> None:
         entropy = [seed, *f"{domain}/{purpose}".encode()]
-        self._key = np.random.SeedSequence(entropy).generate_state(2, np.uint64)
+        self._key = _Key(np.random.SeedSequence(entropy).generate_state(2, np.uint64))
 
     def _raw(self, count: int, address: tuple[int, int, int]) -> np.ndarray:
-        return np.random.Philox(counter=[0, *address], key=self._key).random_raw(count)
+        generator = np.random.Philox(self._key, counter=[0, *address])  # type: ignore[arg-type]  # any ISeedSequence
+        return generator.random_raw(count)
 
     def uniforms(self, count: int, address: tuple[int, int, int]) -> np.ndarray:
         """(count,) float64 in [0, 1), with 53 random bits each."""

@@ -141,8 +141,9 @@ def resize_into(out_HW3: Tensor, pixels_hw3: Tensor, box: Box | None = None, fli
     if flip:
         pixels_hw3 = pixels_hw3.flip(1)
     size = (out_HW3.shape[0], out_HW3.shape[1])
-    resized_13HW = F.interpolate(pixels_hw3.permute(2, 0, 1).unsqueeze(0), size, mode=mode, antialias=True)
-    out_HW3.copy_(resized_13HW[0].permute(1, 2, 0))
+    # In this order of operations torch sees that the channels come last, and need not rearrange them.
+    resized_13HW = F.interpolate(pixels_hw3.unsqueeze(0).permute(0, 3, 1, 2), size, mode=mode, antialias=True)
+    out_HW3.copy_(resized_13HW.permute(0, 2, 3, 1)[0])
 
 
 def normalise_and_erase(pixels_bHW3: Tensor, boxes: Sequence[Box] | np.ndarray | None = None) -> Tensor:
