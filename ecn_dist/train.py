@@ -17,8 +17,9 @@ from ecn_dist import distributed
 from ecn_dist.command import command
 from ecn_dist.config import Config
 from ecn_dist.data import ShardIndex
-from ecn_dist.engine import building, run_folder, tracking
+from ecn_dist.engine import building, dry_run, run_folder, tracking
 from ecn_dist.engine.evaluating import Evaluation, InputSize, evaluate_backbone, has_evaluation
+from ecn_dist.engine.figures import write_figures
 from ecn_dist.engine.tracking import log
 from ecn_dist.engine.trainer import Trainer
 from ecn_dist.models import export_weights
@@ -28,8 +29,12 @@ DESCRIPTION = "Train ECN on a labelled source and an unlabelled target domain."
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    config = configuration.parse(argv, "ecn-dist train", DESCRIPTION)
+    dry_run_options, argv = dry_run.split_options(sys.argv[1:] if argv is None else argv)
+    config = configuration.parse(argv, "ecn-dist train", f"{DESCRIPTION} {dry_run.HELP}")
     config.check()
+    if dry_run_options is not None:
+        dry_run.run(config, dry_run_options)
+        return 0
     device = distributed.resolve_device(config.device)
     distributed.start(device, config.timeout_seconds)
     config.check_ranks(distributed.world_size())
@@ -40,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     trainer = build_trainer(config, source, target, device, output_dir)
     if checkpoint is not None:
         trainer.resume(checkpoint)
-    train(config, trainer, target, device)
+    train(config, trainer, source, target, device)
     return 0
 
 
@@ -66,8 +71,8 @@ def build_trainer(
     return Trainer(config, strategy, memory, timeline, streams, output_dir)
 
 
-def train(config: Config, trainer: Trainer, target: ShardIndex, device: torch.device) -> None:
-    """Train to the end, evaluate, and write summary.json and the exported weights. Collective."""
+def train(config: Config, trainer: Trainer, source: ShardIndex, target: ShardIndex, device: torch.device) -> None:
+    """Train to the end, evaluate, and write exported weights, summary.json, figures and report. Collective."""
     output_dir = Path(config.output_dir)
     size = InputSize(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
 
@@ -90,15 +95,17 @@ def train(config: Config, trainer: Trainer, target: ShardIndex, device: torch.de
         "images_per_second": trainer.images_since(first_step) / wall_seconds,
         "skipped_steps": trainer.skipped_steps,
     }
-    if has_evaluation(target):
-        evaluation = evaluate()
+    evaluation = evaluate() if has_evaluation(target) else None
+    if evaluation is None:
+        log.info("the target has no query and gallery, so there is nothing to evaluate on")
+    else:
         summary["evaluation"] = evaluation.summary()
         log.info("result: %s", tracking.describe(summary["evaluation"]))
-    else:
-        log.info("the target has no query and gallery, so there is nothing to evaluate on")
     if distributed.is_main():
         export_weights(trainer.strategy.network, output_dir / run_folder.WEIGHTS)
         run_folder.write_summary(output_dir, summary)
+    if evaluation is not None and config.logging.figures:
+        write_figures(output_dir, evaluation, source, target)
     distributed.barrier()
 
 

@@ -1,0 +1,217 @@
+"""The demo: synthetic domains -> shards -> training with and without the method -> a table, pictures, a report.
+
+Every step runs the project's own commands, as a user would; each is printed.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ecn_dist.command import command
+from ecn_dist.errors import UserError
+from ecn_dist.evaluation.comparison import Comparison
+from ecn_dist.evaluation.report import write_report
+from ecn_dist.evaluation.run_folder import read_run
+
+CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+ABLATION_SEEDS = 3
+Evaluation = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what is trained on from the common start, or how the start itself is evaluated."""
+
+    name: str
+    meaning: str
+    folder: str
+    options: tuple[str, ...] = ()
+    trains: bool = True
+
+
+SOURCE_ONLY = Row("source only", "trained on the source alone", "source_only", trains=False)
+ADABN = Row(
+    "source only, AdaBN",
+    "the same, BatchNorm statistics of the target",
+    "source_only",
+    ("--adapt_batchnorm",),
+    trains=False,
+)
+CONTROL = Row("control", "target passes, no target loss (lambda = 0)", "control", ("--loss.target_weight", "0"))
+E = Row("E", "exemplar", "E", ("--data.camera_style", "false", "--loss.num_neighbors", "0"))
+E_C = Row("E + C", "exemplar, camera", "EC", ("--loss.num_neighbors", "0"))
+E_N = Row("E + N", "exemplar, neighbours", "EN", ("--data.camera_style", "false"))
+E_C_N = Row("E + C + N", "exemplar, camera, neighbours", "ECN")
+DEMO_ROWS = (SOURCE_ONLY, CONTROL, E_C_N)
+ABLATION_ROWS = (SOURCE_ONLY, ADABN, CONTROL, E, E_C, E_N, E_C_N)
+
+COLUMNS = {"mAP": "mAP (trapezoid)", "mAP_stepwise": "mAP (step-wise)", "rank1": "rank-1", "rank5": "rank-5"}
+
+
+class Demo:
+    """The demo on one seed of the data, in one folder."""
+
+    def __init__(self, folder: Path, seed: int, ranks: int, test_split: str, config: Path) -> None:
+        self.folder = folder
+        self.seed = seed
+        self.ranks = ranks
+        self.test_split = test_split
+        self.config = config
+
+    def run(self, rows: Sequence[Row]) -> dict[str, Evaluation]:
+        """Data, shards, the common start, then every row; what an earlier call finished is taken as it is."""
+        self._make_shards()
+        start = self._train(SOURCE_ONLY, "--epochs", "0")
+        return {row.name: self._train_row(row, start) if row.trains else self._evaluate(row, start) for row in rows}
+
+    def _make_shards(self) -> None:
+        for domain, styles in (("source", "none"), ("target", "histogram")):
+            data, shards = self.folder / "data" / domain, self.folder / "shards" / domain
+            if (shards / "index.json").is_file():
+                continue
+            say(f"{domain}: drawing pictures, packing them into shards")
+            drawing = ["--domain", domain, "--seed", str(self.seed), "--test_split", self.test_split]
+            execute("-m", "ecn_dist.synthesize", *drawing, "--output", str(data))
+            packing = ["--layout", "market", "--input", str(data), "--output", str(shards)]
+            execute("-m", "ecn_dist.pack", *packing, "--camera_style", styles)
+
+    def _train_row(self, row: Row, start: Path) -> Evaluation:
+        weights = ["--model.weights", str(start / "weights.safetensors"), "--optim.source_only_epochs", "0"]
+        return dict(read_run(self._train(row, *weights)).evaluation)
+
+    def _train(self, row: Row, *options: str) -> Path:
+        run = self.folder / row.folder
+        if not (run / "summary.json").is_file():
+            say(f"training: {row.meaning}")
+            places = ["--config", str(self.config), *self._shard_options(), "--output_dir", str(run)]
+            execute(*self._torchrun("ecn_dist.train"), *places, "--seed", str(self.seed), *row.options, *options)
+        return run
+
+    def _evaluate(self, row: Row, start: Path) -> Evaluation:
+        if not row.options:
+            return dict(read_run(start).evaluation)
+        output = self.folder / "adabn.json"
+        say(f"evaluating: {row.meaning}")
+        places = ["--checkpoint", str(start), "--data", str(self.folder / "shards" / "target"), "--output", str(output)]
+        execute(*self._torchrun("ecn_dist.evaluate"), *places, "--workers", "0", *row.options)
+        return json.loads(output.read_text(encoding="utf-8"))
+
+    def _shard_options(self) -> list[str]:
+        shards = self.folder / "shards"
+        return ["--source", str(shards / "source"), "--target", str(shards / "target")]
+
+    def _torchrun(self, module: str) -> list[str]:
+        return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}", "-m", module]
+
+
+def say(text: str) -> None:
+    print(f"\n==> {text}", flush=True)
+
+
+def execute(*args: str) -> None:
+    """Run one of the project's commands, shown as a user would type it. Raises `UserError` where it fails."""
+    shown = shlex.join(args).replace("-m torch.distributed.run", "torchrun", 1)
+    print("$", shown if shown.startswith("torchrun") else f"python {shown}", flush=True)
+    finished = subprocess.run([sys.executable, *args], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    if finished.returncode != 0:
+        raise UserError(f"the command above ended with status {finished.returncode}; what it printed says why")
+
+
+def as_table(results: dict[str, list[Evaluation]], rows: Sequence[Row]) -> Table:
+    """Percent; over several seeds the mean and, behind the sign, the standard deviation."""
+    table = Table(title="target domain, test identities (percent)")
+    table.add_column("")
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right")
+    table.add_column("what it is")
+    for row in rows:
+        cells = [as_cell([evaluation[key] for evaluation in results[row.name]]) for key in COLUMNS]
+        table.add_row(row.name, *cells, row.meaning)
+    return table
+
+
+def as_cell(values: list[float]) -> str:
+    mean = f"{100 * statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def as_markdown(results: dict[str, list[Evaluation]], rows: Sequence[Row], command_line: str) -> str:
+    """docs/ablation.md: the table of means, the mAP of every seed, and what gave them."""
+    seeds = len(next(iter(results.values())))
+    lines = [
+        "# Ablation on the synthetic domains",
+        "",
+        f"Made by `{command_line}`: {seeds} seeds, each with data, initial weights and order of its own. Every row but",
+        "the first two trains on from that seed's source-only network. Test identities; percent; mean ± standard",
+        "deviation over the seeds.",
+        "",
+        f"| | {' | '.join(COLUMNS.values())} | what it is |",
+        f"|---|{'---:|' * len(COLUMNS)}---|",
+    ]
+    for row in rows:
+        cells = [as_cell([evaluation[key] for evaluation in results[row.name]]) for key in COLUMNS]
+        lines.append(f"| {row.name} | {' | '.join(cells)} | {row.meaning} |")
+    lines += ["", "mAP (trapezoid) of each seed:", "", f"| | {' | '.join(f'seed {seed}' for seed in range(seeds))} |"]
+    lines.append(f"|---|{'---:|' * seeds}")
+    for row in rows:
+        each = " | ".join(as_cell([found["mAP"]]) for found in results[row.name])
+        lines.append(f"| {row.name} | {each} |")
+    return "\n".join(lines) + "\n"
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    options = parse(argv)
+    rows = ABLATION_ROWS if options.ablation else DEMO_ROWS
+    seeds = range(ABLATION_SEEDS if options.ablation else 1)
+    started = time.monotonic()
+    results: dict[str, list[Evaluation]] = {row.name: [] for row in rows}
+    for seed in seeds:
+        folder = options.output_dir / f"seed-{seed}" if options.ablation else options.output_dir
+        found = Demo(folder, options.seed + seed, options.ranks, options.test_split, options.config).run(rows)
+        for name, evaluation in found.items():
+            results[name].append(evaluation)
+        report = write_report(folder / E_C_N.folder, comparison=Comparison({n: [e] for n, e in found.items()}))
+    print()
+    Console().print(as_table(results, rows))
+    if options.table:
+        options.table.write_text(as_markdown(results, rows, "make ablation"), encoding="utf-8")
+        print(f"table:    {options.table}")
+    print(f"pictures: {report.parent / 'figures'}")
+    print(f"report:   {report}")
+    print(f"done in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="ecn-dist demo", description=__doc__)
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="where it all goes"
+    )
+    parser.add_argument("--ablation", action="store_true", help=f"every row of the table, over {ABLATION_SEEDS} seeds")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="also write the table to this Markdown file")
+    parser.add_argument("--seed", type=int, default=0, help="of data and training; the first one with --ablation")
+    parser.add_argument("--ranks", type=int, default=min(2, os.cpu_count() or 1), help="processes that train")
+    parser.add_argument("--config", type=Path, default=CONFIG, metavar="YAML", help="the recipe (configs/demo.yaml)")
+    parser.add_argument(
+        "--test_split",
+        choices=("test", "validation"),
+        default="test",
+        help="which people are evaluated on; settings are chosen on validation, and reported on test",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
