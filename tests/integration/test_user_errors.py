@@ -1,0 +1,67 @@
+"""Mistakes of a user: one clear text, on rank 0 only, exit status other than 0, nothing lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ecn_dist.models import Backbone, ReIDNetwork, export_weights
+from ecn_dist.train import main as train
+from tests.integration.conftest import Domains, Torchrun
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """What `train` prints when it refuses `options`."""
+    capsys.readouterr()
+    assert train(list(options)) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert "Traceback" not in shown
+    return shown
+
+
+def test_missing_shard_folder(small_domains: Domains, tmp_path: Path, capsys) -> None:
+    options = [*small_domains.options, "--output_dir", str(tmp_path / "run"), "--target", str(tmp_path / "absent")]
+    shown = error_of(capsys, *options)
+    assert str(tmp_path / "absent") in shown
+    assert "pack" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_do_not_fit(small_domains: Domains, tmp_path: Path, capsys) -> None:
+    network = ReIDNetwork(Backbone("resnet18", 64, 32), embedding_dim=256, num_identities=50)
+    export_weights(network, tmp_path / "weights.safetensors")
+    options = [*small_domains.options, "--output_dir", str(tmp_path / "run")]
+    shown = error_of(capsys, *options, "--model.weights", str(tmp_path / "weights.safetensors"))
+    assert "does not fit small_resnet" in shown
+
+
+def test_output_folder_of_another_run(small_domains: Domains, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    short = ["--epochs", "0", "--optim.source_only_epochs", "1", "--logging.figures", "false"]
+    options = [*small_domains.options, *short, "--output_dir", str(run)]
+    assert train(options) == 0
+    before = (run / "summary.json").read_bytes()
+    assert "0.06" in error_of(capsys, *options, "--optim.lr", "0.06")
+    assert "already holds a run" in error_of(capsys, *options, "--resume", "never")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("precious")
+    assert "no run" in error_of(capsys, *small_domains.options, "--output_dir", str(tmp_path / "full"))
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "precious"
+    assert (run / "summary.json").read_bytes() == before
+    assert 0 <= json.loads(before)["evaluation"]["mAP"] <= 1
+
+
+def test_style_copies_asked_for_and_not_there(small_domains: Domains, tmp_path: Path, capsys) -> None:
+    options = [*small_domains.options, "--output_dir", str(tmp_path / "run"), "--target", str(small_domains.source)]
+    assert "--camera_style histogram" in error_of(capsys, *options)
+
+
+def test_ranks_that_do_not_divide_the_batch_speak_once(
+    torchrun: Torchrun, small_domains: Domains, tmp_path: Path
+) -> None:
+    options = [*small_domains.options, "--output_dir", str(tmp_path / "run"), "--global_batch_size", "59"]
+    finished = torchrun(2, "-m", "ecn_dist.train", *options, check=False)
+    assert finished.returncode != 0
+    assert finished.stderr.count("59 does not divide by 2 ranks") == 1
+    assert not (tmp_path / "run").exists()
