@@ -1,8 +1,14 @@
-"""Retrieval metrics: CMC, mAP and mINP of queries against a gallery (METHOD.md, "Evaluation").
+"""Retrieval metrics of queries against a gallery: mAP, CMC, mINP and more (METHOD.md, "Evaluation").
 
-Shape letters: Q queries, G gallery pictures, D feature length, K CMC length.
+Exact, in bounded memory: true matches first, then exact counts of the pictures before them (counting.py), then the
+figures (measures.py). Queries never all meet all gallery features at once: a rank multiplies blocks of queries with
+chunks of its own part of the gallery, and the counts add up.
+
+Shape letters: Q queries, G gallery pictures, D feature length, C cameras, K CMC length, L recall levels, R queries of
+a block, n pictures of a chunk, B buckets.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,22 +16,59 @@ import torch
 from torch import Tensor
 
 from ecn_dist import distributed
+from ecn_dist.distributed import RowPartition
 from ecn_dist.errors import UserError
+from ecn_dist.evaluation.counting import ALIGNMENT, Closer, Gallery, count_closer
+from ecn_dist.evaluation.distances import PairDistances, ProductSpace, full_precision
+from ecn_dist.evaluation.inputs import Pictures, agree
+from ecn_dist.evaluation.matches import Labels, TrueMatches, gather_true_matches
+from ecn_dist.evaluation.measures import measure, only_group
+from ecn_dist.evaluation.verification import ClosestFalsePairs, num_accepted, true_positive_rates
+
+MEMORY_BUDGET = 256 * 2**20
+MAX_BLOCK = 2048  # queries; more gain nothing
+BYTES_PER_ENTRY = 24  # of a product, with all that is derived from it
+MIN_CMC = 50
+NUM_RECALL_LEVELS = 101
+
+
+@dataclass(frozen=True)
+class CameraPairs:
+    """The ranking of one camera's gallery pictures alone for one camera's queries; [query camera, gallery camera].
+
+    NaN where no query has a true match, so on the diagonal, whose true matches are junk. mAP by the trapezoid rule.
+    """
+
+    camids: np.ndarray  # (C,)
+    mAP: np.ndarray  # (C, C)
+    rank1: np.ndarray  # (C, C)
+    num_valid_queries: np.ndarray  # (C, C) int64
 
 
 @dataclass(frozen=True)
 class RankingResult:
-    """What `evaluate_ranking` measures; shares are fractions in 0..1.
+    """What `evaluate_ranking` measures; all shares are fractions in 0..1.
 
     mAP is the published figure (area under the precision-recall curve by the trapezoid rule), mAP_stepwise the average
-    precision of most other toolboxes, mINP that of Ye et al., TPAMI 2021. `cmc[k - 1]` is rank-k.
+    precision of most other toolboxes, mINP that of Ye et al. (TPAMI 2021). `cmc[k - 1]` is rank-k.
     """
 
     mAP: float
     mAP_stepwise: float
     mINP: float
-    cmc: np.ndarray
+    cmc: np.ndarray  # (K,)
     num_valid_queries: int
+    average_precision: np.ndarray  # (Q,) by the trapezoid rule; NaN for a query without a true match
+    first_match_rank: np.ndarray  # (Q,) rank of the first true match, from 1; NaN without one
+    recall_levels: np.ndarray  # (L,) 0..1
+    precision_at_recall: np.ndarray  # (L,) mean over queries of the highest precision at this recall or beyond
+    true_positive_rates: dict[float, float]  # by false positive rate, over all pairs of query and gallery picture
+    camera_pairs: CameraPairs | None
+
+    def summary(self) -> dict[str, float]:
+        """The figures of a run's summary: mAP, mAP_stepwise, rank1, rank5, rank10, mINP."""
+        ranks = {f"rank{k}": float(self.cmc[k - 1]) for k in (1, 5, 10)}
+        return {"mAP": self.mAP, "mAP_stepwise": self.mAP_stepwise, **ranks, "mINP": self.mINP}
 
 
 def evaluate_ranking(
@@ -37,53 +80,166 @@ def evaluate_ranking(
     gallery_camids: Tensor | None,
     *,
     gallery_sharded: bool = False,
-    max_rank: int = 50,
+    max_rank: int = MIN_CMC,
+    false_positive_rates: Sequence[float] = (1e-3, 1e-4),
+    camera_pairs: bool = False,
+    device: torch.device | str | None = None,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> RankingResult:
-    """Rank the gallery for every query by Euclidean distance and measure the ranking.
+    """Rank the gallery for every query by Euclidean distance and measure the ranking; the same result on every rank.
 
     Features are (Q, D) and (G, D) floats, used as given; pids and camids are (Q,) and (G,) integers. Gallery pictures
-    with the query's pid and camid are left out (with camids None: nothing is). A query without a true match is not
-    counted; where none has one, a `UserError` is raised on every rank. With `gallery_sharded` each rank gives its own
-    part of the gallery, in rank order; else every rank gives the same. Collectives: gathers of the gallery's parts.
+    with the query's pid and camid are junk and left out; with camids None, for data without cameras, nothing is.
+    Queries without a true match are not counted. The areas take equal distances as one threshold, as scikit-learn
+    does; CMC and mINP take them in gallery order. Distances are those of float64 arithmetic on the features, whatever
+    their type, the device and the number of ranks.
+
+    Every rank gives the same queries and the same gallery (and each works on a part), or with `gallery_sharded` its
+    own part of the gallery, in rank order, at times empty. `device` is where to compute, by default where the
+    gallery's features are; features may lie elsewhere and are moved in chunks. `memory_budget` (bytes) bounds the
+    chunks' memory; the false positive rates need about 60 bytes more for each pair that the largest of them accepts.
+    `camera_pairs` adds the table of rankings by camera. The CMC has max(max_rank, 50) entries.
+
+    Raises `UserError`, on every rank: features and labels that do not fit each other, features that are not finite, no
+    query with a true match. Collectives: of the labels' facts, then for each block of queries a gather of its true
+    matches and a sum of counts; never of features.
     """
-    if (query_camids is None) != (gallery_camids is None):
-        raise UserError("evaluate_ranking: camids are given for one of query and gallery; give both or neither")
-    if query_camids is None or gallery_camids is None:
-        query_camids = torch.zeros_like(query_pids)
-        gallery_camids = torch.ones_like(gallery_pids)
-    if gallery_sharded:
-        parts = distributed.gather_objects((gallery_features.cpu(), gallery_pids.cpu(), gallery_camids.cpu()))
-        gallery_features, gallery_pids, gallery_camids = (torch.cat(part) for part in zip(*parts, strict=True))
-    gallery = gallery_features.detach().cpu().numpy().astype(np.float64)
-    pids, camids = gallery_pids.cpu().numpy(), gallery_camids.cpu().numpy()
-    rows = []
-    for query, pid, camid in zip(
-        query_features.detach().cpu().double().numpy(), query_pids.tolist(), query_camids.tolist(), strict=True
-    ):
-        kept = ~((pids == pid) & (camids == camid))
-        match = (pids == pid)[kept]
-        if match.any():
-            rows.append(_measure(((gallery[kept] - query) ** 2).sum(1), match))
-    if not rows:
-        raise UserError("evaluate_ranking: no query has a true match in the gallery; check the pids and camids")
-    trapezoid, stepwise, inverse, first = np.array(rows).T
-    cmc = np.array([(first < k).mean() for k in range(1, max(max_rank, 50) + 1)])
-    return RankingResult(float(trapezoid.mean()), float(stepwise.mean()), float(inverse.mean()), cmc, len(rows))
+    device = torch.device(device) if device is not None else gallery_features.device
+    with full_precision(device):
+        query = Pictures.of("query", query_features, query_pids, query_camids, device)
+        gallery = Pictures.of("gallery", gallery_features, gallery_pids, gallery_camids, device)
+        if not gallery_sharded:
+            part = RowPartition(len(gallery.pids), distributed.world_size())
+            gallery = gallery.rows(slice(part.start(distributed.rank()), part.stop(distributed.rank())))
+        first_position, cameras = agree(query, gallery, camera_pairs)
+        evaluation = _Evaluation(query, gallery, first_position, cameras, camera_pairs, memory_budget)
+        return evaluation.run(max(max_rank, MIN_CMC), false_positive_rates)
 
 
-def _measure(distance: np.ndarray, match: np.ndarray) -> tuple[float, float, float, int]:
-    """One query: the two areas, the inverse negative penalty, and the 0-based rank of the first true match."""
-    order = np.argsort(distance, kind="stable")
-    distance, match = distance[order], match[order]
-    true_so_far = np.cumsum(match)
-    last_of_tie = np.append(distance[1:] != distance[:-1], True)
-    recall = np.append(0.0, true_so_far[last_of_tie] / true_so_far[-1])
-    precision = np.append(1.0, true_so_far[last_of_tie] / (np.flatnonzero(last_of_tie) + 1))
-    width = np.diff(recall)
-    ranks = np.flatnonzero(match)
-    return (
-        float((width * (precision[1:] + precision[:-1]) / 2).sum()),
-        float((width * precision[1:]).sum()),
-        len(ranks) / float(ranks[-1] + 1),
-        int(ranks[0]),
-    )
+class _Evaluation:
+    """One call of `evaluate_ranking`: what its blocks of queries share."""
+
+    def __init__(
+        self, query: Pictures, gallery: Pictures, first_position: int, camids: Tensor, by_camera: bool, budget: int
+    ) -> None:
+        self.device = query.pids.device
+        if query.camids is None or gallery.camids is None:  # without cameras: as if no camera saw both
+            cameras = torch.zeros_like(query.pids), torch.ones_like(gallery.pids)
+        else:
+            cameras = torch.searchsorted(camids, query.camids), torch.searchsorted(camids, gallery.camids)
+        self.camids, self.by_camera, self.budget = camids, by_camera, budget
+        self.labels = Labels(query.pids, cameras[0], gallery.pids, cameras[1])
+        self.num_true = self.labels.count_true()
+        if not self.num_true.any():
+            raise UserError(
+                f"none of the {len(query.pids)} queries has a true match (same pid, other camid) in the gallery; "
+                "check that pids and camids of both come from the same data set",
+                on_all_ranks=True,
+            )
+        self.dim = query.features.shape[1]
+        self.largest_block = max(1, min(MAX_BLOCK, budget // 2 // self._bytes_per_query(1)))
+        self.chunk = budget // 2 // (8 * self.dim + BYTES_PER_ENTRY * self.largest_block) // ALIGNMENT * ALIGNMENT
+        self.chunk = max(ALIGNMENT, self.chunk)
+        self.space = ProductSpace(query.features, gallery.features, self.device, self.chunk)
+        self.distances = PairDistances(query.features, gallery.features, self.device)
+        self.gallery = Gallery.plan(
+            len(gallery.pids), cameras[1] if by_camera else None, len(camids), self.chunk, first_position
+        )
+        self.scratch = (
+            torch.empty((self.chunk, self.dim + 2), device=self.device),
+            torch.empty(self.largest_block * self.chunk, device=self.device),
+        )
+
+    def run(self, num_ranks: int, false_positive_rates: Sequence[float]) -> RankingResult:
+        valid = self.num_true > 0
+        num_queries, num_cameras, num_valid = len(valid), len(self.camids), int(valid.sum())
+        figures = torch.full((4, num_queries), torch.nan, dtype=torch.float64, device=self.device)
+        precision = torch.zeros(NUM_RECALL_LEVELS, dtype=torch.float64, device=self.device)
+        pair_sums = torch.zeros((3, num_cameras, num_cameras), dtype=torch.float64, device=self.device)
+        true_distances = []
+        num_false = int(self.labels.count_different()[valid].sum())
+        num_kept = max((num_accepted(rate, num_false) + 1 for rate in false_positive_rates), default=0)
+        closest = ClosestFalsePairs(num_kept, len(self.labels.gallery_pids), self.device)
+
+        for queries in self._blocks():
+            pairs = self.labels.same_pairs(queries)
+            matches = gather_true_matches(self.labels, queries, pairs, self.distances, self.gallery.first_position)
+            closer = count_closer(
+                self.space,
+                self.distances,
+                self.gallery,
+                queries,
+                matches,
+                pairs,
+                num_buckets=_num_buckets(matches.distance.shape[1]),
+                scratch=self.scratch,
+                watch=closest.watch if num_kept else None,
+            )
+            closer = Closer(distributed.all_reduce(closer.counts))
+            measures = measure(matches, closer.whole(), NUM_RECALL_LEVELS)
+            figures[:, queries] = torch.stack(
+                [measures.trapezoid, measures.stepwise, measures.inverse_penalty, measures.first_rank]
+            )
+            precision += measures.precision.sum(0)
+            if num_kept:
+                true_distances.append(matches.distance[matches.valid])
+            if self.by_camera:
+                self._add_camera_pairs(pair_sums, queries, matches, closer)
+
+        rates = {}
+        if num_kept:
+            error = float(self.space.error_bound(valid.nonzero().squeeze(1)).max())
+            rates = true_positive_rates(
+                false_positive_rates, closest, num_false, torch.cat(true_distances), self.distances, error
+            )
+        average_precision, stepwise, inverse_penalty, first_rank = figures.cpu().numpy()
+        accepted = np.searchsorted(np.sort(first_rank[np.isfinite(first_rank)]), np.arange(num_ranks) + 1, side="right")
+        return RankingResult(
+            mAP=float(np.nanmean(average_precision)),
+            mAP_stepwise=float(np.nanmean(stepwise)),
+            mINP=float(np.nanmean(inverse_penalty)),
+            cmc=accepted / num_valid,
+            num_valid_queries=num_valid,
+            average_precision=average_precision,
+            first_match_rank=first_rank,
+            recall_levels=np.linspace(0.0, 1.0, NUM_RECALL_LEVELS),
+            precision_at_recall=(precision / num_valid).cpu().numpy(),
+            true_positive_rates=rates,
+            camera_pairs=self._camera_pairs(pair_sums) if self.by_camera else None,
+        )
+
+    def _blocks(self) -> Iterator[Tensor]:
+        """Queries with true matches (R,), fewest matches first, in blocks whose tables keep to the budget."""
+        order = self.num_true.argsort(stable=True)
+        order = order[self.num_true[order] > 0]
+        num_true = self.num_true[order].tolist()
+        start = 0
+        while start < len(order):
+            size = min(self.largest_block, len(order) - start)
+            while size > 1 and size * self._bytes_per_query(num_true[start + size - 1]) > self.budget // 2:
+                size //= 2
+            yield order[start : start + size]
+            start += size
+
+    def _bytes_per_query(self, num_true: int) -> int:
+        groups = len(self.camids) if self.by_camera else 1
+        return 16 * self.dim + 24 * _num_buckets(num_true) + (128 + 96 * groups) * (num_true + 1)
+
+    def _add_camera_pairs(self, sums: Tensor, queries: Tensor, matches: TrueMatches, closer: Closer) -> None:
+        """Add areas, first places and number of the queries that have a match in a camera to `sums` (3, C, C)."""
+        query_cameras = self.labels.query_cameras[queries]
+        for camera in range(len(self.camids)):
+            seen = measure(*only_group(matches, closer, camera))
+            counted = ~seen.trapezoid.isnan()
+            values = torch.stack([seen.trapezoid, (seen.first_rank == 1).double(), counted.double()])
+            sums[:, :, camera].index_add_(1, query_cameras[counted], values[:, counted])
+
+    def _camera_pairs(self, sums: Tensor) -> CameraPairs:
+        area, first, count = sums.cpu().numpy()
+        divisor = np.where(count > 0, count, np.nan)
+        return CameraPairs(self.camids.cpu().numpy(), area / divisor, first / divisor, count.astype(np.int64))
+
+
+def _num_buckets(num_true: int) -> int:
+    """Some for each true match, so that few pictures fall into a bucket that is near one."""
+    return min(2**15, max(2**10, 2 ** (32 * num_true - 1).bit_length()))

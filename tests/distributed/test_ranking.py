@@ -20,4 +20,4 @@ def check_ranks(seeds: range) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_equals_one_rank(ranks, world_size: int) -> None:
-    ranks(world_size).run(check_ranks, range(30))
+    ranks(world_size).run(check_ranks, range(14))
