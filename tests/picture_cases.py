@@ -1,0 +1,31 @@
+"""What the tests of pictures share: small ranking problems, and pictures that can be told apart by colour."""
+
+import torch
+from PIL import Image
+
+
+def random_case(seed: int, queries: int = 7, gallery: int = 40) -> tuple[torch.Tensor, ...]:
+    """Small integer features, so that equal distances are common and exact."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high: int, *size: int) -> torch.Tensor:
+        return torch.randint(0, high, size, generator=generator)
+
+    return (
+        draw(3, queries, 4).float(),
+        draw(6, queries),
+        draw(3, queries),
+        draw(3, gallery, 4).float(),
+        draw(5, gallery),  # pid 5 is in no gallery
+        draw(3, gallery),
+    )
+
+
+def color_of(row: int) -> tuple[int, int, int]:
+    """A colour of its own for each of many rows, none of them near paper, ink or a frame."""
+    return (40 + 37 * row % 180, 60 + 53 * row % 120, 230 - 29 * row % 90)
+
+
+def plain_picture(row: int) -> Image.Image:
+    """A picture of one colour: `color_of(row)`."""
+    return Image.new("RGB", (32, 64), color_of(row))
