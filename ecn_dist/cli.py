@@ -10,6 +10,7 @@ VERBS = {
     "validate": "check a shard folder and print its summary",
     "train": "train on a labelled source and an unlabelled target (under torchrun for several ranks)",
     "evaluate": "CMC, mAP and mINP of a checkpoint on a shard folder",
+    "report": "one self-contained HTML file of a run: what was trained, how well it does, where it fails",
     "bench": "measure the memory, the data path and the evaluation",
 }
 
