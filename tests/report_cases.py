@@ -1,0 +1,69 @@
+"""Run folders for the tests of the report, as `train` leaves them."""
+
+import json
+import math
+from pathlib import Path
+
+import yaml
+
+from ecn_dist.evaluation import FeatureSet, evaluate_ranking
+from ecn_dist.evaluation.pictures import Domain, write_run_figures
+from tests.picture_cases import plain_picture, random_case
+
+CONFIG = {
+    "source": "shards/source",
+    "target": "shards/target",
+    "epochs": 12,
+    "global_batch_size": 60,
+    "precision": "fp32",
+    "device": "auto",
+    "data": {"camera_style": True, "height": 64, "width": 32},
+    "model": {"arch": "small_resnet", "weights": "none"},
+    "loss": {"target_weight": 0.3, "num_neighbors": 6, "neighbors_from_epoch": 2},
+    "optim": {"source_only_epochs": 4},
+}
+EVALUATION = {
+    "mAP": 0.431,
+    "mAP_stepwise": 0.422,
+    "rank1": 0.753,
+    "rank5": 0.876,
+    "rank10": 0.916,
+    "mINP": 0.2,
+    "num_valid_queries": 3368,
+}
+SUMMARY = {
+    "world_size": 2,
+    "steps": 256,
+    "epochs": 12,
+    "wall_seconds": 3725.0,
+    "images_per_second": 912.34,
+    "evaluation": EVALUATION,
+    "machine": {"processor": "Model T", "cores": 2},
+}
+
+
+def write_run(folder: Path, *, figures: bool = False) -> Path:
+    """A finished run; with `figures` its pictures too."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    rows = [
+        {"step": step, "epoch": step // 16 - 4, "loss": 3 * math.exp(-step / 90), "lr": 0.03, "images_per_second": 900}
+        for step in range(0, 256, 8)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if figures:
+        case = random_case(0, queries=20)
+        query, gallery = FeatureSet(*case[:3]), FeatureSet(*case[3:])
+        domain = Domain("target", gallery.camids.numpy(), plain_picture, gallery.pids.numpy())
+        write_run_figures(
+            folder,
+            evaluate_ranking(*case, camera_pairs=True),
+            query,
+            gallery,
+            read_query=plain_picture,
+            read_gallery=plain_picture,
+            domains=[domain],
+            read_copy=lambda row, camera: plain_picture(row),
+        )
+    return folder
