@@ -3,7 +3,10 @@
 Shape letters: b batch rows here, B on all ranks, M memory rows here, N in all, D feature length, k neighbours.
 """
 
-from typing import Any
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from ecn_dist.distributed import RowPartition
 from ecn_dist.ecn.gathered import GatheredBatch
 from ecn_dist.ecn.health import MemoryHealth, measure_health
 from ecn_dist.ecn.row_update import update_rows_
-from ecn_dist.ecn.streaming import accumulation_dtype, default_chunk_bytes, summarize_rows
+from ecn_dist.ecn.streaming import RowsSummary, accumulation_dtype, default_chunk_bytes, summarize_rows
 from ecn_dist.ecn.target_loss import BatchDiagnostics, TargetLoss, combine
 from ecn_dist.errors import UserError
 
@@ -24,10 +27,11 @@ class ExemplarMemory:
     """N rows of length D, rank r holding the contiguous part `partition.start(r)` to `partition.stop(r)`.
 
     `num_exemplars` is N, `dim` D; `temperature` the beta of the softmax; `dtype` of the rows: float32, bfloat16 or
-    float16, or float64 for tests. Sums are in float32 at least, whatever the types of rows and features. The
-    rows are passed over in chunks that touch about `chunk_bytes`, so that working memory above the rows is less than
-    that and a few times (B, D), whatever N. Rows start at zero. Works with or without
-    a process group, which must be up before the memory is made, and stay.
+    float16, or float64 for tests. Sums are in float32 at least, whatever the types of rows and features. The rows are
+    passed over in chunks that touch about `chunk_bytes`, so that working memory above the rows is less than that and a
+    few times (B, D), whatever N. `backend` "triton" takes the kernels of `triton_pass` for that pass (bfloat16 or
+    float16 rows on an accelerator, D a multiple of 64). Rows start at zero. Works with or without a process group,
+    which must be up before the memory is made, and stay.
 
     `rows` is this rank's plain (M, D) tensor.
     """
@@ -41,6 +45,7 @@ class ExemplarMemory:
         dtype: torch.dtype = torch.float32,
         *,
         chunk_bytes: int | None = None,
+        backend: Literal["torch", "triton"] = "torch",
     ) -> None:
         if num_exemplars < 1 or dim < 1:
             raise UserError(f"memory: {num_exemplars} exemplars of length {dim}; both must be at least 1")
@@ -57,6 +62,7 @@ class ExemplarMemory:
         num_rows = self.partition.size(distributed.rank())
         self.rows = torch.zeros(num_rows, dim, device=device, dtype=dtype)
         self.chunk_bytes = chunk_bytes or default_chunk_bytes(self.rows.device)
+        self._summarize_rows = _backend(backend, self.rows)
         self._written = torch.full((num_rows,), -1, device=self.rows.device)  # the update that wrote a row last
         self._num_updates = 0
         self._refused = torch.zeros(2, dtype=torch.int64, device=self.rows.device)  # steps: skipped, not finite
@@ -104,7 +110,7 @@ class ExemplarMemory:
         gathered.count_repeats()  # for the update to come
         features_BD = gathered.features_BD
         features_BD = features_BD.to(accumulation_dtype(features_BD, self.rows))
-        summary = summarize_rows(
+        summary = self._summarize_rows(
             features_BD,
             self.rows,
             temperature=self.temperature,
@@ -233,6 +239,25 @@ class ExemplarMemory:
         padded = self.rows.new_zeros(self.partition.rows_per_rank, self.dim)
         padded[: len(self.rows)] = self.rows
         return distributed.all_gather_rows(padded)[: self.num_exemplars].clone()
+
+
+def _backend(name: str, rows_MD: Tensor) -> Callable[..., RowsSummary]:
+    """The function that passes over the rows. Triton is imported only here, where it was chosen."""
+    if name == "torch":
+        return summarize_rows
+    if name != "triton":
+        raise UserError(f"memory.backend: {name!r}; use torch or triton")
+    if rows_MD.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise UserError("memory.backend: triton needs rows on an accelerator, and they are on the CPU; use torch")
+    if rows_MD.dtype not in (torch.bfloat16, torch.float16) or rows_MD.shape[1] % 64:
+        raise UserError(
+            f"memory.backend: triton takes bfloat16 or float16 rows of a length that 64 divides, "
+            f"not {str(rows_MD.dtype).removeprefix('torch.')} of length {rows_MD.shape[1]}; change them or use torch"
+        )
+    try:
+        return importlib.import_module("ecn_dist.ecn.triton_pass").summarize_rows
+    except ModuleNotFoundError as error:
+        raise UserError("memory.backend: triton is not installed (pip install triton); or use torch") from error
 
 
 def _copy_all(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
