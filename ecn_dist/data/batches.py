@@ -89,12 +89,12 @@ class Batches(Dataset[RawBatch]):
             pixels_bHW3 = torch.empty(shape, dtype=torch.uint8)
         return RawBatch(pixels_bHW3, np.zeros((4, b), dtype=np.int64), np.zeros((b, 4), dtype=np.int64))
 
-    def _decode(self, data: bytes) -> Tensor:
+    def _decode(self, data: bytes) -> np.ndarray:
         """(h, w, 3) uint8, valid until the next call: memory used before is much cheaper than fresh pages."""
         pixels_hw3 = decode(data, self._buffer)
         if pixels_hw3.nbytes > self._buffer.nbytes:
             self._buffer = np.empty(2 * pixels_hw3.nbytes, dtype=np.uint8)
-        return torch.from_numpy(pixels_hw3)
+        return pixels_hw3
 
 
 class TrainBatches(Batches):
@@ -139,51 +139,54 @@ class TrainBatches(Batches):
     def fill(self, step: int, batch: RawBatch) -> int:
         rows_b = self.rows(step)
         shown_b = rows_b.copy()
-        for place, (row, pixels_hw3, draws) in enumerate(self.pictures(rows_b, self.pass_of(step))):
+        for place, (row, pixels_hw3, draws_K) in enumerate(self.pictures(rows_b, self.pass_of(step))):
             shown_b[place] = row
+            draws = draws_K.tolist()  # plain floats: the arithmetic is scalar
             box = transforms.crop_box(draws, pixels_hw3.shape[0], pixels_hw3.shape[1])
             flip = draws[transforms.FLIP] < transforms.FLIP_PROBABILITY
             transforms.resize_into(batch.pixels_bHW3[place], pixels_hw3, box, flip)
             batch.boxes_b4[place] = transforms.erase_box(draws, self.random_erasing, self.height, self.width)
-        members_b = self.split.members[shown_b]
+        members_b = np.asarray(self.split.members)[shown_b]
         batch.samples_4b[:] = self._labels(members_b["pid"]), members_b["pid"], members_b["camid"], members_b["index"]
         return int(np.count_nonzero(shown_b != rows_b))
 
-    def pictures(self, rows_b: np.ndarray, pass_number: int) -> Iterator[tuple[int, Tensor, list[float]]]:
+    def pictures(self, rows_b: np.ndarray, pass_number: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """The row, (h, w, 3) uint8 pixels and draws of each sample in turn; another row where one had to be replaced.
 
         The pixels are valid until the next are asked for.
         """
-        chosen = [self._choose(member, pass_number) for member in self.split.members[rows_b]]
-        data_b = self.reader.read_batch(self.split, rows_b, [slot for slot, _ in chosen])
-        for row, data, (slot, draws) in zip(rows_b.tolist(), data_b, chosen, strict=True):
+        slots_b, draws_bK = self._choose(rows_b, pass_number)
+        data_b = self.reader.read_batch(self.split, rows_b, slots_b)
+        for at, (row, data) in enumerate(zip(rows_b.tolist(), data_b, strict=True)):
             try:
-                pixels_hw3 = self._decode(data)
+                picture = row, self._decode(data), draws_bK[at]
             except UnreadablePicture as error:
-                row, pixels_hw3, draws = self._replacement(row, slot, pass_number, error)
-            yield row, pixels_hw3, draws
+                picture = self._replacement(row, int(slots_b[at]), pass_number, error)
+            yield picture
 
-    def _choose(self, member: np.void, pass_number: int) -> tuple[int, list[float]]:
-        """Which of the sample's pictures this pass shows, and the draws that say how."""
-        draws = self._draws.uniforms(transforms.NUM_DRAWS, (0, int(member["index"]), pass_number)).tolist()
-        num_cameras = self.split.num_cameras
+    def _choose(self, rows_b: np.ndarray, pass_number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which picture of each sample this pass shows, and the (b, NUM_DRAWS) draws that say how."""
+        members_b = np.asarray(self.split.members)[rows_b]
+        draws_bK = self._draws.uniform_rows(transforms.NUM_DRAWS, 0, members_b["index"], pass_number)
+        real = self.split.num_cameras
         if not self.camera_style:
-            return num_cameras, draws
-        camera = transforms.draw_camera(draws, num_cameras)
-        return (num_cameras if camera == member["camid"] else camera), draws
+            return np.full(len(rows_b), real), draws_bK
+        cameras_b = transforms.draw_camera(draws_bK, real)
+        return np.where(cameras_b == members_b["camid"], real, cameras_b), draws_bK
 
     def _replacement(
         self, row: int, slot: int, pass_number: int, error: UnreadablePicture
-    ) -> tuple[int, Tensor, list[float]]:
+    ) -> tuple[int, np.ndarray, np.ndarray]:
         """The next sample in stored order that can be decoded: its row, pixels and draws."""
         if self.replace_bad:
             for further in range(1, MAX_REPLACEMENTS + 1):
-                other = (row + further) % len(self.split)
-                other_slot, draws = self._choose(self.split.members[other], pass_number)
+                other_1 = np.array([(row + further) % len(self.split)])
+                slot_1, draws_1K = self._choose(other_1, pass_number)
                 try:
-                    return other, self._decode(self.reader.read(self.split, other, other_slot)), draws
+                    pixels_hw3 = self._decode(self.reader.read_batch(self.split, other_1, slot_1)[0])
                 except UnreadablePicture:
                     continue
+                return int(other_1[0]), pixels_hw3, draws_1K[0]
         raise self.reader.picture_error(self.split, row, slot, error) from error
 
     def _labels(self, pids_b: np.ndarray) -> np.ndarray:
@@ -217,7 +220,7 @@ class EvaluationBatches(Batches):
                 transforms.resize_into(batch.pixels_bHW3[place], self._decode(data))
             except UnreadablePicture as error:
                 raise self.reader.picture_error(self.split, int(rows_b[place]), real, error) from error
-        members_b = self.split.members[rows_b]
+        members_b = np.asarray(self.split.members)[rows_b]
         batch.samples_4b[0] = NO_LABEL
         batch.samples_4b[1:] = members_b["pid"], members_b["camid"], members_b["index"]
         return 0

@@ -41,7 +41,16 @@ class Draws:
 
     def uniforms(self, count: int, address: tuple[int, int, int]) -> np.ndarray:
         """(count,) float64 in [0, 1), with 53 random bits each."""
-        return (self._raw(count, address) >> np.uint64(11)) * 2.0**-53
+        return _uniform(self._raw(count, address))
+
+    def uniform_rows(self, count: int, first: int, seconds_n: np.ndarray, third: int) -> np.ndarray:
+        """(n, count) float64: the `uniforms` of n addresses that differ in their second number."""
+        raw = np.empty((len(seconds_n), count), dtype=np.uint64)
+        counter = np.array([0, first, 0, third], dtype=np.uint64)
+        for row, second in zip(raw, seconds_n, strict=True):
+            counter[2] = second
+            row[:] = np.random.Philox(self._key, counter=counter).random_raw(count)  # type: ignore[arg-type]
+        return _uniform(raw)
 
     def integer(self, below: int, address: tuple[int, int, int]) -> int:
         """A whole number in [0, below)."""
@@ -50,3 +59,7 @@ class Draws:
     def permutation(self, count: int, address: tuple[int, int, int]) -> np.ndarray:
         """(count,) int64, a random order of 0 .. count - 1."""
         return np.argsort(self._raw(count, address), kind="stable")
+
+
+def _uniform(raw: np.ndarray) -> np.ndarray:
+    return (raw >> np.uint64(11)) * 2.0**-53

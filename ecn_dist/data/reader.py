@@ -5,13 +5,14 @@ A read takes exactly the member's bytes: no tar header, and no style copy that w
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import simplejpeg
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from ecn_dist import distributed
@@ -72,11 +73,11 @@ class ShardReader:
         """
         return self.read_batch(split, [row], [slot])[0]
 
-    def read_batch(self, split: SplitIndex, rows: Sequence[int] | np.ndarray, slots: Sequence[int]) -> list[bytes]:
+    def read_batch(self, split: SplitIndex, rows: ArrayLike, slots: ArrayLike) -> list[bytes]:
         """`read` of several members, in the given order; shard by shard, so that only one at a time is held."""
-        members = split.members[np.asarray(rows)]
-        offsets = np.take_along_axis(members["offset"], np.asarray(slots)[:, None], axis=1)[:, 0]
-        lengths = np.take_along_axis(members["length"], np.asarray(slots)[:, None], axis=1)[:, 0]
+        members = np.asarray(split.members)[np.asarray(rows)]
+        every, slots = np.arange(len(members)), np.asarray(slots)
+        offsets, lengths = members["offset"][every, slots], members["length"][every, slots]
         missing = np.flatnonzero(lengths == 0)
         if len(missing):
             raise UserError(
@@ -86,15 +87,17 @@ class ShardReader:
             )
         data = [b""] * len(members)
         order = np.lexsort((offsets, members["shard"]))
-        for shard, places in groupby(order.tolist(), key=members["shard"].tolist().__getitem__):
+        shards, parts = members["shard"].tolist(), list(zip(lengths.tolist(), offsets.tolist(), strict=True))
+        for shard, places in groupby(order.tolist(), key=shards.__getitem__):
             with self._shard(split, shard) as descriptor:
                 for place in places:
-                    data[place] = os.pread(descriptor, int(lengths[place]), int(offsets[place]))
+                    length, offset = parts[place]
+                    data[place] = os.pread(descriptor, length, offset)
                     self.bytes_read += len(data[place])
-                    if len(data[place]) != lengths[place]:
+                    if len(data[place]) != length:
                         raise UserError(
-                            f"{split.shard_path(shard)} ends within the picture at byte {offsets[place]}: it was cut "
-                            "short or changed after it was packed. Copy it again, or pack the data set again"
+                            f"{split.shard_path(shard)} ends within the picture at byte {offset}: it was cut short or "
+                            "changed after it was packed. Copy it again, or pack the data set again"
                         )
         return data
 

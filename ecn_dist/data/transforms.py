@@ -46,9 +46,9 @@ Box = tuple[int, int, int, int]
 NO_BOX: Box = (0, 0, 0, 0)
 
 
-def draw_camera(draws: Sequence[float], num_cameras: int) -> int:
-    """The camera whose style is taken: uniform over all, the sample's own included."""
-    return int(draws[CAMERA] * num_cameras)
+def draw_camera(draws_bK: np.ndarray, num_cameras: int) -> np.ndarray:
+    """(b,) int64, the cameras whose style is taken: uniform over all, the sample's own included."""
+    return (draws_bK[:, CAMERA] * num_cameras).astype(np.int64)
 
 
 def _first_fit(
@@ -128,13 +128,14 @@ def prepare_picture(picture: Image.Image, height: int, width: int) -> Tensor:
 # The quick way.
 
 
-def resize_into(out_HW3: Tensor, pixels_hw3: Tensor, box: Box | None = None, flip: bool = False) -> None:
-    """Write a picture, resized, to `out_HW3` (uint8): `box` of it bilinearly, or without a box all of it bicubically.
+def resize_into(out_HW3: Tensor, pixels: np.ndarray, box: Box | None = None, flip: bool = False) -> None:
+    """Write a (h, w, 3) picture, resized, to `out_HW3`, both uint8: `box` of it bilinearly, or all of it bicubically.
 
     torch's antialiased uint8 kernels are PIL's with shorter fixed-point weights, so the result is PIL's within two grey
     levels. Flipping comes before resizing, where there are fewer pixels; the two commute.
     """
     mode = "bicubic" if box is None else "bilinear"
+    pixels_hw3 = torch.from_numpy(pixels)
     if box is not None:
         top, left, height, width = box
         pixels_hw3 = pixels_hw3[top : top + height, left : left + width]

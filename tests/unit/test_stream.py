@@ -93,7 +93,7 @@ def test_pictures_are_the_drawn_copies_augmented_as_defined(small: SplitIndex) -
             assert pid == small.pids[row]
             assert camid == small.camids[row]
             uniforms = draws.uniforms(transforms.NUM_DRAWS, (0, int(index), step // 4)).tolist()
-            camera = transforms.draw_camera(uniforms, 3)
+            camera = int(transforms.draw_camera(np.array([uniforms]), 3)[0])
             picture = reader.read_picture(small, row, 3 if camera == camid else camera)
             expected = transforms.augment_picture(picture, uniforms, 32, 16, 0.5)
             assert (image - expected).abs().max() < 2.02 / 255 / 0.224
@@ -142,7 +142,7 @@ def test_a_pass_reads_the_chosen_pictures_and_nothing_else(split: SplitIndex) ->
         total = 0
         for step, batch in enumerate(train_stream(split, first_step=first_step, last_step=last_step), first_step):
             for index, camid in zip(batch.indices.tolist(), batch.camids.tolist(), strict=True):
-                camera = transforms.draw_camera(draws.uniforms(1, (0, index, step // 4)), 3)
+                camera = int(transforms.draw_camera(draws.uniforms(1, (0, index, step // 4))[None], 3)[0])
                 total += int(split.members["length"][row_of[index]][3 if camera == camid else camera])
         return total
 

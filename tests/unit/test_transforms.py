@@ -91,7 +91,7 @@ def test_erased_boxes_have_the_published_areas_and_aspects(probability: float) -
 
 def test_cameras_and_flips_are_drawn_evenly() -> None:
     draws = draws_of(6000)
-    cameras = np.bincount([transforms.draw_camera(row, 6) for row in draws], minlength=6)
+    cameras = np.bincount(transforms.draw_camera(np.array(draws), 6), minlength=6)
     assert len(cameras) == 6
     assert np.abs(cameras / 1000 - 1).max() < 0.15
     assert np.mean([row[transforms.FLIP] < transforms.FLIP_PROBABILITY for row in draws]) == pytest.approx(
@@ -121,7 +121,7 @@ def test_the_quick_way_agrees_with_the_definition_within_two_grey_levels(size: t
     pixels_bHW3 = torch.empty(len(draws), 128, 64, 3, dtype=torch.uint8)
     for out_HW3, stored, row in zip(pixels_bHW3, pictures, draws, strict=True):
         box, flip = transforms.crop_box(row, *size), row[transforms.FLIP] < transforms.FLIP_PROBABILITY
-        transforms.resize_into(out_HW3, torch.from_numpy(np.array(stored)), box, flip)
+        transforms.resize_into(out_HW3, np.array(stored), box, flip)
     boxes = [transforms.erase_box(row, 0.5, 128, 64) for row in draws]
     quick = transforms.normalise_and_erase(pixels_bHW3, boxes)
     exact = torch.stack(
@@ -136,7 +136,7 @@ def test_the_quick_way_agrees_with_the_definition_within_two_grey_levels(size: t
 def test_evaluation_pictures_agree_with_the_definition_within_two_grey_levels(size: tuple[int, int]) -> None:
     stored = picture(*size)
     pixels_bHW3 = torch.empty(1, 128, 64, 3, dtype=torch.uint8)
-    transforms.resize_into(pixels_bHW3[0], torch.from_numpy(np.array(stored)))
+    transforms.resize_into(pixels_bHW3[0], np.array(stored))
     quick = transforms.normalise_and_erase(pixels_bHW3)[0]
     assert (quick - transforms.prepare_picture(stored, 128, 64)).abs().max() < 2.02 * GREY_LEVEL
 
