@@ -11,6 +11,7 @@ VERBS = {
     "train": "train on a labelled source and an unlabelled target (under torchrun for several ranks)",
     "evaluate": "CMC, mAP and mINP of a checkpoint on a shard folder",
     "report": "one self-contained HTML file of a run: what was trained, how well it does, where it fails",
+    "doctor": "is everything well where a run is to be started? (under torchrun also between the ranks)",
     "bench": "measure the memory, the data path and the evaluation",
 }
 
