@@ -6,6 +6,8 @@ one all-reduce a round and side, so that a step's time is that of its slowest ra
 """
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -82,6 +84,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device | None = Non
         before = torch.accelerator.memory_allocated(device)
         function()
         return torch.accelerator.max_memory_allocated(device) - before
+    _return_free_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the present resident size
     except OSError:
@@ -89,6 +92,12 @@ def peak_bytes(function: Callable[[], object], device: torch.device | None = Non
     before = _status_bytes("VmRSS")
     function()
     return max(0, _status_bytes("VmHWM") - before)
+
+
+def _return_free_memory() -> None:
+    """What the C library keeps of freed memory would be used again, unseen by a high-water mark."""
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status_bytes(field: str) -> int:
