@@ -51,7 +51,7 @@ class Chromium:
             (os.POSIX_SPAWN_DUP2, ends[1], _PIPE_OUT),
             *((os.POSIX_SPAWN_DUP2, quiet, stream) for stream in (0, 1, 2)),
         ]
-        environment = dict(os.environ) | {"HOME": self._profile.name}
+        environment = dict(os.environ) | {"HOME": self._profile.name, "TMPDIR": self._profile.name}
         self._pid = os.posix_spawn(program, arguments, environment, file_actions=actions, setpgroup=0)
         for end in (to_browser, from_browser, *ends, quiet):
             os.close(end)

@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from ecn_dist.evaluation.pictures.canvas import FAINT_INK, PAPER, TITLE, new_axes, new_figure, series_style
 
+CLEAR = {"facecolor": PAPER, "alpha": 0.75, "edgecolor": "none", "pad": 1.0}  # behind words that a curve may cross
 MAX_POINTS = 200  # of a drawn training curve; longer ones are shown as the mean and range of equal parts
 
 
@@ -173,7 +174,16 @@ def _epochs(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     if source_only:
         end = min((step for epoch, step in starts.items() if epoch >= 0), default=last)
         axes.axvspan(first, end, color=FAINT_INK, alpha=0.08, linewidth=0, zorder=0)
-        axes.text((first + end) / 2, 0.02, "source only", transform=above, fontsize=7, color=FAINT_INK, ha="center")
+        axes.text(
+            (first + end) / 2,
+            0.02,
+            "source only",
+            transform=above,
+            fontsize=7,
+            color=FAINT_INK,
+            ha="center",
+            bbox=CLEAR,
+        )
 
 
 def _is_number(row: Mapping[str, Any], key: str) -> bool:

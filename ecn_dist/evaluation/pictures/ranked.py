@@ -21,7 +21,7 @@ from ecn_dist.evaluation.pictures.canvas import FAINT_INK, NEUTRAL, Sheet
 ReadPicture = Callable[[int], Image.Image]
 
 NO_ROW = -1  # a list shorter than asked for ends in these
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 16 * 2**20  # of a chunk's distances as float64; sorting takes a few times as much
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ecn_dist.evaluation.ranking import CameraPairs, RankingResult
 from ecn_dist.evaluation.run_folder import FIGURES, METRICS, read_metrics
 
 FINDINGS = "findings.json"
-WORK_BUDGET = 2 * 10**10  # multiplications to find what comes first for a sample of queries: some seconds of a core
+WORK_BUDGET = 2 * 10**10  # multiplications to find what comes first for a sample of queries: 20 s of a core at most
 
 
 class ImageWriter(Protocol):
