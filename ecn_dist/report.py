@@ -13,7 +13,7 @@ from ecn_dist.evaluation.run_folder import read_run
 DESCRIPTION = """\
 Write one self-contained HTML file of a run: configuration, training curves, results, ranked lists, failures, machine.
 It loads nothing and needs no script, so it can be opened anywhere and passed on. It may be written while a run is
-going on: it then shows what there is. The pictures are those of RUN/figures/, which `train` and `evaluate` write;
+going on: it then shows what there is. The pictures are those of RUN/figures/, which `train` draws at its end;
 the training curves are drawn anew from RUN/metrics.jsonl."""
 
 EXAMPLES = """\
