@@ -22,8 +22,9 @@ def command(main: Main) -> Main:
     """Decorate a `main(argv) -> exit status`: a `UserError` becomes its text on standard error and exit status 2.
 
     Before the process group is up every rank meets the same mistake, and after it mistakes are raised together, so
-    rank 0 speaks for all; an error of one rank alone is shown by that rank. Any other exception is a bug and keeps
-    its traceback. The process group is left on the way out.
+    rank 0 speaks for all; an error of one rank alone is shown by that rank. A collective that fails because another
+    rank is gone is explained, and ends with status 69. Any other exception is a bug and keeps its traceback. The
+    process group is left on the way out.
     """
 
     @functools.wraps(main)
@@ -34,10 +35,16 @@ def command(main: Main) -> Main:
             shared = error.on_all_ranks or not distributed.is_distributed()
             if os.environ.get("RANK", "0") == "0" or not shared:
                 print(f"error: {error}", file=sys.stderr, flush=True)
+            if not shared:
+                distributed.report_failure(error)
             return EXIT_USER_ERROR
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             return EXIT_INTERRUPTED
+        except Exception as error:
+            if distributed.report_failure(error):
+                return distributed.EXIT_RANK_LOST
+            raise
         finally:
             distributed.end()
 

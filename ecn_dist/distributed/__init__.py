@@ -10,6 +10,7 @@ from ecn_dist.distributed.collectives import (
     all_ranks,
     all_reduce,
     any_rank,
+    any_rank_of,
     barrier,
     broadcast_object,
     count_traffic,
@@ -20,32 +21,40 @@ from ecn_dist.distributed.collectives import (
     start_all_gather_rows,
     together,
 )
+from ecn_dist.distributed.liveness import EXIT_RANK_LOST
 from ecn_dist.distributed.partition import RowPartition
+from ecn_dist.distributed.position import at_step, entering
 from ecn_dist.distributed.process_group import (
     end,
     is_distributed,
     is_main,
     local_rank,
     rank,
+    report_failure,
     resolve_device,
     start,
     world_size,
 )
-from ecn_dist.distributed.storage import as_row_sharded, load_sharded, save_sharded
+from ecn_dist.distributed.storage import PendingSave, as_row_sharded, load_sharded, save_sharded
 
 __all__ = [
+    "EXIT_RANK_LOST",
     "PendingRows",
+    "PendingSave",
     "RowPartition",
     "all_gather_rows",
     "all_gather_uneven_rows",
     "all_ranks",
     "all_reduce",
     "any_rank",
+    "any_rank_of",
     "as_row_sharded",
+    "at_step",
     "barrier",
     "broadcast_object",
     "count_traffic",
     "end",
+    "entering",
     "exchange_rows",
     "gather_objects",
     "is_distributed",
@@ -55,6 +64,7 @@ __all__ = [
     "raise_together",
     "rank",
     "reduce_scatter_rows",
+    "report_failure",
     "resolve_device",
     "save_sharded",
     "start",

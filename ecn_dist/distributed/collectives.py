@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ecn_dist.distributed.position import entering
 from ecn_dist.distributed.process_group import is_main, world_size
 from ecn_dist.errors import UserError
 
@@ -37,7 +38,8 @@ def count_traffic() -> Iterator[Counter[str]]:
         _traffic = previous
 
 
-def _count(operation: str, payload: Tensor) -> None:
+def _enter(operation: str, payload: Tensor) -> None:
+    entering(operation)
     if _traffic is not None and world_size() > 1:
         _traffic[operation] += payload.numel() * payload.element_size()
 
@@ -66,7 +68,7 @@ def start_all_gather_rows(rows: Tensor) -> PendingRows:
     if world_size() == 1:
         return PendingRows(rows.detach(), None)
     rows = rows.detach().contiguous()
-    _count("all_gather", rows)
+    _enter("all_gather", rows)
     gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
     return PendingRows(gathered, _all_gather(gathered, rows, async_op=True))
 
@@ -90,7 +92,7 @@ def reduce_scatter_rows(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows
     rows = rows.contiguous()
-    _count("reduce_scatter", rows)
+    _enter("reduce_scatter", rows)
     own = rows.new_empty((rows.shape[0] // world_size(), *rows.shape[1:]))
     _reduce_scatter(own, rows)
     return own
@@ -101,7 +103,7 @@ def exchange_rows(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows.detach().unsqueeze(0)
     rows = rows.detach().contiguous()
-    _count("all_to_all", rows)
+    _enter("all_to_all", rows)
     received = torch.empty_like(rows)
     dist.all_to_all_single(received, rows)
     return received.unflatten(0, (world_size(), -1))
@@ -112,7 +114,7 @@ def all_reduce(tensor: Tensor, reduction: Literal["sum", "max", "min"] = "sum") 
     if world_size() == 1:
         return tensor.detach()
     result = tensor.detach().clone(memory_format=torch.contiguous_format)
-    _count("all_reduce", result)
+    _enter("all_reduce", result)
     dist.all_reduce(result, op=_REDUCTIONS[reduction])
     return result
 
@@ -120,6 +122,11 @@ def all_reduce(tensor: Tensor, reduction: Literal["sum", "max", "min"] = "sum") 
 def any_rank(flag: bool) -> bool:
     """Whether `flag` is true on any rank; the same answer on every rank. One small all-reduce on the CPU."""
     return bool(all_reduce(torch.tensor(int(flag)), "max").item())
+
+
+def any_rank_of(*flags: bool) -> tuple[bool, ...]:
+    """`any_rank` of each of several flags, at the cost of one."""
+    return tuple(bool(flag) for flag in all_reduce(torch.tensor([int(flag) for flag in flags]), "max").tolist())
 
 
 def all_ranks(flag: bool) -> bool:
@@ -136,6 +143,7 @@ def broadcast_object(value: T) -> T:
     """Rank 0's `value` (any picklable object of this program) on every rank."""
     if world_size() == 1:
         return value
+    entering("broadcast_object")
     box = [value if is_main() else None]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]  # type: ignore[return-value]
@@ -145,6 +153,7 @@ def gather_objects(value: T) -> list[T]:
     """Every rank's `value`, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
+    entering("gather_objects")
     values: list[T | None] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values  # type: ignore[return-value]

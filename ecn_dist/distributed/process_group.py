@@ -1,14 +1,18 @@
 """Start and end of the process group, and who this process is in it."""
 
+import logging
 import os
+import re
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from ecn_dist.distributed.liveness import Heartbeats, report, tell_torchrun
 from ecn_dist.errors import UserError
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
+_heartbeats: Heartbeats | None = None
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -45,24 +49,68 @@ def start(device: torch.device, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     """Join the process group that torchrun's environment describes; without that environment, stay one process.
 
     The backend follows the device: gloo on CPU; on an accelerator its own (nccl on CUDA) beside gloo for CPU tensors.
-    A collective that waits longer than `timeout_seconds` fails.
+    A collective that waits longer than `timeout_seconds` fails, and a rank that is not heard of for so long ends the
+    others (liveness.py).
     """
+    global _heartbeats
     if dist.is_initialized() or "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return
     backend = "gloo"
     if device.type != "cpu":
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+    timeout = timedelta(seconds=timeout_seconds)
+    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=timeout)))
     dist.init_process_group(
         backend,
-        timeout=timedelta(seconds=timeout_seconds),
+        timeout=timeout,
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=world_size,
         device_id=device if device.type != "cpu" else None,
     )
+    if world_size > 1:
+        own_connection = dist.PrefixStore("liveness", store).clone()  # type: ignore[attr-defined]
+        _heartbeats = Heartbeats(own_connection, rank, world_size, timeout_seconds)
 
 
 def end() -> None:
     """Leave the process group. Does nothing where there is none."""
+    global _heartbeats
+    if _heartbeats is not None:
+        _heartbeats.stop()
+        _heartbeats = None
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def report_failure(error: Exception) -> bool:
+    """Tell the log, torchrun, and the other ranks why this rank ends.
+
+    True where it ends for want of another rank. The error is then explained, on the console by one rank, and its
+    traceback would say nothing more. False where it is this rank's own, and the caller's to show.
+    """
+    log = logging.getLogger("ecn_dist")
+    if _heartbeats is not None and _is_of_communication(error):
+        log.debug("a collective failed", exc_info=error)
+        explanation, speaks = _heartbeats.explain(_one_line(error))
+        report(explanation, to_console=speaks)
+        return True
+    if _heartbeats is not None:
+        _heartbeats.announce(_one_line(error))
+    if log.handlers:
+        log.error("rank %d ends by an error", rank(), exc_info=error, extra={"file_only": True})
+    tell_torchrun(_one_line(error))
+    return False
+
+
+def _is_of_communication(error: Exception) -> bool:
+    """gloo's errors are plain RuntimeErrors, told by their text; NCCL's and the store's have a class."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def _one_line(error: Exception) -> str:
+    text = re.sub(r"^\[\S*gloo\S*\] |\. This is typically caused.*", "", (str(error).strip().splitlines() or [""])[0])
+    return f"{type(error).__name__}: {text}"
 
 
 def is_distributed() -> bool:

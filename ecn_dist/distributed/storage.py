@@ -13,11 +13,13 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.futures import Future
 
+from ecn_dist.distributed.position import entering
 from ecn_dist.distributed.process_group import world_size
 from ecn_dist.errors import UserError
 
@@ -48,7 +50,8 @@ class PendingSave:
         """
         self._folder = folder
         self._writer = _PlanningWriter(str(folder), save_distributed=True)
-        dcp.save(_without_scalars(state), storage_writer=self._writer, no_dist=world_size() == 1)
+        with _of_all_ranks("checkpoint save"):
+            dcp.save(_without_scalars(state), storage_writer=self._writer, no_dist=world_size() == 1)
         self._part = _HostCopy(self._writer.plan, self._writer.planner)
 
     def write(self) -> dict[str, int]:
@@ -114,7 +117,24 @@ def load_sharded(state: dict[str, Tensor], folder: Path) -> None:
             f"{folder} does not fit: {', '.join(problems[:5])}{more}; it comes from another network or data set",
             on_all_ranks=True,
         )
-    dcp.load(wanted, storage_reader=reader, no_dist=world_size() == 1)
+    with _of_all_ranks("checkpoint load"):
+        dcp.load(wanted, storage_reader=reader, no_dist=world_size() == 1)
+
+
+@contextmanager
+def _of_all_ranks(what: str) -> Iterator[None]:
+    """torch raises what went wrong on any rank on all of them, and not as an ordinary exception."""
+    entering(what)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on one process: it should be
+            yield
+    except CheckpointException as error:
+        failures = {rank: cause for rank, (cause, _) in error.failures.items() if isinstance(cause, OSError)}
+        if failures:
+            problems = "; ".join(f"rank {rank}: {cause}" for rank, cause in failures.items())
+            raise UserError(f"{what} failed on {problems}", on_all_ranks=True) from error
+        raise RuntimeError(f"{what} failed: {error}") from error
 
 
 class _Reader(dcp.HuggingFaceStorageReader):
@@ -126,14 +146,6 @@ class _Reader(dcp.HuggingFaceStorageReader):
 
     def read_metadata(self) -> Metadata:
         return self.metadata
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """One process without a group is meant here, and no reason for a warning."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
 
 
 def _without_scalars(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ def start_logs(output_dir: Path) -> None:
     if distributed.is_main():
         to_console = logging.StreamHandler(sys.stdout)
         to_console.setFormatter(logging.Formatter("%(message)s"))
+        to_console.addFilter(lambda record: not getattr(record, "file_only", False))
         log.addHandler(to_console)
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -1,0 +1,217 @@
+"""Who is still there: every rank's heartbeat, through the store in which the process group met.
+
+A collective whose partner is gone says at best which address closed its connection, and one whose partner hangs says
+nothing until the time-out. Heartbeats say which rank it was, on which host, and where it was last heard of. Every rank
+sends one each half second and watches the next rank's; all are read only when something has failed.
+"""
+
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
+
+from ecn_dist.distributed.position import position
+
+EXIT_RANK_LOST = 69  # EX_UNAVAILABLE of sysexits.h
+INTERVAL_SECONDS = 0.5
+RANKS_AN_INTERVAL = 500  # with more ranks beats are rarer, for the store's sake
+STORE_SECONDS = 5.0  # for one answer of the store
+SURE_SECONDS = 1.5  # without a beat before a rank counts as silent, once something has failed
+LATEST_SECONDS = 4.0  # the same where several are silent: this host may only be busy
+GRACE_SECONDS = 10.0  # for this rank to end by itself, once another has announced a failure
+
+_RUNNING, _ENDED = "running", "ended"
+_ANNOUNCED = "announced"  # the store's key for the first failure that a rank announced
+log = logging.getLogger("ecn_dist")
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a rank says about itself."""
+
+    count: int
+    state: str  # running, ended, or the error it ended by
+    where: str  # its newest collective, and the step
+    host: str
+    clock: str  # when it said so, by its own clock
+
+
+class Heartbeats:
+    """This rank's heartbeat, and its watch over the others. On one rank there is nothing to make one for."""
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> None:
+        """`store` is used by a thread of its own from here on.
+
+        Where the next rank, or the store, is silent for longer than the time-out, this process is ended with an error
+        that says so, whatever it waits for: also in a collective on an accelerator, which cannot be interrupted.
+        """
+        self.rank, self.world_size, self.timeout_seconds = rank, world_size, timeout_seconds
+        self._store = store
+        self._store.set_timeout(timedelta(seconds=STORE_SECONDS))
+        self._interval = INTERVAL_SECONDS * max(1.0, world_size / RANKS_AN_INTERVAL)
+        self._next = (rank + 1) % world_size
+        self._state = _RUNNING
+        self._announcement = ""  # of this rank
+        self._beats: dict[int, Beat] = {}
+        self._next_heard = self._answered = time.monotonic()  # news of the next rank; an answer of the store
+        self._told: tuple[float, str] | None = None  # when, and which failure, another rank announced
+        self._reads_all, self._rounds = False, 0
+        self._stop = threading.Event()
+        self._ending = threading.Lock()  # held by the thread that explains the end
+        self._exchange_thread = threading.Thread(target=self._exchange_always, name="heartbeat", daemon=True)
+        self._exchange_thread.start()
+        threading.Thread(target=self._judge_always, name="heartbeat-judge", daemon=True).start()
+
+    def stop(self) -> None:
+        """Say farewell: this rank ends as it should, or as it has announced."""
+        if self._state == _RUNNING:
+            self._state = _ENDED
+        self._stop.set()
+        self._exchange_thread.join(timeout=2 * self._interval)
+
+    def announce(self, error: str) -> None:
+        """Let the other ranks know that this one ends, and by what error."""
+        self._state = error
+        self._announcement = self._ended(self.rank, self._beat(0))
+
+    def explain(self, error: str) -> tuple[str, bool]:
+        """Why a collective failed here with `error`: which ranks are silent, and where they were last heard of.
+
+        With it, whether this rank is the one to say so on the console. Takes some seconds: silence has to be heard.
+        """
+        with self._ending:
+            silent = self._listen()
+            cause = self._cause(silent)
+            self._state, self._announcement = error, cause
+            speaks = not any(rank < self.rank and rank not in silent for rank in self._beats)
+            if self._store_is_silent():
+                speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+            return f"rank {self.rank} could not finish {position} ({error}): {cause}", speaks
+
+    def _listen(self) -> list[int]:
+        """The ranks that should be running and send no beats."""
+        self._reads_all, self._rounds = True, 0
+        started, first, silent = time.monotonic(), dict[int, Beat](), list[int]()
+        while not self._store_is_silent() and (waited := time.monotonic() - started) < LATEST_SECONDS:
+            time.sleep(0.1)
+            if not self._rounds:
+                started = time.monotonic()
+                continue
+            first = first or dict(self._beats)
+            now = self._beats
+            silent = [r for r in sorted(now) if now[r].state == _RUNNING and now[r].count == first[r].count]
+            if len(silent) <= 1 and waited > SURE_SECONDS:
+                break
+        return silent
+
+    def _cause(self, silent: list[int]) -> str:
+        if self._store_is_silent():
+            place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+            return (
+                f"the store at {place} (MASTER_ADDR, the host of rank 0) has not answered for "
+                f"{time.monotonic() - self._answered:.0f} s: that host, or the way to it, is lost. "
+                f"Of the next rank was heard: {self._last_heard(self._next)}"
+            )
+        if silent:
+            more = f"; and {len(silent) - 4} more" if len(silent) > 4 else ""
+            return f"no heartbeat comes any more from {'; '.join(map(self._last_heard, silent[:4]))}{more}"
+        failed = [self._ended(r, b) for r, b in sorted(self._beats.items()) if b.state not in (_RUNNING, _ENDED)]
+        if self._told or failed:
+            return self._told[1] if self._told else failed[0]
+        running = [f"rank {r} in {b.where}" for r, b in sorted(self._beats.items()) if b.state == _RUNNING]
+        return f"all other ranks send heartbeats, so one of them is late or hangs: {'; '.join(running[:8])}"
+
+    def _last_heard(self, rank: int) -> str:
+        if beat := self._beats.get(rank):
+            return f"rank {rank} on host {beat.host}, last heard of at {beat.clock} in {beat.where}"
+        return f"rank {rank}, never heard of"
+
+    def _ended(self, rank: int, beat: Beat) -> str:
+        return f"rank {rank} on host {beat.host} ended in {beat.where}: {beat.state}"
+
+    def _store_is_silent(self) -> bool:
+        return time.monotonic() - self._answered > STORE_SECONDS + 2 * self._interval
+
+    def _beat(self, count: int) -> Beat:
+        return Beat(count, self._state, str(position), socket.gethostname(), time.strftime("%H:%M:%S"))
+
+    def _exchange_always(self) -> None:
+        count = 0
+        while True:
+            last = self._stop.is_set()
+            try:
+                self._exchange(count)
+                self._answered = time.monotonic()
+            except RuntimeError as error:  # the store's; that it does not answer is judged by the time
+                log.debug("the store does not answer: %s", error)
+            if last:
+                return
+            count += 1
+            self._stop.wait(self._interval)
+
+    def _exchange(self, count: int) -> None:
+        self._store.set(f"beat-{self.rank}", json.dumps(asdict(self._beat(count))))
+        if self._announcement and not self._store.check([_ANNOUNCED]):
+            self._store.set(_ANNOUNCED, self._announcement)
+        all_ranks = self._reads_all
+        read = {}
+        for rank in range(self.world_size) if all_ranks else (self._next,):
+            if rank != self.rank and self._store.check([f"beat-{rank}"]):
+                read[rank] = Beat(**json.loads(self._store.get(f"beat-{rank}")))
+        if self._next in read and read[self._next] != self._beats.get(self._next):
+            self._next_heard = time.monotonic()
+        self._beats = self._beats | read
+        if self._told is None and self._store.check([_ANNOUNCED]):
+            self._told = time.monotonic(), self._store.get(_ANNOUNCED).decode()
+        self._rounds += all_ranks
+
+    def _judge_always(self) -> None:
+        while not self._stop.wait(self._interval):
+            now = time.monotonic()
+            beat = self._beats.get(self._next)
+            next_lost = now - self._next_heard > self.timeout_seconds and (beat is None or beat.state == _RUNNING)
+            store_lost = now - self._answered > self.timeout_seconds
+            told = self._told is not None and now - self._told[0] > GRACE_SECONDS
+            if (next_lost or store_lost or told) and self._ending.acquire(blocking=False):
+                self._give_up([self._next] if next_lost else [])
+                return
+
+    def _give_up(self, silent: list[int]) -> None:
+        """End this process, whose main thread waits for something that will not come."""
+        text = f"rank {self.rank} gave up waiting in {position}: {self._cause(silent)}"
+        self._announcement = text
+        self._stop.set()
+        self._exchange_thread.join(timeout=2 * self._interval)
+        report(text, to_console=True)
+        os._exit(EXIT_RANK_LOST)
+
+
+def report(error: str, *, to_console: bool) -> None:
+    """Put an error that ends this rank into its log and torchrun's report, and perhaps on standard error."""
+    if log.handlers:
+        log.error(error, extra={"file_only": True})
+    if to_console:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    tell_torchrun(error)
+
+
+def tell_torchrun(error: str) -> None:
+    """Give torchrun the line that it shows for this rank when the job has ended."""
+    _OneLineHandler().record_exception(RuntimeError(error))
+
+
+class _OneLineHandler(ErrorHandler):
+    """What torch's `record` decorator does, without the call stack: that was shown already, and is in the log."""
+
+    def record_exception(self, e: BaseException) -> None:
+        if path := self._get_error_file_path():
+            message = {"message": str(e), "extraInfo": {"py_callstack": str(e), "timestamp": str(int(time.time()))}}
+            self._write_error_file(path, json.dumps({"message": message}))
