@@ -101,6 +101,14 @@ class CheckpointConfig:
     """steps between checkpoints; 0: at the end of every epoch"""
     keep: int = 2
     """newest checkpoints that are kept"""
+    keep_best: bool = False
+    """also keep the one of the highest mAP among the evaluations during training (evaluation.every_epochs)"""
+    keep_epochs: list[int] = field(default_factory=list)
+    """also keep those of the ends of these epochs, as [10, 40]"""
+    asynchronous: bool = False
+    """write in the background; costs host memory of the size of this rank's part"""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """whether a save that fails (a full disk) ends the run"""
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,9 @@ class Config:
     timeout_seconds: float = 300.0
     """a collective that waits longer fails"""
     resume: str = "auto"
-    """auto (the newest complete checkpoint of output_dir, else a fresh start), never, or a checkpoint's path"""
+    """auto (from the newest complete checkpoint of output_dir, if any), never, or the path of a checkpoint or run"""
+    resume_changed: Literal["refuse", "allow"] = "refuse"
+    """whether a run may continue with options or data that change its results"""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)

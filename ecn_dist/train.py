@@ -20,6 +20,7 @@ from ecn_dist.data import ShardIndex
 from ecn_dist.engine import building, dry_run, run_folder, tracking
 from ecn_dist.engine.evaluating import Evaluation, InputSize, evaluate_backbone, has_evaluation
 from ecn_dist.engine.figures import write_figures
+from ecn_dist.engine.preemption import EXIT_PREEMPTED, StopRequest, stop_on_signals
 from ecn_dist.engine.tracking import log
 from ecn_dist.engine.trainer import Trainer
 from ecn_dist.models import export_weights
@@ -39,18 +40,29 @@ def main(argv: list[str] | None = None) -> int:
     distributed.start(device, config.timeout_seconds)
     config.check_ranks(distributed.world_size())
     source, target = building.open_domains(config)
-    checkpoint = run_folder.claim(config)
     output_dir = Path(config.output_dir)
+    if not run_folder.claim(config):
+        if distributed.is_main():
+            print(f"{output_dir} holds this very run, finished; its results are in {output_dir / run_folder.SUMMARY}")
+        return 0
     tracking.start_logs(output_dir)
-    trainer = build_trainer(config, source, target, device, output_dir)
-    if checkpoint is not None:
-        trainer.resume(checkpoint)
-    train(config, trainer, source, target, device)
-    return 0
+    data = {"source": run_folder.fingerprint(source), "target": run_folder.fingerprint(target)}
+    checkpoint = run_folder.starting_point(config, data)
+    with stop_on_signals() as stop:
+        trainer = build_trainer(config, source, target, device, output_dir, data)
+        if checkpoint is not None:
+            trainer.resume(checkpoint)
+        finished = train(config, trainer, source, target, device, stop)
+    return 0 if finished else EXIT_PREEMPTED
 
 
 def build_trainer(
-    config: Config, source: ShardIndex, target: ShardIndex, device: torch.device, output_dir: Path
+    config: Config,
+    source: ShardIndex,
+    target: ShardIndex,
+    device: torch.device,
+    output_dir: Path,
+    data: dict[str, str] | None = None,
 ) -> Trainer:
     """Network, strategy, memory and streams of a run. Collective."""
     source_train, target_train = source.split("train"), target.split("train")
@@ -68,24 +80,41 @@ def build_trainer(
         target_train.num_cameras,
         timeline.steps_per_epoch,
     )
-    return Trainer(config, strategy, memory, timeline, streams, output_dir)
+    return Trainer(config, strategy, memory, timeline, streams, output_dir, data)
 
 
-def train(config: Config, trainer: Trainer, source: ShardIndex, target: ShardIndex, device: torch.device) -> None:
-    """Train to the end, evaluate, and write exported weights, summary.json, figures and report. Collective."""
+def train(
+    config: Config,
+    trainer: Trainer,
+    source: ShardIndex,
+    target: ShardIndex,
+    device: torch.device,
+    stop: StopRequest | None = None,
+) -> bool:
+    """Train to the end, evaluate, and write exported weights, summary.json, figures and report. Collective.
+
+    False where training stopped, saved, on a request to `stop`.
+    """
     output_dir = Path(config.output_dir)
     size = InputSize(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
 
     def evaluate() -> Evaluation:
         return evaluate_backbone(trainer.strategy.network.backbone, target, size, config.precision, device)
 
-    def after_epoch(epoch: int) -> None:
+    def after_epoch(epoch: int) -> dict[str, Any] | None:
         every = config.evaluation.every_epochs
         if every and (epoch + 1) % every == 0 and epoch + 1 < config.epochs and has_evaluation(target):
-            log.info("epoch %d: %s", epoch, tracking.describe(evaluate().summary()))
+            figures = evaluate().summary()
+            log.info("epoch %d: %s", epoch, tracking.describe(figures))
+            return figures
+        return None
 
     started, first_step = time.monotonic(), trainer.step
-    trainer.fit(after_epoch)
+    if not trainer.fit(after_epoch, stop):
+        asked = f"by {stop.signal}" if stop else "through another rank"
+        log.info("asked to stop %s: saved at step %d; the same command continues from there", asked, trainer.step)
+        distributed.barrier()
+        return False
     wall_seconds = time.monotonic() - started
     summary: dict[str, Any] = {
         "world_size": distributed.world_size(),
@@ -107,6 +136,7 @@ def train(config: Config, trainer: Trainer, source: ShardIndex, target: ShardInd
     if evaluation is not None and config.logging.figures:
         write_figures(output_dir, evaluation, source, target)
     distributed.barrier()
+    return True
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The run folder: what may be written into it, and what a finished run leaves there."""
 
+import hashlib
 import json
 import os
 import platform
@@ -10,69 +11,150 @@ import torch
 
 from ecn_dist import distributed
 from ecn_dist.config import Config, dump, flatten, load
-from ecn_dist.engine.checkpoint import CheckpointStore
+from ecn_dist.data import ShardIndex
+from ecn_dist.engine.checkpoint import CheckpointStore, damage, read_meta
+from ecn_dist.engine.tracking import log
 from ecn_dist.errors import UserError
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 WEIGHTS = "weights.safetensors"
 
-# Options that change how a run goes, not what comes out of it.
-_NO_RESULT = ("output_dir", "device", "timeout_seconds", "resume", "data.workers", "source", "target")
-_NO_RESULT_SECTIONS = ("checkpoint.", "evaluation.", "logging.")
+# Options that change how a run goes, not what comes out of it. The data are known by their index, not by their place.
+_NO_RESULT = ("output_dir", "device", "timeout_seconds", "resume", "resume_changed", "data.workers", "source", "target")
+_NO_RESULT_SECTIONS = ("checkpoint.", "evaluation.", "logging.", "data.cache")
+# In full precision an engine is like a number of ranks: another order of the same sums.
+_ROUNDING_ONLY = ("engine", "deepspeed.zero_stage")
 
 
-def differences(stored: Config, wanted: Config) -> list[str]:
-    """The options that change results and differ, as `key: stored -> wanted`."""
-    before, after = flatten(stored), flatten(wanted)
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """The options, as `flatten` gives them, that change results and differ: `key: stored -> wanted`.
+
+    An option that the stored ones lack is younger than they are, and had its default's effect.
+    """
+    before, after = _plain(flatten(Config()) | stored), _plain(wanted)
+    no_result = _NO_RESULT + (_ROUNDING_ONLY if after["precision"] in ("fp32", "fp64") else ())
     return [
-        f"{key}: {before[key]} -> {after[key]}"
-        for key in after
-        if before[key] != after[key] and key not in _NO_RESULT and not key.startswith(_NO_RESULT_SECTIONS)
+        f"{key}: {before[key]} -> {value}"
+        for key, value in after.items()
+        if before[key] != value and key not in no_result and not key.startswith(_NO_RESULT_SECTIONS)
     ]
 
 
-def claim(config: Config) -> Path | None:
-    """Make the run folder this run's own, and say which checkpoint to continue from, or None. Collective.
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """As they come back from a file: tuples as lists."""
+    return json.loads(json.dumps(options))
 
-    Raises `UserError` on all ranks where the folder holds a finished or another run, or `resume` cannot be followed.
+
+def fingerprint(index: ShardIndex) -> str:
+    """What a shard folder holds, wherever it lies: its index has the checksums of all its files."""
+    return hashlib.sha256(json.dumps(index.about, sort_keys=True).encode()).hexdigest()
+
+
+def claim(config: Config) -> bool:
+    """Make the run folder this run's own; False where this very run is there already, finished. Collective.
+
+    Raises `UserError` on all ranks where the folder holds another run, or `resume` cannot be followed.
     """
     folder = Path(config.output_dir)
 
-    def on_main() -> None:
+    def on_main() -> bool:
         if not distributed.is_main():
-            return
+            return True
         if (folder / CONFIG).is_file():
-            _check_same_run(folder, config)
+            if not _is_to_train(folder, config):
+                return False
         elif folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"output_dir: {folder} has files in it but no run; name a new folder, or empty this one")
         folder.mkdir(parents=True, exist_ok=True)
         _write_atomically(folder / CONFIG, dump(config))
+        return True
 
-    distributed.together(on_main)
-    if config.resume == "never":
-        return None
-    if config.resume == "auto":
-        return CheckpointStore(folder / "checkpoints", config.checkpoint.keep).newest()
-    return Path(config.resume)
+    return distributed.broadcast_object(distributed.together(on_main))
 
 
-def _check_same_run(folder: Path, config: Config) -> None:
+def _is_to_train(folder: Path, config: Config) -> bool:
     if config.resume == "never":
         raise UserError(
             f"output_dir: {folder} already holds a run, and resume is never; name a new folder, delete this one, "
             "or continue it with --resume auto"
         )
-    if changed := differences(load(folder / CONFIG), config):
+    changed = differences(flatten(load(folder / CONFIG)), flatten(config))
+    if changed and config.resume_changed == "refuse":
         raise UserError(
             f"output_dir: {folder} already holds another run; these options differ: {'; '.join(changed)}. "
-            "Name a new folder, or give the stored options to continue that run"
+            "Name a new folder, give the stored options to continue that run, or continue it with the new ones by "
+            "--resume_changed allow"
         )
-    if (folder / SUMMARY).is_file():
+    if not (folder / SUMMARY).is_file():
+        return True
+    if changed:
+        (folder / SUMMARY).unlink()  # it is finished no more
+        return True
+    if config.resume == "auto":
+        return False
+    raise UserError(
+        f"output_dir: {folder} holds this very run, finished; its results are in {folder / SUMMARY}. "
+        f"Name a new folder to train again from {config.resume}"
+    )
+
+
+def starting_point(config: Config, data: dict[str, str]) -> Path | None:
+    """The checkpoint to continue from, or None for a fresh start, in a claimed run folder. Collective.
+
+    `data` has the fingerprints of source and target. Raises `UserError` on all ranks where the checkpoint that `resume`
+    names is none, or was written with other data or other options, unless `resume_changed` allows that. What killed
+    runs left of checkpoints is removed.
+    """
+    own = CheckpointStore(Path(config.output_dir) / "checkpoints")
+    if distributed.is_main():
+        own.remove_unfinished()
+    if config.resume == "never":
+        return None
+    if config.resume == "auto":
+        checkpoint = own.newest()
+    else:
+        named = Path(config.resume)
+        checkpoint = named if _named_by_user(named) else CheckpointStore(named / "checkpoints").newest()
+        if checkpoint is None:
+            raise UserError(
+                f"resume: {named} is neither a complete checkpoint nor a run folder with one; it takes auto, never, or "
+                "the path of either",
+                on_all_ranks=True,
+            )
+    if checkpoint is not None:
+        distributed.together(lambda: _check_same_training(checkpoint, config, data))
+        if distributed.is_main() and checkpoint.absolute().parent == own.folder.absolute():
+            for aside in own.set_aside_after(read_meta(checkpoint)["step"]):
+                log.warning("%s is of another continuation, and kept under this name", aside)
+    return checkpoint
+
+
+def _named_by_user(path: Path) -> bool:
+    """Whether `path` is a complete checkpoint; one that is damaged is an error, as nobody asked for another."""
+
+    def on_main() -> bool:
+        if not distributed.is_main() or (path / "checkpoints").is_dir():
+            return False
+        if problem := damage(path):
+            raise UserError(f"resume: {path} cannot be used, as {problem}")
+        return True
+
+    return distributed.broadcast_object(distributed.together(on_main))
+
+
+def _check_same_training(checkpoint: Path, config: Config, data: dict[str, str]) -> None:
+    meta = read_meta(checkpoint)
+    changed = [f"{domain}: other data" for domain in data if meta.get("data", {}).get(domain) != data[domain]]
+    changed += differences(meta.get("config", {}), flatten(config))
+    if not changed:
+        return
+    if config.resume_changed == "refuse":
         raise UserError(
-            f"output_dir: {folder} holds this very run, finished; its results are in {folder / SUMMARY}. "
-            "Name a new folder to train again"
+            f"{checkpoint} was written with other options; these differ: {'; '.join(changed)}. Give the stored ones, "
+            "name a new output_dir, or continue with the new ones by --resume_changed allow"
         )
+    log.warning("continuing from %s with changes: %s", checkpoint, "; ".join(changed))
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

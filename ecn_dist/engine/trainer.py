@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.config import Config
+from ecn_dist.config import Config, flatten
 from ecn_dist.data import Batch, TrainStream
 from ecn_dist.ecn import ExemplarMemory
 from ecn_dist.ecn.schedules import Timeline, learning_rate_factor, memory_momentum, neighbors_in_epoch
-from ecn_dist.engine.checkpoint import CheckpointStore, load
+from ecn_dist.engine.checkpoint import OF_RANKS, CheckpointStore, Keep, load
+from ecn_dist.engine.preemption import StopRequest
 from ecn_dist.engine.strategy import Strategy
 from ecn_dist.engine.tracking import Tracker, log
 from ecn_dist.errors import UserError
@@ -29,14 +30,16 @@ from ecn_dist.errors import UserError
 class Interval:
     """Sums since the last line of metrics.jsonl; losses stay on the device until they are written."""
 
+    losses: Tensor  # (3,): total, source, target
     steps: int = 0
-    losses: Tensor | None = None  # (3,): total, source, target
+    steps_here: int = 0  # of them, those since this process started: what the times below belong to
     data_wait: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
     def add(self, losses_3: Tensor, data_wait: float) -> None:
         self.steps += 1
-        self.losses = losses_3 if self.losses is None else self.losses + losses_3
+        self.steps_here += 1
+        self.losses = self.losses + losses_3
         self.data_wait += data_wait
 
 
@@ -51,23 +54,37 @@ class Trainer:
         timeline: Timeline,
         streams: Callable[[int], tuple[TrainStream, TrainStream]],
         output_dir: Path,
+        data: dict[str, str] | None = None,
     ) -> None:
-        """`streams(first_step)` gives the source and target batches from the global step `first_step` on."""
+        """`streams(first_step)` gives the source and target batches from the global step `first_step` on.
+
+        `data` are the fingerprints of source and target, for checkpoints to tell.
+        """
         self.config = config
         self.strategy = strategy
         self.memory = memory
         self.timeline = timeline
         self.streams = streams
         self.output_dir = output_dir
-        self.checkpoints = CheckpointStore(output_dir / "checkpoints", config.checkpoint.keep)
+        self.data = data
+        keep = config.checkpoint
+        self.keep = Keep(keep.keep, keep.keep_best, tuple(keep.keep_epochs))
+        self.checkpoints = CheckpointStore(output_dir / "checkpoints", self.keep, asynchronous=keep.asynchronous)
         self.step = 0  # steps that are done: with the seed, the whole position
+        self.saved_step: int | None = None  # of the newest checkpoint
         self.skipped_steps = 0
+        self.interval = self._new_interval()
 
-    def fit(self, after_epoch: Callable[[int], None] | None = None) -> None:
-        """Train from the present position to the end; `after_epoch(epoch)` is called on all ranks alike.
+    def fit(
+        self, after_epoch: Callable[[int], dict[str, Any] | None] | None = None, stop: StopRequest | None = None
+    ) -> bool:
+        """Train from the present position to the end; True when it is reached.
 
-        Collective throughout. Raises `UserError` on all ranks for bad data and for losses that are no longer finite.
+        `after_epoch(epoch)` is called on all ranks alike, and returns figures if it evaluated. False where any rank has
+        a request to `stop`: the position is then saved. Collective throughout. Raises `UserError` on all ranks for bad
+        data, losses that are no longer finite, and checkpoints that cannot be written.
         """
+        stop = StopRequest() if stop is None else stop
         source_stream, target_stream = self.streams(self.step)
         source, target = iter(source_stream), iter(target_stream)
         tracker = Tracker(
@@ -76,30 +93,47 @@ class Trainer:
             total_steps=self.timeline.total_steps,
             tensorboard=self.config.logging.tensorboard,
         )
-        interval = Interval()
         self.strategy.network.train()
         try:
             while self.step < self.timeline.total_steps:
                 step = self.step
+                distributed.at_step(step)
                 source_batch, target_batch, waited = self._next(source, target, step)
+                if self._agree(source_batch, target_batch, stop):
+                    self._save_and_stop()
+                    return False
                 losses_3 = self.train_step(source_batch, target_batch, step)
-                interval.add(losses_3, waited)
+                self.interval.add(losses_3, waited)
                 self.step += 1
-                ends_epoch = self.timeline.ends_epoch(step)
-                every = self.config.checkpoint.every_steps
-                saves = self.step % every == 0 if every else ends_epoch
-                if self.step % self.config.logging.every_steps == 0 or ends_epoch or saves:
-                    # Before a checkpoint too: it must not be written once the loss is no longer finite.
-                    self._report(tracker, interval, step)
-                    interval = Interval()
-                if saves:
-                    self.save()
-                if ends_epoch and after_epoch is not None:
-                    after_epoch(self.timeline.epoch(step))
-                    self.strategy.network.train()
-                    interval.started = time.monotonic()
+                self._after_step(step, tracker, after_epoch)
+            self._unless_allowed(self.checkpoints.finish)
+            return True
+        except UserError as error:
+            if error.on_all_ranks:
+                self._unless_allowed(self.checkpoints.finish)
+            raise
         finally:
             tracker.close()
+
+    def _after_step(
+        self, step: int, tracker: Tracker, after_epoch: Callable[[int], dict[str, Any] | None] | None
+    ) -> None:
+        """What is due after `step`, in this order: a line of metrics, an evaluation, a checkpoint that tells of it."""
+        epoch, ends_epoch = self.timeline.epoch(step), self.timeline.ends_epoch(step)
+        every = self.config.checkpoint.every_steps
+        saves = self.step % every == 0 if every else ends_epoch
+        if self.step % self.config.logging.every_steps == 0 or ends_epoch or saves:
+            # Before a checkpoint too: it must not be written once the loss is no longer finite.
+            self._report(tracker, step)
+        evaluation = None
+        if ends_epoch and after_epoch is not None:
+            evaluation = after_epoch(epoch)
+            self.strategy.network.train()
+            self.interval.started = time.monotonic()
+            saves |= (self.keep.best and evaluation is not None) or epoch in self.keep.epochs
+        if saves:
+            about = {"ended_epoch": epoch if ends_epoch else None, "evaluation": evaluation}
+            self._unless_allowed(lambda: self.save(about))
 
     def train_step(self, source: Batch, target: Batch | None, step: int) -> Tensor:
         """One step of training; returns the (3,) losses of this rank: total, source, target.
@@ -149,18 +183,57 @@ class Trainer:
         source_only = len(range(first_step, min(self.step, self.timeline.source_only_steps)))
         return (2 * len(done) - source_only) * self.config.global_batch_size
 
-    def save(self) -> None:
-        """Write a checkpoint of the present position. Collective."""
-        self.checkpoints.save(self.step, self._state(), {"world_size": distributed.world_size()})
+    def save(self, about: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint of the present position; `about` goes into its meta data. Collective."""
+        meta = {
+            "skipped_steps": self.skipped_steps,
+            "timeline": self._timeline_in_meta(),
+            "data": self.data,
+            "config": flatten(self.config),
+        }
+        self.checkpoints.save(self.step, self._state(), meta | (about or {}))
+        self.saved_step = self.step
+
+    def _save_and_stop(self) -> None:
+        if self.saved_step != self.step:
+            if self.interval.steps:
+                self._check_finite(self.step, *self._mean_losses())
+            self.save()
+        self.checkpoints.finish()
+
+    def _unless_allowed(self, action: Callable[[], None]) -> None:
+        """`action`, which saves: its failure ends the run, unless the configuration says that it need not."""
+        try:
+            action()
+        except UserError as error:
+            if self.config.checkpoint.on_failure == "stop" or not error.on_all_ranks:
+                raise
+            log.error("%s", error)
 
     def resume(self, checkpoint: Path) -> None:
         """Continue from `checkpoint`, written on any number of ranks. Collective."""
         state = self._state()
-        self.step = load(checkpoint, state)["step"]
+        meta = load(checkpoint, state)
+        if meta["timeline"] != self._timeline_in_meta():
+            raise UserError(
+                f"resume: {checkpoint} is at step {meta['step']} of a run with {meta['timeline']}, and this one has "
+                f"{self._timeline_in_meta()}, so the step says nothing here; give the stored options or data, or start "
+                "anew with --model.weights",
+                on_all_ranks=True,
+            )
+        self.step = self.saved_step = meta["step"]
+        self.skipped_steps = meta["skipped_steps"]
         self.strategy.load_state(state)
         self.memory.load_local_state({key: _local(state[f"memory.{key}"]) for key in self.memory.local_state()})
         self.memory.load_global_state({key: state[f"memory.{key}"] for key in self.memory.global_state()})
+        if f"{OF_RANKS}interval" in state:
+            *losses_3, steps = _local(state[f"{OF_RANKS}interval"])[0]
+            self.interval.losses, self.interval.steps = torch.stack(losses_3), int(steps)
         log.info("continuing from %s, step %d", checkpoint, self.step)
+
+    def _timeline_in_meta(self) -> dict[str, int]:
+        timeline = self.timeline
+        return {"steps_per_epoch": timeline.steps_per_epoch, "source_only_epochs": timeline.source_only_epochs}
 
     def _state(self) -> dict[str, Tensor]:
         memory = {
@@ -168,18 +241,29 @@ class Trainer:
             for key, rows in self.memory.local_state().items()
         }
         memory |= self.memory.global_state()
-        return self.strategy.state() | {f"memory.{key}": tensor for key, tensor in memory.items()}
+        interval = torch.cat([self.interval.losses, self.interval.losses.new_tensor([self.interval.steps])])
+        of_ranks = {f"{OF_RANKS}interval": distributed.as_row_sharded(interval[None], distributed.world_size())}
+        return self.strategy.state() | {f"memory.{key}": tensor for key, tensor in memory.items()} | of_ranks
 
     def _next(self, source: Iterator[Batch], target: Iterator[Batch], step: int) -> tuple[Batch, Batch | None, float]:
-        """The batches of `step` and the seconds waited for them; bad data on any rank is raised on all."""
+        """The batches of `step` and the seconds waited for them."""
         started = time.monotonic()
         source_batch = next(source)
         target_batch = None if self.timeline.is_source_only(step) else next(target)
-        waited = time.monotonic() - started
-        error = source_batch.error or (target_batch.error if target_batch else None)
-        if distributed.any_rank(error is not None):
+        return source_batch, target_batch, time.monotonic() - started
+
+    def _agree(self, source: Batch, target: Batch | None, stop: StopRequest) -> bool:
+        """Whether to stop before this step. All ranks act alike on what one may know alone, by one small all-reduce.
+
+        Bad data is raised; a checkpoint of which every rank's part is written is completed.
+        """
+        error = source.error or (target.error if target else None)
+        bad, stops, writes = distributed.any_rank_of(error is not None, bool(stop), self.checkpoints.is_writing)
+        if bad:
             distributed.raise_together(error)
-        return source_batch, target_batch, waited
+        if not writes:
+            self._unless_allowed(self.checkpoints.finish)
+        return stops
 
     def _learning_rate_factor(self, step: int) -> float:
         optim = self.config.optim
@@ -193,15 +277,24 @@ class Trainer:
             warmup_epochs=optim.warmup_epochs,
         )
 
-    def _report(self, tracker: Tracker, interval: Interval, step: int) -> None:
-        """Write one line of metrics: means over the interval, over all ranks. Collective."""
-        assert interval.losses is not None
-        means_3 = distributed.all_reduce(interval.losses) / (interval.steps * distributed.world_size())
-        loss, loss_source, loss_target = means_3.tolist()
+    def _new_interval(self) -> Interval:
+        dtype = torch.float64 if self.config.precision == "fp64" else torch.float32
+        return Interval(torch.zeros(3, dtype=dtype, device=self.memory.rows.device))
+
+    def _mean_losses(self) -> list[float]:
+        """Total, source, target: means over the interval, over all ranks. Collective."""
+        return (
+            distributed.all_reduce(self.interval.losses) / (self.interval.steps * distributed.world_size())
+        ).tolist()
+
+    def _report(self, tracker: Tracker, step: int) -> None:
+        """Write one line of metrics, and begin another interval. Collective."""
+        interval = self.interval
+        loss, loss_source, loss_target = self._mean_losses()
         epoch = self.timeline.epoch(step)
         domains = 1 if self.timeline.is_source_only(step) else 2
         seconds = time.monotonic() - interval.started
-        images_per_second = interval.steps * domains * self.config.global_batch_size / seconds
+        images_per_second = interval.steps_here * domains * self.config.global_batch_size / seconds
         factor = self._learning_rate_factor(step)
         record: dict[str, Any] = {
             "step": step,
@@ -212,7 +305,7 @@ class Trainer:
             "lr": self.config.optim.lr * factor,
             "lr_backbone": self.config.optim.backbone_lr * factor,
             "images_per_second": images_per_second,
-            "data_wait": interval.data_wait / interval.steps,
+            "data_wait": interval.data_wait / max(interval.steps_here, 1),
             "skipped_steps": self.skipped_steps,
         }
         if domains == 2 and self.config.loss.target_weight > 0:
@@ -221,6 +314,11 @@ class Trainer:
         name = f"epoch {epoch}" if domains == 2 else f"source-only epoch {epoch + self.timeline.source_only_epochs}"
         figures = f"loss {loss:.4f}  {images_per_second:.0f} images/s"
         tracker.progress(step, name, figures, epoch_ended=self.timeline.ends_epoch(step))
+        self._check_finite(step, loss, loss_source, loss_target)
+        self.interval = self._new_interval()
+
+    def _check_finite(self, step: int, loss: float, loss_source: float, loss_target: float) -> None:
+        """Raise `UserError`, on all ranks, for a loss that training will not come back from."""
         if not math.isfinite(loss) and self.config.precision != "fp16":
             raise UserError(
                 f"the loss is {loss} around step {step} (source {loss_source}, target {loss_target}); the newest "
