@@ -1,0 +1,47 @@
+"""The plan's network traffic against what ranks hand to the collectives in a real step."""
+
+from pathlib import Path
+
+import pytest
+
+from ecn_dist import distributed
+from ecn_dist import train as train_main
+from ecn_dist.config import parse
+from ecn_dist.data import ShardIndex
+from ecn_dist.distributed import count_traffic
+from ecn_dist.engine.dry_run import make_plan
+from tests.ranks import RankPool
+from tests.unit.dataset_folders import pack_folder, write_market
+
+FLAGS = 64  # bytes of the step's yes-or-no questions (is a batch bad, is the step skipped, ...), which no plan lists
+
+
+def step_matches_the_plan(options: list[str], folder: str) -> None:
+    config = parse(options, "test", "")
+    device = distributed.resolve_device("cpu")
+    source, target = ShardIndex.load(config.source), ShardIndex.load(config.target)
+    trainer = train_main.build_trainer(config, source, target, device, Path(folder))
+    source_batch, target_batch = (next(iter(stream)) for stream in trainer.streams(0))
+    trainer.strategy.network.train()
+    with count_traffic() as traffic:
+        trainer.train_step(source_batch, target_batch, 0)
+    planned: dict[str, int] = {}
+    for transfer in make_plan(config, distributed.world_size()).transfers:
+        if transfer.what != "gradients":  # these go through DistributedDataParallel
+            planned[transfer.operation] = planned.get(transfer.operation, 0) + transfer.payload
+    for operation in planned | traffic:
+        payload = planned.get(operation, 0)
+        assert payload <= traffic[operation] <= payload + FLAGS, operation
+
+
+@pytest.mark.parametrize("batchnorm", ["sync", "local"])
+def test_step_sends_what_the_plan_says(ranks: RankPool, tmp_path: Path, batchnorm: str) -> None:
+    for domain, styles in (("source", "none"), ("target", "histogram")):
+        pack_folder(write_market(tmp_path / f"{domain}-data", identities=6), tmp_path / domain, camera_style=styles)
+    options = [f"--{key}={tmp_path / key}" for key in ("source", "target")]
+    options += [f"--output_dir={tmp_path / 'run'}", "--device=cpu", "--epochs=2", "--global_batch_size=12"]
+    options += ["--data.height=64", "--data.width=32", "--data.streams=12", "--data.workers=0"]
+    options += ["--model.arch=small_resnet", "--model.weights=none", "--model.embedding_dim=32"]
+    # Neighbours from the first epoch on, so that the step has all that the plan counts.
+    options += ["--loss.neighbors_from_epoch=0", f"--model.batchnorm={batchnorm}", "--logging.tensorboard=false"]
+    ranks(2).run(step_matches_the_plan, options, str(tmp_path / "run"))
