@@ -9,7 +9,7 @@ TORCH_ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo ablation test lint format clean
+.PHONY: help install demo ablation test test-cluster lint format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -33,12 +33,19 @@ ablation: $(READY)  ## every row of the demo's table over 3 seeds; writes docs/a
 
 test: $(READY)  ## all tests
 	@echo "==> tests"
-	@$(BIN)/python -m pytest tests
+	@$(BIN)/python -m pytest tests --ignore tests/cluster
 
-lint: $(READY)  ## ruff and mypy
+test-cluster: $(READY)  ## tests on real hosts, SLURM and containers: as root, with ECN_BENCHES (see docs/cluster.md)
+	@echo "==> tests on real hosts"
+	@$(BIN)/python -m pytest tests/cluster --durations 0
+
+lint: $(READY)  ## ruff, mypy, shellcheck and hadolint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@command -v shellcheck >/dev/null || { echo "shellcheck is not installed: apt-get install shellcheck"; exit 1; }
+	@shellcheck --external-sources launch/*.sh launch/slurm.sbatch docker/entrypoint.sh .ci/run
+	@$(BIN)/hadolint docker/Dockerfile
 
 format: $(READY)  ## let ruff put the code in order
 	@$(BIN)/ruff check --fix .
