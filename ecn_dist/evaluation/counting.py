@@ -98,8 +98,8 @@ class Buckets:
         last = squared.masked_fill(~valid, 0.0).amax(1)
         self.origin = squared[:, 0] - 2 * error
         self.scale = (num_buckets - 3 * MARGIN) / (last + 2 * error - self.origin)
-        # The error on the line; the second term is the rounding of a place itself.
-        reach = (self.scale * error + 4 * UNIT_ROUNDOFF * num_buckets)[:, None]
+        # The error on the line (R, 1); the second term is the rounding of a place itself.
+        self.reach = reach = (self.scale * error + 4 * UNIT_ROUNDOFF * num_buckets)[:, None]
         line = MARGIN + self.scale[:, None] * (squared - self.origin[:, None])
         line = torch.where(valid, line, float(num_buckets))
 
@@ -115,10 +115,10 @@ class Buckets:
         self._codes = (2 * below + near + self.codes_per_row * row).flatten()
         self._first_bucket = num_buckets * row
 
-        # Ends of the stretches near each match, overlaps cut, on one line for all rows: an odd place is near one.
-        low, high = line - reach, line + reach
-        low[:, 1:] = torch.maximum(low[:, 1:], high[:, :-1])
-        ends = torch.stack([low, high], dim=2).flatten(1).clamp(0.0, float(num_buckets))
+        # Ends of the stretches near each match, on one line for all rows. Where stretches overlap the ends are not in
+        # order, but a search still stops between one that is below and one that is above: at an even place no
+        # stretch is around, since the ends of one kind are in order.
+        ends = torch.stack([line - reach, line + reach], dim=2).flatten(1).clamp(0.0, float(num_buckets))
         self._ends = (ends + num_buckets * row).flatten()
 
     def lookup(self, line: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def evaluate_ranking(
     query with a true match. Collectives: of the labels' facts, then for each block of queries a gather of its true
     matches and a sum of counts; never of features.
     """
-    device = torch.device(device) if device is not None else gallery_features.device
+    device = torch.device(device) if device is not None else torch.as_tensor(gallery_features).device
     with full_precision(device):
         query = Pictures.of("query", query_features, query_pids, query_camids, device)
         gallery = Pictures.of("gallery", gallery_features, gallery_pids, gallery_camids, device)

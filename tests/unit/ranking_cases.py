@@ -1,10 +1,11 @@
 """Random ranking problems and two oracles for them: scikit-learn for the areas, a sort for CMC and mINP."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
 
 @dataclass
@@ -58,27 +59,49 @@ def random_case(seed: int, *, num_queries: int | None = None, num_gallery: int |
     )
 
 
-def oracle(case: Case, max_rank: int = 50) -> dict:
-    """The metrics by their definitions, in float64, one query at a time."""
+def clustered_case(seed: int, num_queries: int, num_gallery: int, dim: int, *, num_cameras: int = 4) -> Case:
+    """Normalised features around one centre a person, shifted by the camera: true matches all over the ranking."""
+    random = np.random.default_rng(seed)
+    num_pids = max(2, num_gallery // 12)
+    pids = random.integers(1, num_pids + 1, num_queries + num_gallery)
+    camids = random.integers(0, num_cameras, len(pids))
+    centres, shifts = random.normal(size=(num_pids + 1, dim)), random.normal(size=(num_cameras, dim))
+    features = centres[pids] + 0.5 * shifts[camids] + 1.5 * random.normal(size=(len(pids), dim))
+    features = torch.nn.functional.normalize(torch.from_numpy(features)).float()
+    labels = torch.from_numpy(pids), torch.from_numpy(camids)
+    query, gallery = slice(0, num_queries), slice(num_queries, None)
+    return Case(features[query], *(x[query] for x in labels), features[gallery], *(x[gallery] for x in labels))
+
+
+def kept_pairs(case: Case) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each query with a true match: the float64 squared distances of the gallery without junk, and who matches."""
     gallery = case.gallery_features.double().numpy()
     pids = case.gallery_pids.numpy()
-    trapezoid, stepwise, inverse_penalty, first_ranks = [], [], [], []
     for i, query in enumerate(case.query_features.double().numpy()):
         match = pids == case.query_pids[i].item()
         kept = np.ones(len(pids), bool)
         if case.query_camids is not None:
             kept = ~(match & (case.gallery_camids.numpy() == case.query_camids[i].item()))
-        distance, match = ((gallery[kept] - query) ** 2).sum(1), match[kept]
-        if not match.any():
-            continue
+        if match[kept].any():
+            yield ((gallery[kept] - query) ** 2).sum(1), match[kept]
+
+
+def oracle(case: Case, max_rank: int = 50) -> dict:
+    """The metrics by their definitions, in float64, one query at a time."""
+    trapezoid, stepwise, inverse_penalty, first_ranks, at_recall = [], [], [], [], []
+    for distance, match in kept_pairs(case):
         precision, recall, _ = precision_recall_curve(match, -distance)
         trapezoid.append(auc(recall, precision))
         stepwise.append(average_precision_score(match, -distance))
         ranks = np.flatnonzero(match[np.argsort(distance, kind="stable")]) + 1
         inverse_penalty.append(len(ranks) / ranks[-1])
         first_ranks.append(ranks[0])
+        # scikit-learn's last point, recall 0 with precision 1, belongs to no threshold.
+        levels = np.linspace(0, 1, 101) - 1e-9
+        at_recall.append([precision[:-1][(recall[:-1] >= level) & (recall[:-1] > 0)].max() for level in levels])
     first = np.array(first_ranks)
     return {
+        "precision_at_recall": np.mean(at_recall, axis=0),
         "mAP": np.mean(trapezoid),
         "mAP_stepwise": np.mean(stepwise),
         "mINP": np.mean(inverse_penalty),
@@ -93,3 +116,23 @@ def assert_equals_oracle(result, case: Case) -> None:
     for name in ("mAP", "mAP_stepwise", "mINP"):
         assert abs(getattr(result, name) - expected[name]) < 1e-9, name
     np.testing.assert_allclose(result.cmc, expected["cmc"], atol=1e-12)
+    np.testing.assert_allclose(result.precision_at_recall, expected["precision_at_recall"], atol=1e-9)
+
+
+def oracle_rate(case: Case, false_positive_rate: float) -> float:
+    """The true positive rate at a false positive rate, from scikit-learn's ROC curve over all pairs."""
+    distances, matches = (np.concatenate(values) for values in zip(*kept_pairs(case), strict=True))
+    false_positive, true_positive, _ = roc_curve(matches, -distances, drop_intermediate=False)
+    return true_positive[false_positive <= false_positive_rate].max()
+
+
+def assert_same(result, other, tolerance: float = 0.0) -> None:
+    """Equal in every figure: to the last bit, or to a relative tolerance."""
+    for name, value in vars(result).items():
+        expected = getattr(other, name)
+        if name == "camera_pairs" and value is not None:
+            assert_same(value, expected, tolerance)
+        elif isinstance(value, np.ndarray | float):
+            np.testing.assert_allclose(value, expected, rtol=tolerance, atol=0, equal_nan=True, err_msg=name)
+        else:
+            assert value == expected, name
