@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ecn_dist import distributed
-from ecn_dist.bench import harness, memory_model, memory_sides
+from ecn_dist.bench import harness, memory_drift, memory_model, memory_sides
 from ecn_dist.bench.memory_figure import draw
 from ecn_dist.errors import UserError
 
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES, help="what to compare with (all)")
     parser.add_argument("--backend", default="torch", choices=["torch", "triton"], help="of the memory (%(default)s)")
     parser.add_argument("--plan", action="store_true", help="print the cost model's plan for many GPUs, and end")
+    parser.add_argument("--drift", action="store_true", help="compare half-precision rows with float32 ones, and end")
     harness.add_options(parser)
     parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)  # how ranks started here hand back their rows
     return parser
@@ -75,6 +76,14 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.plan:
         print(harness.markdown_table(memory_model.plan()))
+        return 0
+    if options.drift:
+        torch.set_num_threads(options.threads)
+        table = harness.markdown_table(memory_drift.measure())
+        print(table)
+        if options.output:
+            options.output.mkdir(parents=True, exist_ok=True)
+            (options.output / "memory-drift.md").write_text(f"# Rounding of memory rows\n\n{table}\n")
         return 0
     if options.ranks and "RANK" in os.environ:
         raise UserError("bench memory: --ranks starts ranks itself; leave it out under torchrun")

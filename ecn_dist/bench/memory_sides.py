@@ -12,12 +12,12 @@ from torch import Tensor
 from ecn_dist import distributed
 from ecn_dist.ecn import ExemplarMemory
 from ecn_dist.ecn.row_update import occurrence_number, update_rows_
-from ecn_dist.ecn.streaming import default_chunk_bytes, summarize_rows
+from ecn_dist.ecn.streaming import accumulation_dtype, default_chunk_bytes, summarize_rows
 from ecn_dist.ecn.target_loss import neighbor_weights, subtract_rows_
 
 TEMPERATURE = 0.05
 MOMENTUM = 0.3
-_BLOCK = 4096
+_BLOCK = 256  # rows drawn from one seed
 
 Step = Callable[[], tuple[Tensor, Tensor]]
 
@@ -50,7 +50,8 @@ class Case:
         indices_B = indices_B[torch.randperm(len(indices_B), generator=generator)][: self.batch]
         noise_BD = torch.randn(len(indices_B), self.dim, generator=generator) / self.dim**0.5
         at = slice(distributed.rank() * self.batch_here, (distributed.rank() + 1) * self.batch_here)
-        rows_bD = torch.cat([self.rows(index, index + 1) for index in indices_B[at].tolist()]).float().cpu()
+        rows_bD = torch.cat([self.rows(index, index + 1) for index in indices_B[at].tolist()])
+        rows_bD = rows_bD.to("cpu", accumulation_dtype(rows_bD))
         features_bD = torch.nn.functional.normalize(rows_bD + noise_BD[at], dim=1)
         return features_bD.to(self.device), indices_B[at].to(self.device)
 
@@ -108,11 +109,12 @@ def published(case: Case) -> tuple[Step, Tensor]:
     rows_ND = case.rows(0, case.exemplars)
     features_bD, indices_b = case.batch_part()
     batch_rows = torch.arange(len(indices_b), device=case.device)
+    wide = accumulation_dtype(rows_ND)
 
     @torch.no_grad()
     def step() -> tuple[Tensor, Tensor]:
         features = features_bD.to(case.dtype)
-        scaled_bN = (features @ rows_ND.t()).float().div_(TEMPERATURE)
+        scaled_bN = (features @ rows_ND.t()).to(wide).div_(TEMPERATURE)
         log_p_bN = torch.log_softmax(scaled_bN, dim=1)
         weight_bN = torch.zeros_like(log_p_bN)
         if case.neighbors:
@@ -126,7 +128,7 @@ def published(case: Case) -> tuple[Step, Tensor]:
         for feature, index in zip(all_features, distributed.all_gather_rows(indices_b).tolist(), strict=True):
             row = MOMENTUM * rows_ND[index] + (1.0 - MOMENTUM) * feature
             rows_ND[index] = row / row.norm()
-        return loss, gradient_bD.float()
+        return loss, gradient_bD.to(wide)
 
     return step, rows_ND
 
@@ -139,7 +141,7 @@ def replicated(case: Case) -> tuple[Step, Tensor]:
     rows_ND = case.rows(0, case.exemplars)
     written_N = torch.full((case.exemplars,), -1, device=case.device)
     features_bD, indices_b = case.batch_part()
-    chunk_bytes = default_chunk_bytes(case.device)
+    chunk_bytes, wide = default_chunk_bytes(case.device), accumulation_dtype(rows_ND)
 
     @torch.no_grad()
     def step() -> tuple[Tensor, Tensor]:
@@ -149,11 +151,11 @@ def replicated(case: Case) -> tuple[Step, Tensor]:
         )
         weight_bk = neighbor_weights(summary.top_row_Bk, indices_b)
         total_b = 1.0 + weight_bk.sum(dim=1)
-        own_b = (rows_ND[indices_b].float() * features_bD).sum(dim=1)
+        own_b = (rows_ND[indices_b].to(wide) * features_bD).sum(dim=1)
         named_b = own_b + (weight_bk * summary.top_similarity_Bk).sum(dim=1)
         log_normalizer_b = summary.maximum_B.double() / TEMPERATURE + summary.normalizer_B.double().log()
         loss = (total_b * log_normalizer_b - named_b / TEMPERATURE).mean()
-        gradient_bD = summary.weighted_sum_BD * (total_b / summary.normalizer_B).float().unsqueeze(1)
+        gradient_bD = summary.weighted_sum_BD * (total_b / summary.normalizer_B).to(wide).unsqueeze(1)
         named_rows_bn = torch.cat([indices_b.unsqueeze(1), summary.top_row_Bk], dim=1)
         subtract_rows_(
             gradient_bD, rows_ND, named_rows_bn, torch.cat([torch.ones_like(weight_bk[:, :1]), weight_bk], 1), 0
@@ -172,6 +174,6 @@ def replicated(case: Case) -> tuple[Step, Tensor]:
             accept=torch.ones((), dtype=torch.bool, device=case.device),
             step=0,
         )
-        return loss.float(), gradient_bD
+        return loss.to(wide), gradient_bD
 
     return step, rows_ND

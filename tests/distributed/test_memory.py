@@ -72,6 +72,32 @@ def test_steps_equal_the_reference(ranks, world_size: int) -> None:
             run(ranks, world_size, check_steps, num_exemplars, num_neighbors, torch.float32, 2e-6)
 
 
+def half_precision_run(dtype: torch.dtype) -> tuple[Tensor, list[float]]:
+    """All rows after three steps, and the global mean loss of each."""
+    torch.manual_seed(0)
+    memory, losses = ExemplarMemory(40, 16, dtype=dtype, chunk_bytes=4096), []
+    for momentum in (0.0, 0.3, 0.59):
+        features, indices = unit_rows(GLOBAL_BATCH, 16).float(), indices_with_repeats(40)
+        loss = memory.loss(own_part(features), own_part(indices), 6)
+        losses.append(distributed.all_reduce(loss / distributed.world_size()).item())
+        memory.update(own_part(features), own_part(indices), momentum)
+    return memory.full(), losses
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rows_do_not_depend_on_the_ranks(ranks, dtype: torch.dtype) -> None:
+    """The rounding of rows is drawn for the global batch: rows are equal to the last bit on any number of ranks."""
+    rows, losses = half_precision_run(dtype)
+    for world_size in WORLD_SIZES[1:]:
+        for rank_rows, rank_losses in ranks(world_size).run(half_precision_run, dtype):
+            assert torch.equal(rank_rows, rows)
+            assert rank_losses == pytest.approx(losses, rel=1e-6)
+    exact, exact_losses = half_precision_run(torch.float32)
+    spacing = torch.finfo(dtype).eps
+    assert (rows.float() - exact).abs().max() <= spacing / (1.0 - 0.59)
+    assert losses == pytest.approx(exact_losses, rel=20 * spacing)
+
+
 def check_ties(num_exemplars: int, num_neighbors: int) -> None:
     """Small integers make exact products with many equals, at the k-th place, across chunks and across ranks."""
     torch.manual_seed(num_exemplars)
