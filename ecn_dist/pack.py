@@ -8,7 +8,7 @@ from pathlib import Path
 from ecn_dist.command import command
 from ecn_dist.data.index import ShardIndex
 from ecn_dist.data.layouts import LAYOUTS, STYLES_FOLDER, read_dataset
-from ecn_dist.data.packing import check_queries, pack
+from ecn_dist.data.packing import check_output, check_queries, pack
 from ecn_dist.data.records import first_few
 from ecn_dist.data.styles import KINDS, find_styles
 from ecn_dist.data.validation import print_summary
@@ -108,6 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
     if options.seed < 0:
         raise UserError(f"--seed {options.seed} must not be negative")
+    check_output(options.output, options.overwrite)
     dataset = read_dataset(
         options.layout,
         options.input,
@@ -115,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         table=options.table,
         styles_folder=options.styles_folder,
     )
+    unmatched = check_queries(dataset)  # before anything takes long
     with progress_bar() as task:
         styles = find_styles(
             dataset,
@@ -141,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{styles.unused} files of {dataset.styles_folder} are no training picture's copy; left out")
     if dataset.ignored:
         print(f"{len(dataset.ignored)} files are no pictures; left out: {first_few(dataset.ignored)}")
-    if unmatched := check_queries(dataset):
+    if unmatched:
         print(f"{unmatched} queries have no true match from another camera; evaluation does not count them")
     return 0
 

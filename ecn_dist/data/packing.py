@@ -112,7 +112,7 @@ def pack(
         UserError: no query has a true match, `output` holds shards, pictures cannot be read, the disk is full.
     """
     check_queries(dataset)
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     unfinished = output / ".packing"
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -306,7 +306,8 @@ def _holds_shards(output: Path) -> list[Path]:
     return index + sorted(path for path in output.iterdir() if _OUR_FILES.fullmatch(path.name))
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool) -> None:
+    """`UserError` where the output is no folder, or holds shards that are not to be replaced."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; name a folder for the shards")
     if (held := _holds_shards(output)) and not overwrite:
