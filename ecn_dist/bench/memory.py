@@ -178,6 +178,7 @@ def measure_case(case: memory_sides.Case, rates: memory_model.Rates, options: ar
         world_size=world_size,
         row_bytes=case.dtype.itemsize,
         reads=1 if device.type == "cpu" else 2,
+        similarity_bytes=0 if device.type == "cpu" else memory_model.SIMILARITY_BYTES[options.backend],
     )
     rows_bytes = memory.partition.rows_per_rank * case.dim * case.dtype.itemsize
     operations = 4.0 * case.batch * memory.partition.rows_per_rank * case.dim

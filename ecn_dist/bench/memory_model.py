@@ -3,6 +3,7 @@
 Letters: N exemplars, D feature length, B global batch, k neighbours, W ranks.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,16 +30,20 @@ class Cost:
 
     products: float
     rows: float  # reading the rows
+    similarities: float  # moving the similarities of a chunk, where they leave the cache
     batch: float  # named rows, combination and update: what depends on B, not on N
     transfer: float
     latency: float
     bytes_received: float  # by one rank
     bytes_held: float  # rows of one rank
 
+    def terms(self) -> dict[str, float]:
+        return {name: value for name, value in asdict(self).items() if not name.startswith("bytes")}
+
     @property
     def seconds(self) -> float:
         """The products hide the reading of the rows, or the reading hides the products; the rest is added."""
-        return max(self.products, self.rows) + self.batch + self.transfer + self.latency
+        return sum(self.terms().values()) - min(self.products, self.rows)
 
 
 def predict(
@@ -52,10 +57,12 @@ def predict(
     row_bytes: int,
     feature_bytes: int = 4,
     reads: int = 1,
+    similarity_bytes: int = 0,
 ) -> Cost:
     """The cost of loss, gradient and update on one rank of W. Collectives move (W - 1) / W of their global size.
 
     `reads` is how often a row comes from memory: once where a chunk stays in the cache between its two products.
+    `similarity_bytes` is what goes to and from memory for each similarity: nothing where a chunk stays in the cache.
     """
     rows_here = -(-exemplars // world_size)
     share = (world_size - 1) / world_size
@@ -63,17 +70,24 @@ def predict(
     combine = 8 * batch * ((3 + 2 * neighbors) + (1 + neighbors))
     scatter = 4 * batch * dim
     received = share * (gather + combine + scatter)
-    # Float32 (B, D) arrays written or read: one of named rows for each of k + 1, and about 20 for the rest.
+    # (B, D) arrays in float32, written or read: three for each of the k + 1 named rows, and about 20 for the rest.
     batch_bytes = 4 * batch * dim * (3 * (neighbors + 1) + 20)
     return Cost(
         products=4.0 * batch * rows_here * dim / rates.matrix,
         rows=reads * rows_here * dim * row_bytes / rates.memory,
+        similarities=batch * rows_here * similarity_bytes / rates.memory,
         batch=batch_bytes / rates.memory,
         transfer=received / rates.link if world_size > 1 else 0.0,
         latency=6 * rates.latency if world_size > 1 else 0.0,
         bytes_received=received,
         bytes_held=rows_here * dim * row_bytes,
     )
+
+
+# What goes to and from memory for a similarity on an accelerator, in bytes. PyTorch: written by the product, read for
+# the group maxima and for the sum, read and written three times on the way to the exponential, read and written as
+# half precision, read by the second product. Triton: a half-precision weight, written and read.
+SIMILARITY_BYTES = {"torch": 4 + 4 + 4 + 3 * 8 + 6 + 2, "triton": 4}
 
 
 def measure_rates(dtype: torch.dtype, device: torch.device, batch: int, dim: int) -> Rates:
@@ -125,37 +139,44 @@ def _fastest(function: Callable[[], object], device: torch.device, repeats: int 
     return sorted(seconds)[repeats // 2]
 
 
-# For planning: an H100 SXM5 (bfloat16, at the 700 W part's usual sustained rates) in nodes of eight, and 400 Gbit/s of
-# network for each GPU between nodes. Round figures from data sheets, lowered to what is commonly reached.
-H100 = Rates(matrix=600e12, memory=2.8e12, link=45e9, latency=30e-6)
+def h100(world_size: int) -> Rates:
+    """Round figures to plan with, not measurements: H100 SXM GPUs, eight a node, 400 Gbit/s of network for each GPU.
+
+    A collective's data enters a node once, through all of its eight network cards, and spreads inside over NVLink: so
+    a GPU receives faster than its own card could bring.
+    """
+    return Rates(
+        matrix=600e12, memory=2.8e12, link=300e9 if world_size <= 8 else 200e9, latency=20e-6 + 0.45e-6 * world_size
+    )
 
 
-def plan(rates: Rates = H100, *, dim: int = 2048, neighbors: int = 6) -> list[dict[str, object]]:
-    """The step from 1 to 100 million exemplars on 8 to 512 GPUs, 16 target images each, bfloat16 rows."""
+def plan(*, dim: int = 2048, neighbors: int = 6, backend: str = "triton") -> list[dict[str, object]]:
+    """The step from 1 to 100 million exemplars on 8 to 512 GPUs, bfloat16 rows; B = 1,024, or 16 images a GPU."""
     rows: list[dict[str, object]] = []
-    for exemplars in (10**6, 10**7, 10**8):
-        for world_size in (8, 64, 512):
+    for exemplars, world_size in itertools.product((10**6, 10**7, 10**8), (8, 64, 512)):
+        for batch in sorted({1024, 16 * world_size}):
             cost = predict(
-                rates,
+                h100(world_size),
                 exemplars=exemplars,
                 dim=dim,
-                batch=16 * world_size,
+                batch=batch,
                 neighbors=neighbors,
                 world_size=world_size,
                 row_bytes=2,
                 feature_bytes=2,
                 reads=2,
+                similarity_bytes=SIMILARITY_BYTES[backend],
             )
-            terms = {name: value for name, value in asdict(cost).items() if not name.startswith("bytes")}
+            terms = cost.terms()
             rows.append(
                 {
-                    "exemplars": exemplars,
+                    "N": f"{exemplars // 10**6}M",
                     "GPUs": world_size,
-                    "batch": 16 * world_size,
-                    "GiB a GPU": cost.bytes_held / 2**30,
-                    **{f"{name} ms": 1e3 * value for name, value in terms.items()},
-                    "step ms": 1e3 * cost.seconds,
-                    "MB received": cost.bytes_received / 1e6,
+                    "B": batch,
+                    "GiB a GPU": f"{cost.bytes_held / 2**30:.3g}",
+                    **{name: f"{1e3 * value:.2f}" for name, value in terms.items()},
+                    "step ms": f"{1e3 * cost.seconds:.2f}",
+                    "MB received": f"{cost.bytes_received / 1e6:.3g}",
                     "most": max(terms, key=lambda name: terms[name]),
                 }
             )

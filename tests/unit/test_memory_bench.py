@@ -1,6 +1,7 @@
 """The memory benchmark on small cases (it checks by itself that all formulations agree), and its cost model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,11 +65,15 @@ def test_cost_model() -> None:
     assert one.products == pytest.approx(4 * 100 * 10**6 * 1000 / 1e12)
     assert one.rows == pytest.approx(4e9 / 1e11)
     assert one.transfer == one.latency == one.bytes_received == 0
+    assert one.similarities == 0
     assert one.seconds == pytest.approx(one.products + one.batch)
+    slow_memory = predict(replace(rates, memory=1e9), exemplars=10**6, world_size=1, similarity_bytes=4, **arguments)
+    assert slow_memory.similarities == pytest.approx(100 * 10**6 * 4 / 1e9)
+    assert slow_memory.seconds == pytest.approx(slow_memory.rows + slow_memory.similarities + slow_memory.batch)
 
     four = predict(rates, exemplars=10**6, world_size=4, **arguments)
     assert four.products == pytest.approx(one.products / 4)
     assert four.bytes_held == one.bytes_held / 4
     assert four.bytes_received == 0.75 * (100 * (4000 + 8) + 100 * 8 * (13 + 6) + 100 * 4000)
     assert predict(rates, exemplars=10**8, world_size=4, **arguments).bytes_received == four.bytes_received
-    assert all(row["step ms"] > 0 for row in memory_model.plan())
+    assert len(memory_model.plan()) == 3 * (2 + 1 + 2)  # 16 images on each of 64 GPUs are 1,024
