@@ -134,7 +134,8 @@ def train(
         export_weights(trainer.strategy.network, output_dir / run_folder.WEIGHTS)
         run_folder.write_summary(output_dir, summary)
     if evaluation is not None and config.logging.figures:
-        write_figures(output_dir, evaluation, source, target)
+        with tracking.pictures_for_tensorboard(output_dir, config.logging.tensorboard) as writer:
+            write_figures(output_dir, evaluation, source, target, writer=writer, step=trainer.step)
     distributed.barrier()
     return True
 

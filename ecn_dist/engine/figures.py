@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from ecn_dist import distributed
 from ecn_dist.data import ShardIndex, SplitIndex
@@ -12,8 +13,19 @@ from ecn_dist.evaluation.pictures import Domain, write_run_figures
 from ecn_dist.evaluation.report import write_report
 
 
-def write_figures(run_folder: Path, evaluation: Evaluation, source: ShardIndex, target: ShardIndex) -> None:
-    """Draw the run's figures into figures/ and write report.html. Collective; rank 0 draws."""
+def write_figures(
+    run_folder: Path,
+    evaluation: Evaluation,
+    source: ShardIndex,
+    target: ShardIndex,
+    *,
+    writer: SummaryWriter | None = None,
+    step: int | None = None,
+) -> None:
+    """Draw the run's figures into figures/ and for TensorBoard's `writer`, and write report.html.
+
+    Collective; rank 0 draws.
+    """
     reader = ShardReader()
     query, gallery, train = target.split("query"), target.split("gallery"), target.split("train")
 
@@ -32,6 +44,8 @@ def write_figures(run_folder: Path, evaluation: Evaluation, source: ShardIndex, 
         domains=[_domain("source", source.split("train"), reader), _domain("target", train, reader)],
         read_copy=read_copy if train.has_styles else None,
         gallery_sharded=True,
+        writer=writer,
+        step=step,
     )
     distributed.together(lambda: _report(run_folder))
 

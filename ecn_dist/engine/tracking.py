@@ -4,6 +4,8 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +71,20 @@ class Tracker:
             self._task = self._progress.add_task("training", total=total_steps, completed=first_step, figures="")
 
     def metrics(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl and its numbers to TensorBoard; `record` has `step` and `epoch`."""
+        """Append one line to metrics.jsonl and its numbers to TensorBoard; `record` has `step` and `epoch`.
+
+        A line is either a log step's, or an evaluation's, with its figures under `evaluation`.
+        """
         if not self._active:
             return
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         if self._writer is not None:
-            for key, value in record.items():
-                if key != "step" and isinstance(value, int | float):
-                    self._writer.add_scalar(key.replace("_", "/", 1), value, record["step"])
-
-    def figure(self, name: str, figure: Any, step: int) -> None:
-        """Show a matplotlib figure in TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_figure(name, figure, step)
+            numbers = {key.replace("_", "/", 1): value for key, value in record.items() if key != "step"}
+            numbers |= {f"evaluation/{key}": value for key, value in record.get("evaluation", {}).items()}
+            for tag, value in numbers.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(tag, value, record["step"])
 
     def progress(self, step: int, epoch: str, figures: str, *, epoch_ended: bool) -> None:
         """Move the progress line to after `step`; where there is no terminal, print a line at an epoch's end."""
@@ -103,6 +105,17 @@ class Tracker:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+@contextmanager
+def pictures_for_tensorboard(output_dir: Path, wanted: bool) -> Iterator[SummaryWriter | None]:
+    """A writer beside the run's, on rank 0 and where TensorBoard is `wanted`."""
+    writer = SummaryWriter(str(output_dir / "tensorboard")) if wanted and distributed.is_main() else None
+    try:
+        yield writer
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

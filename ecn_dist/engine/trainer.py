@@ -128,6 +128,8 @@ class Trainer:
         evaluation = None
         if ends_epoch and after_epoch is not None:
             evaluation = after_epoch(epoch)
+            if evaluation is not None:
+                tracker.metrics({"step": step, "epoch": epoch, "evaluation": evaluation})
             self.strategy.network.train()
             self.interval.started = time.monotonic()
             saves |= (self.keep.best and evaluation is not None) or epoch in self.keep.epochs
