@@ -30,14 +30,15 @@ class Canvas:
         self._on_color, self._on_shade = ImageDraw.Draw(self.color), ImageDraw.Draw(self.shade)
         self._on_mask = ImageDraw.Draw(self.mask)
 
-    def limb(self, start: Point, end: Point, radius: float, end_radius: float, paint: Paint) -> None:
-        """A rounded, tapered bar."""
-        self._solid(_capsule(start, end, radius, end_radius), paint, 100)
+    def limb(self, joints: Sequence[Point], radii: Sequence[float], paint: Paint) -> None:
+        """A rounded bar through `joints`, tapered between their `radii`."""
+        bones = list(zip(joints, joints[1:], radii, radii[1:], strict=False))
+        for start, end, radius, end_radius in bones:
+            self._solid(_capsule(start, end, radius, end_radius), paint, 100)
         shift = 0.3 * self.light
-        lit = _capsule(
-            (start[0] + shift * radius, start[1]), (end[0] + shift * end_radius, end[1]), 0.6 * radius, 0.6 * end_radius
-        )
-        self._on_shade.polygon(lit, fill=138)
+        for start, end, radius, end_radius in bones:
+            start, end = (start[0] + shift * radius, start[1]), (end[0] + shift * end_radius, end[1])
+            self._on_shade.polygon(_capsule(start, end, 0.6 * radius, 0.6 * end_radius), fill=138)
 
     def body(self, outline: Sequence[Point], paint: Paint, center: float) -> None:
         """A rounded closed shape; `center` is the x that its lit part is drawn towards."""
@@ -54,6 +55,10 @@ class Canvas:
     def flat(self, outline: Sequence[Point], paint: Paint) -> None:
         """A shape that takes the shade of what it lies on."""
         self._paint(outline, paint)
+
+    def flat_ball(self, center: Point, radius_x: float, radius_y: float, color: RGB) -> None:
+        """A round patch that takes the shade of what it lies on."""
+        self._paint(_ellipse(center, radius_x, radius_y), color)
 
     def strap(self, start: Point, end: Point, width: float, color: RGB) -> None:
         self._on_color.line([start, end], fill=color, width=max(1, round(width)))
@@ -90,6 +95,12 @@ _CIRCLE = [(math.cos(math.tau * step / 20), math.sin(math.tau * step / 20)) for 
 
 def _ellipse(center: Point, radius_x: float, radius_y: float) -> list[Point]:
     return [(center[0] + radius_x * x, center[1] + radius_y * y) for x, y in _CIRCLE]
+
+
+def box(center: Point, half_x: float, half_y: float) -> list[Point]:
+    """The outline of an upright rectangle."""
+    (x, y), corners = center, ((-1, -1), (1, -1), (1, 1), (-1, 1))
+    return [(x + i * half_x, y + j * half_y) for i, j in corners]
 
 
 def _capsule(start: Point, end: Point, radius: float, end_radius: float) -> list[Point]:

@@ -24,19 +24,18 @@ def draw_background(spec: PlaceSpec, draws: Draws, width: int, height: int, hori
     draw.rectangle((0, edge - 0.015 * half_height, half_width, edge), fill=shaded(floor, 0.7))
     for _ in range(int(draws.generator.poisson(spec.clutter))):
         _thing(draw, draws, spec, half_width, half_height, edge)
-    picture = picture.filter(ImageFilter.GaussianBlur(0.006 * half_height))
+    picture = picture.filter(ImageFilter.BoxBlur(0.008 * half_height))
     return picture.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def cast_shadow(picture: Image.Image, feet: tuple[float, float], unit: float, light: float) -> None:
     """Darken the floor of `picture` beside `feet`, away from the light (-1 left, 1 right)."""
-    width, height = picture.size
-    quarter = Image.new("L", (width // 4 + 1, height // 4 + 1))
-    x, y, reach = feet[0] - 0.1 * light * unit, feet[1] - 0.004 * unit, 0.15 * unit + 0.06 * abs(light) * unit
-    box = ((x - reach) / 4, (y - 0.03 * unit) / 4, (x + reach) / 4, (y + 0.025 * unit) / 4)
-    ImageDraw.Draw(quarter).ellipse(box, fill=130)
-    soft = quarter.filter(ImageFilter.GaussianBlur(0.006 * unit)).resize(picture.size, Image.Resampling.BILINEAR)
-    picture.paste((12, 12, 18), mask=soft)
+    reach, depth, soft = (0.15 + 0.06 * abs(light)) * unit, 0.027 * unit, 0.02 * unit
+    shadow = Image.new("L", (round(2 * (reach + 2 * soft)), round(2 * (depth + 2 * soft))))
+    width, height = shadow.size
+    ImageDraw.Draw(shadow).ellipse((2 * soft, 2 * soft, width - 2 * soft, height - 2 * soft), fill=130)
+    corner = (round(feet[0] - 0.1 * light * unit - width / 2), round(feet[1] - height / 2))
+    picture.paste((12, 12, 18), corner, shadow.filter(ImageFilter.BoxBlur(soft)))
 
 
 def relief(draws: Draws, width: int, height: int, strength: float) -> Image.Image:

@@ -5,10 +5,11 @@ from PIL import Image
 from ecn_dist.data.synthetic.cameras import Camera, draw_camera, expose
 from ecn_dist.data.synthetic.canvas import Canvas
 from ecn_dist.data.synthetic.draws import Draws
-from ecn_dist.data.synthetic.figure import Figure, draw_pose
+from ecn_dist.data.synthetic.figure import draw_figure
 from ecn_dist.data.synthetic.people import Person, draw_person
 from ecn_dist.data.synthetic.places import cast_shadow, draw_background, occlude, relief
 from ecn_dist.data.synthetic.spec import DomainSpec
+from ecn_dist.data.synthetic.stance import Stance, draw_pose
 
 CANVAS_HEIGHT = 256
 """Small pictures are drawn at least this tall and then reduced, which smooths their edges."""
@@ -49,7 +50,7 @@ class Studio:
         background = draw_background(place, draws, width, height, height * camera.horizon)
         cast_shadow(background, feet, unit, light)
         canvas = Canvas(width, height, light)
-        Figure(canvas, person, draw_pose(draws, yaw, feet, unit)).draw()
+        draw_figure(Stance(canvas, person, draw_pose(draws, yaw, feet, unit)))
         picture = canvas.composed(background, relief(draws, width, height, 7.0))
         if draws.chance(place.occlusion):
             occlude(picture, place, draws)
