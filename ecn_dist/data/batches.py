@@ -46,7 +46,7 @@ class Batches(Dataset[RawBatch]):
         self.split = split
         self.height, self.width = height, width
         self.reader = reader
-        self._buffer = np.empty(FIRST_BUFFER_BYTES, dtype=np.uint8)
+        self._buffer = _picture_memory(FIRST_BUFFER_BYTES)
         self._pixels = torch.empty(0, dtype=torch.uint8)
 
     def rows(self, step: int) -> np.ndarray:
@@ -93,7 +93,7 @@ class Batches(Dataset[RawBatch]):
         """(h, w, 3) uint8, valid until the next call: memory used before is much cheaper than fresh pages."""
         pixels_hw3 = decode(data, self._buffer)
         if pixels_hw3.nbytes > self._buffer.nbytes:
-            self._buffer = np.empty(2 * pixels_hw3.nbytes, dtype=np.uint8)
+            self._buffer = _picture_memory(2 * pixels_hw3.nbytes)
         return pixels_hw3
 
 
@@ -122,6 +122,7 @@ class TrainBatches(Batches):
         self.camera_style = camera_style
         self.replace_bad = replace_bad
         self._draws = Draws(plan.seed, plan.domain, "augmentation")
+        self._erase_draws = Draws(plan.seed, plan.domain, "erasing")
         identities = np.asarray(split.identities if labelled else (), dtype=np.int64)
         self._label_order = np.argsort(identities, kind="stable")
         self._sorted_identities = identities[self._label_order]
@@ -139,14 +140,22 @@ class TrainBatches(Batches):
     def fill(self, step: int, batch: RawBatch) -> int:
         rows_b = self.rows(step)
         shown_b = rows_b.copy()
-        for place, (row, pixels_hw3, draws_K) in enumerate(self.pictures(rows_b, self.pass_of(step))):
+        pass_number = self.pass_of(step)
+        erased: list[int] = []
+        for place, (row, pixels_hw3, draws_K) in enumerate(self.pictures(rows_b, pass_number)):
             shown_b[place] = row
             draws = draws_K.tolist()  # plain floats: the arithmetic is scalar
             box = transforms.crop_box(draws, pixels_hw3.shape[0], pixels_hw3.shape[1])
             flip = draws[transforms.FLIP] < transforms.FLIP_PROBABILITY
             transforms.resize_into(batch.pixels_bHW3[place], pixels_hw3, box, flip)
-            batch.boxes_b4[place] = transforms.erase_box(draws, self.random_erasing, self.height, self.width)
+            if draws[transforms.ERASE] < self.random_erasing:
+                erased.append(place)
         members_b = np.asarray(self.split.members)[shown_b]
+        erase_draws = self._erase_draws.uniforms(
+            transforms.NUM_ERASE_DRAWS, (0, members_b["index"][erased], pass_number)
+        )
+        for place, draws in zip(erased, erase_draws.tolist(), strict=True):
+            batch.boxes_b4[place] = transforms.erase_box(draws, self.height, self.width)
         batch.samples_4b[:] = self._labels(members_b["pid"]), members_b["pid"], members_b["camid"], members_b["index"]
         return int(np.count_nonzero(shown_b != rows_b))
 
@@ -155,7 +164,7 @@ class TrainBatches(Batches):
 
         The pixels are valid until the next are asked for.
         """
-        slots_b, draws_bK = self._choose(rows_b, pass_number)
+        slots_b, draws_bK = self.choose(rows_b, pass_number)
         data_b = self.reader.read_batch(self.split, rows_b, slots_b)
         for at, (row, data) in enumerate(zip(rows_b.tolist(), data_b, strict=True)):
             try:
@@ -164,10 +173,10 @@ class TrainBatches(Batches):
                 picture = self._replacement(row, int(slots_b[at]), pass_number, error)
             yield picture
 
-    def _choose(self, rows_b: np.ndarray, pass_number: int) -> tuple[np.ndarray, np.ndarray]:
+    def choose(self, rows_b: np.ndarray, pass_number: int) -> tuple[np.ndarray, np.ndarray]:
         """Which picture of each sample this pass shows, and the (b, NUM_DRAWS) draws that say how."""
         members_b = np.asarray(self.split.members)[rows_b]
-        draws_bK = self._draws.uniform_rows(transforms.NUM_DRAWS, 0, members_b["index"], pass_number)
+        draws_bK = self._draws.uniforms(transforms.NUM_DRAWS, (0, members_b["index"], pass_number))
         real = self.split.num_cameras
         if not self.camera_style:
             return np.full(len(rows_b), real), draws_bK
@@ -181,7 +190,7 @@ class TrainBatches(Batches):
         if self.replace_bad:
             for further in range(1, MAX_REPLACEMENTS + 1):
                 other_1 = np.array([(row + further) % len(self.split)])
-                slot_1, draws_1K = self._choose(other_1, pass_number)
+                slot_1, draws_1K = self.choose(other_1, pass_number)
                 try:
                     pixels_hw3 = self._decode(self.reader.read_batch(self.split, other_1, slot_1)[0])
                 except UnreadablePicture:
@@ -224,3 +233,14 @@ class EvaluationBatches(Batches):
         batch.samples_4b[0] = NO_LABEL
         batch.samples_4b[1:] = members_b["pid"], members_b["camid"], members_b["index"]
         return 0
+
+
+def _picture_memory(num_bytes: int) -> np.ndarray:
+    """Memory to decode into, on purpose not aligned to 32 bytes.
+
+    libjpeg-turbo writes to aligned rows past the cache, which suits pictures that nobody reads soon; these are read at
+    once, and reading them back from main memory would cost a fifth of decoding them.
+    """
+    memory = np.empty(num_bytes + 32, dtype=np.uint8)
+    skipped = (16 - memory.ctypes.data) % 32
+    return memory[skipped : skipped + num_bytes]

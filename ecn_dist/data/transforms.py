@@ -5,13 +5,15 @@ that the streams take, which the tests hold against the definition: a decoded ui
 resized by torch's vectorised uint8 kernels (`resize_into`), and scaling, normalising and erasing are done in float32
 for the whole batch, on the training device (`normalise_and_erase`). Until there a batch is uint8.
 
-All random choices of one sample come from its own NUM_DRAWS uniform numbers, always the same ones for the same choice:
+All random choices of one sample come from uniform numbers of its own, always the same ones for the same choice.
+NUM_DRAWS of them, and NUM_ERASE_DRAWS more where something is erased:
 
     CAMERA       which camera's style
     FLIP         whether to flip
-    CROP_TRIES   10 x (area, aspect), CROP_PLACE (top, left) of the try that fits
     ERASE        whether to erase
-    ERASE_TRIES  100 x (area, aspect), ERASE_PLACE (top, left)
+    CROP_TRIES   10 x (area, aspect), then (top, left) of the try that fits
+
+    0 on         100 x (area, aspect), then (top, left)
 
 b pictures, H x W network input, h x w stored picture. A box is (top, left, height, width) in pixels.
 """
@@ -33,14 +35,9 @@ CROP_AREA, CROP_ASPECT, MAX_CROP_TRIES = (0.64, 1.0), (2.0, 3.0), 10
 ERASE_AREA, ERASE_ASPECT, MAX_ERASE_TRIES = (0.02, 0.2), (0.3, 3.0), 100
 FLIP_PROBABILITY = 0.5
 
-CAMERA = 0
-FLIP = 1
-CROP_TRIES = 2
-CROP_PLACE = CROP_TRIES + 2 * MAX_CROP_TRIES
-ERASE = CROP_PLACE + 2
-ERASE_TRIES = ERASE + 1
-ERASE_PLACE = ERASE_TRIES + 2 * MAX_ERASE_TRIES
-NUM_DRAWS = ERASE_PLACE + 2
+CAMERA, FLIP, ERASE, CROP_TRIES = range(4)
+NUM_DRAWS = CROP_TRIES + 2 * MAX_CROP_TRIES + 2
+NUM_ERASE_DRAWS = 2 * MAX_ERASE_TRIES + 2
 
 Box = tuple[int, int, int, int]
 NO_BOX: Box = (0, 0, 0, 0)
@@ -53,37 +50,35 @@ def draw_camera(draws_bK: np.ndarray, num_cameras: int) -> np.ndarray:
 
 def _first_fit(
     draws: Sequence[float],
-    tries: int,
-    place: int,
+    tries: range,
     area: tuple[float, float],
     aspect: tuple[float, float],
     size: tuple[int, int],
 ) -> Box | None:
     """The first of the drawn (area, aspect) boxes that fits into `size`, at the drawn place; None where none fits."""
     height, width = size
-    for at in range(tries, place, 2):
+    for at in tries:
         box_area = (area[0] + draws[at] * (area[1] - area[0])) * height * width
         box_aspect = aspect[0] + draws[at + 1] * (aspect[1] - aspect[0])  # height / width
         box_height = round(math.sqrt(box_area * box_aspect))
         box_width = round(math.sqrt(box_area / box_aspect))
         if box_height <= height and box_width <= width:
-            top = int(draws[place] * (height - box_height + 1))
-            left = int(draws[place + 1] * (width - box_width + 1))
+            top = int(draws[tries.stop] * (height - box_height + 1))
+            left = int(draws[tries.stop + 1] * (width - box_width + 1))
             return top, left, box_height, box_width
     return None
 
 
 def crop_box(draws: Sequence[float], height: int, width: int) -> Box:
     """The part of a height x width picture that is resized to the input: a random crop, or all if no try fits."""
-    box = _first_fit(draws, CROP_TRIES, CROP_PLACE, CROP_AREA, CROP_ASPECT, (height, width))
-    return box or (0, 0, height, width)
+    tries = range(CROP_TRIES, CROP_TRIES + 2 * MAX_CROP_TRIES, 2)
+    return _first_fit(draws, tries, CROP_AREA, CROP_ASPECT, (height, width)) or (0, 0, height, width)
 
 
-def erase_box(draws: Sequence[float], probability: float, height: int, width: int) -> Box:
-    """The part of the height x width input that is erased; `NO_BOX` for none."""
-    if draws[ERASE] >= probability:
-        return NO_BOX
-    return _first_fit(draws, ERASE_TRIES, ERASE_PLACE, ERASE_AREA, ERASE_ASPECT, (height, width)) or NO_BOX
+def erase_box(erase_draws: Sequence[float], height: int, width: int) -> Box:
+    """The part of the height x width input that is erased; `NO_BOX` if no try fits."""
+    tries = range(0, 2 * MAX_ERASE_TRIES, 2)
+    return _first_fit(erase_draws, tries, ERASE_AREA, ERASE_ASPECT, (height, width)) or NO_BOX
 
 
 # The definition, picture by picture.
@@ -95,13 +90,18 @@ def _normalised(picture: Image.Image) -> Tensor:
 
 
 def augment_picture(
-    picture: Image.Image, draws: Sequence[float], height: int, width: int, random_erasing: float
+    picture: Image.Image,
+    draws: Sequence[float],
+    erase_draws: Sequence[float],
+    height: int,
+    width: int,
+    random_erasing: float,
 ) -> Tensor:
     """One training picture: crop, resize, flip, normalise, erase.
 
     Args:
         picture: RGB, any size.
-        draws: the sample's NUM_DRAWS uniform numbers.
+        draws, erase_draws: the sample's NUM_DRAWS and NUM_ERASE_DRAWS uniform numbers.
         height, width: of the network input.
         random_erasing: probability of erasing.
 
@@ -114,9 +114,10 @@ def augment_picture(
     if draws[FLIP] < FLIP_PROBABILITY:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     image_3HW = _normalised(picture)
-    top, left, erase_height, erase_width = erase_box(draws, random_erasing, height, width)
-    fill = torch.tensor(ERASE_FILL).view(3, 1, 1)
-    image_3HW[:, top : top + erase_height, left : left + erase_width] = fill
+    if draws[ERASE] < random_erasing:
+        top, left, erase_height, erase_width = erase_box(erase_draws, height, width)
+        fill = torch.tensor(ERASE_FILL).view(3, 1, 1)
+        image_3HW[:, top : top + erase_height, left : left + erase_width] = fill
     return image_3HW
 
 

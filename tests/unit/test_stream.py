@@ -84,7 +84,7 @@ def test_stopping_after_any_step_continues_with_the_batch_that_would_have_come(s
 
 
 def test_pictures_are_the_drawn_copies_augmented_as_defined(small: SplitIndex) -> None:
-    reader, draws = ShardReader(), Draws(1, "target", "augmentation")
+    reader, draws, erase_draws = ShardReader(), Draws(1, "target", "augmentation"), Draws(1, "target", "erasing")
     row_of = {int(index): row for row, index in enumerate(small.indices)}
     seen = set()
     for step, batch in enumerate(train_stream(small)):
@@ -92,10 +92,12 @@ def test_pictures_are_the_drawn_copies_augmented_as_defined(small: SplitIndex) -
             row = row_of[int(index)]
             assert pid == small.pids[row]
             assert camid == small.camids[row]
-            uniforms = draws.uniforms(transforms.NUM_DRAWS, (0, int(index), step // 4)).tolist()
+            address = (0, int(index), step // 4)
+            uniforms = draws.uniforms(transforms.NUM_DRAWS, address)[0].tolist()
+            erase = erase_draws.uniforms(transforms.NUM_ERASE_DRAWS, address)[0].tolist()
             camera = int(transforms.draw_camera(np.array([uniforms]), 3)[0])
             picture = reader.read_picture(small, row, 3 if camera == camid else camera)
-            expected = transforms.augment_picture(picture, uniforms, 32, 16, 0.5)
+            expected = transforms.augment_picture(picture, uniforms, erase, 32, 16, 0.5)
             assert (image - expected).abs().max() < 2.02 / 255 / 0.224
             seen.add(camera == int(camid))
     assert seen == {True, False}
@@ -120,6 +122,17 @@ def test_cameras_are_drawn_evenly_and_anew_in_every_pass(small: SplitIndex, monk
     assert all(set(cameras) == {small.camids[row]} for row, cameras in chosen.items())
 
 
+def test_erasing_alone_tells_streams_with_and_without_it_apart(small: SplitIndex) -> None:
+    fill = torch.tensor(transforms.ERASE_FILL).view(3, 1, 1)
+    never, always = (list(train_stream(small, random_erasing=probability)) for probability in (0.0, 1.0))
+    for this, that in zip(never, always, strict=True):
+        assert torch.equal(this.indices, that.indices)
+        erased = (that.images == fill).all(dim=1, keepdim=True)
+        assert erased.flatten(1).any(dim=1).all()
+        assert not (this.images == fill).all(dim=1).any()
+        assert torch.equal(this.images.where(~erased, that.images), that.images)
+
+
 def bytes_of(split: SplitIndex, stream: TrainStream) -> tuple[int, int]:
     """What iterating `stream` reads, as the operating system counts it, and the bytes of the pictures it shows."""
 
@@ -142,7 +155,7 @@ def test_a_pass_reads_the_chosen_pictures_and_nothing_else(split: SplitIndex) ->
         total = 0
         for step, batch in enumerate(train_stream(split, first_step=first_step, last_step=last_step), first_step):
             for index, camid in zip(batch.indices.tolist(), batch.camids.tolist(), strict=True):
-                camera = int(transforms.draw_camera(draws.uniforms(1, (0, index, step // 4))[None], 3)[0])
+                camera = int(transforms.draw_camera(draws.uniforms(1, (0, index, step // 4)), 3)[0])
                 total += int(split.members["length"][row_of[index]][3 if camera == camid else camera])
         return total
 

@@ -10,17 +10,20 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from ecn_dist.data import transforms
-from ecn_dist.data.draws import Draws
+from ecn_dist.data.draws import Draws, philox
 
 GREY_LEVEL = 1 / 255 / min(transforms.IMAGENET_STD)  # after normalisation
-GOLDEN_UNIFORMS = [0.6423059231901709, 0.12965984002479947]
-GOLDEN_PERMUTATION = [5, 2, 3, 1, 4, 0]
+GOLDEN_UNIFORMS = [0.06774806790053844, 0.792107360670343]
+GOLDEN_PERMUTATION = [0, 4, 2, 5, 1, 3]
 SIZES = [(128, 64), (256, 128), (97, 41), (300, 150), (64, 128), (40, 300)]
 
 
-def draws_of(count: int, purpose: str = "augmentation") -> list[list[float]]:
-    draws = Draws(0, "target", purpose)
-    return [draws.uniforms(transforms.NUM_DRAWS, (0, index, 0)).tolist() for index in range(count)]
+def draws_of(count: int, purpose: str = "augmentation", numbers: int = transforms.NUM_DRAWS) -> list[list[float]]:
+    return Draws(0, "target", purpose).uniforms(numbers, (0, np.arange(count), 0)).tolist()
+
+
+def erase_draws_of(count: int) -> list[list[float]]:
+    return draws_of(count, "erasing", transforms.NUM_ERASE_DRAWS)
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -28,17 +31,43 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)
+def test_philox_gives_the_known_answers_of_its_authors(counter: str, key: str, words: str) -> None:
+    counter_4 = tuple(np.array([int(word, 16)], dtype=np.uint64) for word in counter.split())
+    k0, k1 = (int(word, 16) for word in key.split())
+    assert [f"{word.item():08x}" for word in philox(counter_4, (k0, k1))] == words.split()
+
+
 def test_draws_are_a_function_of_their_address_and_those_of_earlier_versions() -> None:
     """A resumed run relies on it. If these must change, checkpoints of older versions must be refused."""
     draws = Draws(3, "source", "augmentation")
-    assert draws.uniforms(2, (0, 17, 4)).tolist() == GOLDEN_UNIFORMS
+    assert draws.uniforms(2, (0, 17, 4)).tolist() == [GOLDEN_UNIFORMS]
+    assert draws.uniforms(9, (0, 17, 4))[0, :2].tolist() == GOLDEN_UNIFORMS
+    assert draws.uniforms(2, (0, np.array([3, 17]), 4))[1].tolist() == GOLDEN_UNIFORMS
     assert draws.permutation(6, (1, 0, 2)).tolist() == GOLDEN_PERMUTATION
-    assert draws.uniforms(9, (0, 17, 4))[:2].tolist() == GOLDEN_UNIFORMS
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_permutations_are_uniform(count: int) -> None:
+    draws = Draws(0, "target", "window")
+    orders = np.stack([draws.permutation(count, (0, 0, number)) for number in range(400)])
+    assert (np.sort(orders, axis=1) == np.arange(count)).all()
+    assert np.abs(orders.mean(axis=0) - (count - 1) / 2).max() <= count * 5 / 12**0.5 / 20
+    numbers = [draws.integer(count, (0, number, 0)) for number in range(400)]
+    assert set(numbers) <= set(range(count))
+    assert np.mean(numbers) == pytest.approx((count - 1) / 2, abs=count * 0.08)
 
 
 def test_addresses_purposes_domains_and_seeds_draw_independently() -> None:
     rows = [
-        Draws(seed, domain, purpose).uniforms(1000, address)
+        Draws(seed, domain, purpose).uniforms(1000, address)[0]
         for seed in (0, 1)
         for domain in ("source", "target")
         for purpose in ("window", "augmentation")
@@ -74,19 +103,31 @@ def test_a_picture_that_no_crop_fits_is_taken_whole() -> None:
     assert {transforms.crop_box(draws, 64, 128) for draws in draws_of(50)} == {(0, 0, 64, 128)}
 
 
+def test_erased_boxes_have_the_published_areas_and_aspects() -> None:
+    boxes = np.array([transforms.erase_box(draws, 256, 128) for draws in erase_draws_of(2000)])
+    top, left, height, width = boxes.T
+    area, aspect = height * width / (256 * 128), height / width
+    assert 0.018 < area.min() < 0.03
+    assert 0.18 < area.max() < 0.202
+    assert 0.28 < aspect.min() < 0.4
+    assert 2.8 < aspect.max() < 3.1
+    assert top.min() == left.min() == 0
+    assert (top + height).max() == 256
+    assert (left + width).max() == 128
+
+
+def test_where_no_box_fits_nothing_is_erased() -> None:
+    assert transforms.erase_box([1.0] * transforms.NUM_ERASE_DRAWS, 300, 4) == transforms.NO_BOX
+
+
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
-def test_erased_boxes_have_the_published_areas_and_aspects(probability: float) -> None:
-    boxes = np.array([transforms.erase_box(draws, probability, 256, 128) for draws in draws_of(2000)])
-    top, left, height, width = boxes[boxes[:, 2] > 0].T
-    assert len(top) / len(boxes) == pytest.approx(probability, abs=0.04)
-    if probability:
-        area, aspect = height * width / (256 * 128), height / width
-        assert 0.018 < area.min() < 0.03
-        assert 0.18 < area.max() < 0.202
-        assert 0.28 < aspect.min() < 0.4
-        assert 2.8 < aspect.max() < 3.1
-        assert (top + height <= 256).all()
-        assert (left + width <= 128).all()
+def test_pictures_are_erased_as_often_as_asked_for(probability: float) -> None:
+    fill = torch.tensor(transforms.ERASE_FILL).view(3, 1, 1)
+    erased = [
+        (transforms.augment_picture(picture(32, 16), draws, erase, 32, 16, probability) == fill).all(dim=0).any()
+        for draws, erase in zip(draws_of(400), erase_draws_of(400), strict=True)
+    ]
+    assert np.mean(erased) == pytest.approx(probability, abs=0.08)
 
 
 def test_cameras_and_flips_are_drawn_evenly() -> None:
@@ -100,7 +141,7 @@ def test_cameras_and_flips_are_drawn_evenly() -> None:
 
 
 def test_the_definition_is_what_torchvision_computes() -> None:
-    for index, draws in enumerate(draws_of(40)):
+    for index, (draws, erase_draws) in enumerate(zip(draws_of(40), erase_draws_of(40), strict=True)):
         height, width = SIZES[index % len(SIZES)]
         image = functional.to_tensor(
             functional.resized_crop(picture(height, width), *transforms.crop_box(draws, height, width), [64, 32])
@@ -108,10 +149,11 @@ def test_the_definition_is_what_torchvision_computes() -> None:
         if draws[transforms.FLIP] < 0.5:
             image = functional.hflip(image)
         image = functional.normalize(image, transforms.IMAGENET_MEAN, transforms.IMAGENET_STD)
-        box = transforms.erase_box(draws, 0.5, 64, 32)
-        if box[2]:
+        if draws[transforms.ERASE] < 0.5:
+            box = transforms.erase_box(erase_draws, 64, 32)
             image = functional.erase(image, *box, torch.tensor(transforms.ERASE_FILL).view(3, 1, 1))
-        torch.testing.assert_close(transforms.augment_picture(picture(height, width), draws, 64, 32, 0.5), image)
+        defined = transforms.augment_picture(picture(height, width), draws, erase_draws, 64, 32, 0.5)
+        torch.testing.assert_close(defined, image)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -122,10 +164,14 @@ def test_the_quick_way_agrees_with_the_definition_within_two_grey_levels(size: t
     for out_HW3, stored, row in zip(pixels_bHW3, pictures, draws, strict=True):
         box, flip = transforms.crop_box(row, *size), row[transforms.FLIP] < transforms.FLIP_PROBABILITY
         transforms.resize_into(out_HW3, np.array(stored), box, flip)
-    boxes = [transforms.erase_box(row, 0.5, 128, 64) for row in draws]
+    erase = erase_draws_of(len(draws))
+    boxes = [transforms.erase_box(row, 128, 64) if at % 2 else transforms.NO_BOX for at, row in enumerate(erase)]
     quick = transforms.normalise_and_erase(pixels_bHW3, boxes)
     exact = torch.stack(
-        [transforms.augment_picture(p, row, 128, 64, 0.5) for p, row in zip(pictures, draws, strict=True)]
+        [
+            transforms.augment_picture(stored, row, erase_row, 128, 64, at % 2)
+            for at, (stored, row, erase_row) in enumerate(zip(pictures, draws, erase, strict=True))
+        ]
     )
     difference = (quick - exact).abs()
     assert difference.max() < 2.02 * GREY_LEVEL
