@@ -69,7 +69,7 @@ def build_trainer(
     timeline, streams = distributed.together(lambda: building.build_streams(config, source_train, target_train, device))
     network = distributed.together(lambda: building.build_network(config, source_train.num_identities, device))
     strategy = building.build_strategy(config, network, device)
-    memory = building.build_memory(config, target_train, device)
+    memory = distributed.together(lambda: building.build_memory(config, target_train, device))
     log.info(
         "%d ranks on %s; source %d pictures of %d identities, target %d pictures of %d cameras; %d steps an epoch",
         distributed.world_size(),

@@ -12,7 +12,7 @@ from ecn_dist.ecn import ExemplarMemory
 from ecn_dist.ecn.schedules import Timeline
 from ecn_dist.engine.strategy import DataParallel, Strategy
 from ecn_dist.engine.tracking import log
-from ecn_dist.models import Backbone, ReIDNetwork, convert_batchnorm, load_weights
+from ecn_dist.models import Backbone, ReIDNetwork, convert_batchnorm, load_published_memory, load_weights
 
 ROW_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,7 +50,7 @@ def build_strategy(config: Config, network: ReIDNetwork, device: torch.device) -
 
 
 def build_memory(config: Config, target: SplitIndex, device: torch.device) -> ExemplarMemory:
-    """The exemplar memory of a target's training split, rows at zero, this rank's part on `device`.
+    """The exemplar memory of a target's training split, this rank's part on `device`.
 
     Where the shards carry identities, the memory gets them for its health figures, never for the loss.
     """
@@ -66,6 +66,8 @@ def build_memory(config: Config, target: SplitIndex, device: torch.device) -> Ex
     exemplars = torch.from_numpy(target.indices)
     pids_N[exemplars], camids_N[exemplars] = torch.from_numpy(target.pids), torch.from_numpy(target.camids)
     memory.set_identities(pids_N, camids_N)
+    if config.memory.start == "weights":
+        memory.load_full(load_published_memory(config.model.weights, memory.num_exemplars, memory.dim))
     return memory
 
 

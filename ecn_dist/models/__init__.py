@@ -3,6 +3,7 @@
 from ecn_dist.models.backbones import Backbone
 from ecn_dist.models.batchnorm import convert_batchnorm, reestimate_batchnorm
 from ecn_dist.models.network import ReIDNetwork, normalized_features
+from ecn_dist.models.published import load_published_memory
 from ecn_dist.models.weights import export_weights, load_backbone, load_weights
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "convert_batchnorm",
     "export_weights",
     "load_backbone",
+    "load_published_memory",
     "load_weights",
     "normalized_features",
     "reestimate_batchnorm",

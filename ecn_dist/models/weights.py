@@ -2,6 +2,7 @@
 
 A file holds plain tensors, as safetensors or as a torch file (read with `weights_only=True`). Backbone keys have
 torchvision's names (`conv1.weight`, `layer1.0...`); the rest of a whole network is `embedding.*` and `source_head.*`.
+Checkpoints of the published code are read too (published.py).
 """
 
 import ecn_dist.torchvision_compat  # noqa: F401  (before torchvision)
@@ -19,6 +20,7 @@ from torchvision import models
 from ecn_dist.errors import UserError
 from ecn_dist.models.backbones import Backbone
 from ecn_dist.models.network import ReIDNetwork
+from ecn_dist.models.published import with_our_names
 
 _HEADS = ("embedding.", "source_head.")
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -107,7 +109,7 @@ def _strip(content: dict) -> dict[str, Tensor]:
             for prefix in _PREFIXES:
                 key = key.removeprefix(prefix)
             tensors[key] = value
-    return tensors
+    return with_our_names(tensors)
 
 
 def _fill_heads(network: ReIDNetwork, tensors: dict[str, Tensor], weights: str) -> list[str]:
