@@ -42,8 +42,7 @@ def command(main: Main) -> Main:
             print("interrupted", file=sys.stderr, flush=True)
             return EXIT_INTERRUPTED
         except Exception as error:
-            if distributed.report_failure(error):
-                return distributed.EXIT_RANK_LOST
+            distributed.report_failure(error)
             raise
         finally:
             distributed.end()

@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
@@ -34,12 +35,21 @@ log = logging.getLogger("ecn_dist")
 
 
 @dataclass(frozen=True)
+class Failure:
+    """What the first rank that found one tells the others."""
+
+    text: str
+    silent: tuple[int, ...] = ()  # the ranks that it misses
+
+
+@dataclass(frozen=True)
 class Beat:
     """What a rank says about itself."""
 
     count: int
     state: str  # running, ended, or the error it ended by
     where: str  # its newest collective, and the step
+    collectives: int  # so many were there up to this one
     host: str
     clock: str  # when it said so, by its own clock
 
@@ -59,10 +69,11 @@ class Heartbeats:
         self._interval = INTERVAL_SECONDS * max(1.0, world_size / RANKS_AN_INTERVAL)
         self._next = (rank + 1) % world_size
         self._state = _RUNNING
-        self._announcement = ""  # of this rank
+        self._announcement: Failure | None = None  # of this rank
         self._beats: dict[int, Beat] = {}
         self._next_heard = self._answered = time.monotonic()  # news of the next rank; an answer of the store
-        self._told: tuple[float, str] | None = None  # when, and which failure, another rank announced
+        self._told: Failure | None = None  # what another rank announced, or this one
+        self._told_at = 0.0
         self._reads_all, self._rounds = False, 0
         self._stop = threading.Event()
         self._ending = threading.Lock()  # held by the thread that explains the end
@@ -80,7 +91,7 @@ class Heartbeats:
     def announce(self, error: str) -> None:
         """Let the other ranks know that this one ends, and by what error."""
         self._state = error
-        self._announcement = self._ended(self.rank, self._beat(0))
+        self._announcement = Failure(f"rank {self.rank} on host {socket.gethostname()} ended in {position}: {error}")
 
     def explain(self, error: str) -> tuple[str, bool]:
         """Why a collective failed here with `error`: which ranks are silent, and where they were last heard of.
@@ -88,60 +99,64 @@ class Heartbeats:
         With it, whether this rank is the one to say so on the console. Takes some seconds: silence has to be heard.
         """
         with self._ending:
-            silent = self._listen()
-            cause = self._cause(silent)
-            self._state, self._announcement = error, cause
-            speaks = not any(rank < self.rank and rank not in silent for rank in self._beats)
-            if self._store_is_silent():
-                speaks = os.environ.get("LOCAL_RANK", "0") == "0"
-            return f"rank {self.rank} could not finish {position} ({error}): {cause}", speaks
+            failure = self._find_out()
+            self._state, self._announcement = error, failure
+            return f"rank {self.rank} could not finish {position} ({error}): {failure.text}", self._speaks(failure)
 
-    def _listen(self) -> list[int]:
-        """The ranks that should be running and send no beats."""
+    def _speaks(self, failure: Failure) -> bool:
+        """Whether this is the first of the ranks that are still there, on each side where the ranks are cut in two."""
+        if self._store_is_silent():
+            return os.environ.get("LOCAL_RANK", "0") == "0"
+        return not any(rank < self.rank and rank not in failure.silent for rank in self._beats)
+
+    def _find_out(self) -> Failure:
         self._reads_all, self._rounds = True, 0
         started, first, silent = time.monotonic(), dict[int, Beat](), list[int]()
-        while not self._store_is_silent() and (waited := time.monotonic() - started) < LATEST_SECONDS:
+        while (waited := time.monotonic() - started) < LATEST_SECONDS:
             time.sleep(0.1)
+            if self._told:
+                return self._told
+            if self._store_is_silent():
+                return self._lost_store()
             if not self._rounds:
                 started = time.monotonic()
                 continue
-            first = first or dict(self._beats)
-            now = self._beats
-            silent = [r for r in sorted(now) if now[r].state == _RUNNING and now[r].count == first[r].count]
+            first, now = first or self._beats, self._beats
+            silent = [r for r in first if first[r].state == _RUNNING and now[r].count == first[r].count]
             if len(silent) <= 1 and waited > SURE_SECONDS:
                 break
-        return silent
+        return self._lost_ranks(sorted(silent)) if silent else self._late_rank()
 
-    def _cause(self, silent: list[int]) -> str:
-        if self._store_is_silent():
-            place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-            return (
-                f"the store at {place} (MASTER_ADDR, the host of rank 0) has not answered for "
-                f"{time.monotonic() - self._answered:.0f} s: that host, or the way to it, is lost. "
-                f"Of the next rank was heard: {self._last_heard(self._next)}"
-            )
-        if silent:
-            more = f"; and {len(silent) - 4} more" if len(silent) > 4 else ""
-            return f"no heartbeat comes any more from {'; '.join(map(self._last_heard, silent[:4]))}{more}"
-        failed = [self._ended(r, b) for r, b in sorted(self._beats.items()) if b.state not in (_RUNNING, _ENDED)]
-        if self._told or failed:
-            return self._told[1] if self._told else failed[0]
-        running = [f"rank {r} in {b.where}" for r, b in sorted(self._beats.items()) if b.state == _RUNNING]
-        return f"all other ranks send heartbeats, so one of them is late or hangs: {'; '.join(running[:8])}"
+    def _lost_ranks(self, silent: list[int]) -> Failure:
+        more = f"; and {len(silent) - 4} more" if len(silent) > 4 else ""
+        heard = "; ".join(map(self._last_heard, silent[:4]))
+        return Failure(f"no heartbeat comes any more from {heard}{more}", tuple(silent))
+
+    def _lost_store(self) -> Failure:
+        place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        seconds = time.monotonic() - self._answered
+        return Failure(
+            f"the store at {place} (MASTER_ADDR, the host of rank 0) has not answered for {seconds:.0f} s: that host "
+            f"or the way to it is lost. Of the next rank was heard: {self._last_heard(self._next)}"
+        )
+
+    def _late_rank(self) -> Failure:
+        fewest = min((beat.collectives for beat in self._beats.values()), default=0)
+        late = [r for r, beat in sorted(self._beats.items()) if beat.collectives == fewest]
+        places = [f"rank {r} on host {self._beats[r].host}, not beyond {self._beats[r].where}" for r in late[:4]]
+        return Failure(f"all other ranks send heartbeats, and late or hanging is: {'; '.join(places)}")
 
     def _last_heard(self, rank: int) -> str:
         if beat := self._beats.get(rank):
             return f"rank {rank} on host {beat.host}, last heard of at {beat.clock} in {beat.where}"
         return f"rank {rank}, never heard of"
 
-    def _ended(self, rank: int, beat: Beat) -> str:
-        return f"rank {rank} on host {beat.host} ended in {beat.where}: {beat.state}"
-
     def _store_is_silent(self) -> bool:
         return time.monotonic() - self._answered > STORE_SECONDS + 2 * self._interval
 
     def _beat(self, count: int) -> Beat:
-        return Beat(count, self._state, str(position), socket.gethostname(), time.strftime("%H:%M:%S"))
+        clock = time.strftime("%H:%M:%S")
+        return Beat(count, self._state, str(position), position.count, socket.gethostname(), clock)
 
     def _exchange_always(self) -> None:
         count = 0
@@ -160,7 +175,7 @@ class Heartbeats:
     def _exchange(self, count: int) -> None:
         self._store.set(f"beat-{self.rank}", json.dumps(asdict(self._beat(count))))
         if self._announcement and not self._store.check([_ANNOUNCED]):
-            self._store.set(_ANNOUNCED, self._announcement)
+            self._store.set(_ANNOUNCED, json.dumps(asdict(self._announcement)))
         all_ranks = self._reads_all
         read = {}
         for rank in range(self.world_size) if all_ranks else (self._next,):
@@ -170,7 +185,8 @@ class Heartbeats:
             self._next_heard = time.monotonic()
         self._beats = self._beats | read
         if self._told is None and self._store.check([_ANNOUNCED]):
-            self._told = time.monotonic(), self._store.get(_ANNOUNCED).decode()
+            told = json.loads(self._store.get(_ANNOUNCED))
+            self._told, self._told_at = Failure(told["text"], tuple(told["silent"])), time.monotonic()
         self._rounds += all_ranks
 
     def _judge_always(self) -> None:
@@ -179,19 +195,26 @@ class Heartbeats:
             beat = self._beats.get(self._next)
             next_lost = now - self._next_heard > self.timeout_seconds and (beat is None or beat.state == _RUNNING)
             store_lost = now - self._answered > self.timeout_seconds
-            told = self._told is not None and now - self._told[0] > GRACE_SECONDS
+            told = self._told is not None and now - self._told_at > GRACE_SECONDS
             if (next_lost or store_lost or told) and self._ending.acquire(blocking=False):
-                self._give_up([self._next] if next_lost else [])
-                return
+                failure = self._lost_store() if store_lost else self._lost_ranks([self._next])
+                self._give_up(self._told or failure)
 
-    def _give_up(self, silent: list[int]) -> None:
+    def _give_up(self, failure: Failure) -> None:
         """End this process, whose main thread waits for something that will not come."""
-        text = f"rank {self.rank} gave up waiting in {position}: {self._cause(silent)}"
-        self._announcement = text
+        self._announcement = failure
         self._stop.set()
         self._exchange_thread.join(timeout=2 * self._interval)
-        report(text, to_console=True)
-        os._exit(EXIT_RANK_LOST)
+        report(f"rank {self.rank} gave up waiting in {position}: {failure.text}", to_console=self._speaks(failure))
+        exit_at_once(EXIT_RANK_LOST)
+
+
+def exit_at_once(status: int) -> NoReturn:
+    """End this process without waiting for any of its threads."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def report(error: str, *, to_console: bool) -> None:

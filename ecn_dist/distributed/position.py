@@ -6,6 +6,7 @@ class Position:
 
     def __init__(self) -> None:
         self.collective = "the start"
+        self.count = 0  # of collectives: the same on all ranks that are equally far
         self.step: int | None = None
 
     def __str__(self) -> str:
@@ -18,6 +19,7 @@ position = Position()
 def entering(collective: str) -> None:
     """Note the collective that comes next. For those that run outside `collectives`, such as a gradient exchange."""
     position.collective = collective
+    position.count += 1
 
 
 def at_step(step: int) -> None:

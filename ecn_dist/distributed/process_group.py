@@ -3,12 +3,13 @@
 import logging
 import os
 import re
+import signal
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from ecn_dist.distributed.liveness import Heartbeats, report, tell_torchrun
+from ecn_dist.distributed.liveness import EXIT_RANK_LOST, Heartbeats, exit_at_once, report, tell_torchrun
 from ecn_dist.errors import UserError
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
@@ -83,24 +84,26 @@ def end() -> None:
         dist.destroy_process_group()
 
 
-def report_failure(error: Exception) -> bool:
-    """Tell the log, torchrun, and the other ranks why this rank ends.
+def report_failure(error: Exception) -> None:
+    """Tell the log, torchrun, and the other ranks why this rank ends; the caller shows the error itself.
 
-    True where it ends for want of another rank. The error is then explained, on the console by one rank, and its
-    traceback would say nothing more. False where it is this rank's own, and the caller's to show.
+    Where it ends for want of another rank, the error is explained, on the console by one rank, and this process ended:
+    a traceback would say nothing more, and the broken group's threads would wait for the lost rank until the time-out.
     """
     log = logging.getLogger("ecn_dist")
     if _heartbeats is not None and _is_of_communication(error):
         log.debug("a collective failed", exc_info=error)
+        # torchrun ends this process for the same reason, and is to wait for the explanation.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         explanation, speaks = _heartbeats.explain(_one_line(error))
         report(explanation, to_console=speaks)
-        return True
+        _heartbeats.stop()
+        exit_at_once(EXIT_RANK_LOST)
     if _heartbeats is not None:
         _heartbeats.announce(_one_line(error))
     if log.handlers:
         log.error("rank %d ends by an error", rank(), exc_info=error, extra={"file_only": True})
     tell_torchrun(_one_line(error))
-    return False
 
 
 def _is_of_communication(error: Exception) -> bool:
