@@ -27,7 +27,7 @@ class ResidualBlock(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """Stem and four stages of one residual block, 1.2 million parameters; made for pictures of about 64 x 32."""
+    """Stem and four stages of one residual block, each halving the picture; 1.2 million parameters, for 64 x 32."""
 
     num_features = STAGE_CHANNELS[-1]
 
@@ -37,7 +37,7 @@ class SmallResNet(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, first, 3, 2, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
         channels = (first, *STAGE_CHANNELS)
         self.stages = nn.ModuleList(
-            ResidualBlock(channels[i], channels[i + 1], stride=1 if i == 0 else 2) for i in range(len(STAGE_CHANNELS))
+            ResidualBlock(channels[i], channels[i + 1], stride=2) for i in range(len(STAGE_CHANNELS))
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
