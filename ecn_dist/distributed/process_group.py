@@ -61,6 +61,9 @@ def start(device: torch.device, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     timeout = timedelta(seconds=timeout_seconds)
     store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # The launcher's store outlives the ranks: after a restart they must not meet what those before them left.
+        store = dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group(
         backend,
         timeout=timeout,
