@@ -5,7 +5,7 @@ b pictures of this rank, H x W network input.
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Batches(Dataset[RawBatch]):
         self.split = split
         self.height, self.width = height, width
         self.reader = reader
-        self._buffer = _picture_memory(FIRST_BUFFER_BYTES)
+        self._buffer = np.empty(0, dtype=np.uint8)
         self._pixels = torch.empty(0, dtype=torch.uint8)
 
     def rows(self, step: int) -> np.ndarray:
@@ -78,6 +78,10 @@ class Batches(Dataset[RawBatch]):
         except UserError as error:
             return self.failed(step, str(error))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the buffers: a worker makes its own."""
+        return self.__dict__ | {"_buffer": np.empty(0, dtype=np.uint8), "_pixels": torch.empty(0, dtype=torch.uint8)}
+
     def _empty(self, step: int) -> RawBatch:
         b = self.num_pictures(step)
         shape = (b, self.height, self.width, 3)
@@ -91,6 +95,8 @@ class Batches(Dataset[RawBatch]):
 
     def _decode(self, data: bytes) -> np.ndarray:
         """(h, w, 3) uint8, valid until the next call: memory used before is much cheaper than fresh pages."""
+        if not self._buffer.size:
+            self._buffer = _picture_memory(FIRST_BUFFER_BYTES)
         pixels_hw3 = decode(data, self._buffer)
         if pixels_hw3.nbytes > self._buffer.nbytes:
             self._buffer = _picture_memory(2 * pixels_hw3.nbytes)

@@ -17,10 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+
 from ecn_dist.data.fetch import FetchError, Patience, fetch
 from ecn_dist.data.index import ShardInfo
 from ecn_dist.errors import UserError
 
+DEFAULT_LIMIT_BYTES = 32 << 30
 WAIT_SECONDS = 0.05
 LOCK_NAME = "lock"
 
@@ -42,7 +45,9 @@ class ShardCache:
         UserError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path | None, limit_bytes: int, patience: Patience | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, limit_bytes: int = DEFAULT_LIMIT_BYTES, patience: Patience | None = None
+    ) -> None:
         self.folder = folder or default_folder()
         self.limit_bytes = limit_bytes
         self.patience = patience or Patience()
@@ -89,6 +94,16 @@ class ShardCache:
                 raise
             finally:
                 os.close(descriptor)
+
+    def map_members(self, members: np.ndarray) -> np.ndarray:
+        """The same rows, memory-mapped from a file here: pickled to a worker, they are mapped again and not copied."""
+        path = self.folder / f"{hashlib.sha256(members.tobytes()).hexdigest()}.members.npy"
+        if not path.exists():
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            with unfinished.open("wb") as file:
+                np.save(file, members, allow_pickle=False)
+            unfinished.rename(path)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def _touch(self, shard: ShardInfo) -> bool:
         """Whether the shard is here; it then is the last to be removed."""

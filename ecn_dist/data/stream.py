@@ -18,7 +18,7 @@ b pictures of this rank, B of the global batch, H x W network input.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -83,9 +83,10 @@ class _Stream:
         return Batch(images_b3HW, labels, pids, camids, indices, raw.error, raw.skipped)
 
 
-def _reader(split: SplitIndex, cache_dir: str | None, cache_gib: float) -> ShardReader:
+def _reader(split: SplitIndex, cache_dir: str | None, cache_gib: float) -> tuple[SplitIndex, ShardReader]:
+    """The reader for a split, and the split with members that workers can map."""
     if not is_url(split.folder):
-        return ShardReader()
+        return split, ShardReader()
     limit_bytes = int(cache_gib * 2**30)
     largest = max(split.shards, key=lambda shard: shard.bytes)
     if limit_bytes < 2 * largest.bytes:
@@ -93,7 +94,8 @@ def _reader(split: SplitIndex, cache_dir: str | None, cache_gib: float) -> Shard
             f"data.cache_gib is {cache_gib:g}, and the shards of {split.folder} are up to {largest.bytes / 2**30:.3g} "
             f"GiB large: give the cache room for several, at least {2 * largest.bytes / 2**30:.3g} GiB"
         )
-    return ShardReader(ShardCache(Path(cache_dir) if cache_dir else None, limit_bytes))
+    cache = ShardCache(Path(cache_dir) if cache_dir else None, limit_bytes)
+    return replace(split, members=cache.map_members(split.members)), ShardReader(cache)
 
 
 class TrainStream(_Stream):
@@ -155,11 +157,12 @@ class TrainStream(_Stream):
                 "true: pack it with --camera_style histogram, or with the complete copies that ship with the data set; "
                 "or train without: --data.camera_style false"
             )
+        split, reader = _reader(split, cache_dir, cache_gib)
         batches = TrainBatches(
             split,
             height,
             width,
-            _reader(split, cache_dir, cache_gib),
+            reader,
             plan=self.plan,
             rank=rank,
             world_size=world_size,
@@ -225,7 +228,7 @@ class EvaluationStream(_Stream):
     ) -> None:
         part = distributed.RowPartition(len(split), world_size)
         start, stop = part.start(rank), part.stop(rank)
-        reader = _reader(split, cache_dir, cache_gib)
+        split, reader = _reader(split, cache_dir, cache_gib)
         batches = EvaluationBatches(split, height, width, reader, start=start, stop=stop, batch_size=batch_size)
         super().__init__(batches, min(batch_size, stop - start), workers, device)
         self._world_size = world_size

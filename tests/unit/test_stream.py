@@ -1,5 +1,6 @@
 """Streams: the planned batches, the same for any ranks and workers, from any step on, with nothing read twice."""
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,14 @@ def test_shards_behind_a_url_give_the_same_batches_and_are_fetched_once(
     batches = EvaluationStream(remote, height=40, width=20, batch_size=7, **options)
     assert torch.cat([batch.indices for batch in batches]).tolist() == small.indices.tolist()
     assert sum(server.requests.values()) == 3
+
+
+def test_what_workers_get_is_small(served: tuple[FolderServer, SplitIndex], small: SplitIndex, tmp_path: Path) -> None:
+    for split in (small, served[1]):
+        stream = train_stream(split, cache_dir=str(tmp_path / "cache"))
+        list(stream)
+        assert b".members.npy" in (pickled := pickle.dumps(stream._batches))
+        assert len(pickled) < 12_000  # the rows themselves are in a file that a worker maps
 
 
 def test_shards_are_fetched_ahead_of_use(
