@@ -5,7 +5,7 @@ the gallery is multiplied with a block of queries, and every entry of the produc
 looked up in a table of its query: the line of distances is cut into fine buckets, and a bucket that no true match's
 distance is near (within the product's error) says at once how many true matches are closer. Pictures in the other
 buckets, about one in a hundred, are placed by a search among the true matches; those that stay within the error of
-one, about one in a thousand, have their exact distance computed.
+one, about one in a thousand, have their exact score computed.
 
 Shape letters: R queries of a block, G gallery pictures on this rank, n pictures of a chunk, C groups of the gallery
 (cameras, or one), T true matches of the query that has most, B buckets, P pairs.
@@ -17,16 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ecn_dist.evaluation.distances import UNIT_ROUNDOFF, PairDistances, ProductSpace
+from ecn_dist.evaluation.distances import UNIT_ROUNDOFF, ProductSpace, Scratch
 from ecn_dist.evaluation.matches import TrueMatches
+from ecn_dist.evaluation.scores import Score
 
 MARGIN = 2.0  # buckets before the closest and after the farthest true match, so that the outermost are never near one
-ALIGNMENT = 16  # columns of a product; BLAS libraries take half as long again for a result whose rows are not aligned
-
-
-def padded_width(size: int) -> int:
-    """How wide a product for a chunk of `size` pictures is; the columns beyond belong to no picture."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+BATCH = 2**19  # unsure entries at a time: with many equal features all are
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,15 @@ class Gallery:
         starts = [0, *ends[:-1]]
         spans = [(g, *span) for g in range(num_groups) for span in _spans(starts[g], ends[g], chunk)]
         return cls(order, order.argsort(), spans, num_groups, first_position)
+
+    def cut(self, pairs: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """For each chunk, of pairs of something and gallery rows (P,), the something and the place in the scan."""
+        others, places = pairs
+        places, order = (places if self.place is None else self.place[places]).sort()
+        others = others[order]
+        bounds = torch.tensor([span[1:] for span in self.chunks], dtype=torch.int64, device=places.device)
+        cuts = torch.searchsorted(places, bounds.reshape(-1, 2)).tolist()
+        return [(others[start:stop], places[start:stop]) for start, stop in cuts]
 
     def rows(self, first: int, last: int) -> Tensor | slice:
         """The rows of the gallery at these places of the scan."""
@@ -95,7 +100,7 @@ class Buckets:
         """From the true matches' squared distances (R, T), which are true matches, and the product's error (R,)."""
         self.num_buckets = num_buckets
         rows, self.num_matches = squared.shape
-        last = squared.masked_fill(~valid, 0.0).amax(1)
+        last = squared.masked_fill(~valid, -torch.inf).amax(1)
         self.origin = squared[:, 0] - 2 * error
         self.scale = (num_buckets - 3 * MARGIN) / (last + 2 * error - self.origin)
         # The error on the line (R, 1); the second term is the rounding of a place itself.
@@ -132,77 +137,68 @@ class Buckets:
         return place - 2 * self.num_matches * row
 
 
-def count_closer(
-    space: ProductSpace,
-    distances: PairDistances,
-    gallery: Gallery,
-    queries: Tensor,
-    matches: TrueMatches,
-    left_out: tuple[Tensor, Tensor],
-    *,
-    num_buckets: int,
-    scratch: tuple[Tensor, Tensor],
-    watch: Callable[[Tensor, Buckets, Tensor | slice, Tensor], None] | None = None,
-) -> Closer:
-    """Count, for each true match of `queries` (R,), this rank's pictures before it, those in `left_out` excepted.
-
-    `left_out` are places in `queries` and gallery rows, both (P,): the true matches themselves and the junk. `watch` is
-    shown every product as (places on the lines (R, n), infinite where there is no pair to count; the lines; gallery
-    rows; `queries`). `scratch` are buffers for the gallery's side of a product and for the product, of padded width.
-    """
-    side, product = scratch
-    valid = matches.valid
-    squared = (matches.distance * space.factor).square()
-    lines = Buckets(squared, valid, space.error_bound(queries), num_buckets)
-    left = space.query_side(queries, lines.origin, lines.scale, MARGIN)
-    rows, num_matches = squared.shape
-    codes = torch.zeros((gallery.num_groups, rows * lines.codes_per_row), dtype=torch.int64, device=side.device)
-    exact = torch.zeros((3, gallery.num_groups, rows, num_matches + 1), dtype=torch.int64, device=side.device)
-
-    out_row, out_place = left_out
-    if gallery.place is not None:
-        out_place = gallery.place[out_place]
-    out_place, order = out_place.sort()
-    out_row = out_row[order]
-    bounds = torch.tensor([span[1:] for span in gallery.chunks], dtype=torch.int64, device=side.device)
-    cuts = torch.searchsorted(out_place, bounds.reshape(-1, 2)).tolist()
-
-    for (group, first, last), (out_first, out_last) in zip(gallery.chunks, cuts, strict=True):
-        chosen, size = gallery.rows(first, last), last - first
-        space.gallery_side(chosen, out=side)
-        width = padded_width(size)
-        line = torch.mm(left, side[:width].T, out=product[: rows * width].view(rows, width))
-        line[:, size:] = torch.inf
-        line[out_row[out_first:out_last], out_place[out_first:out_last] - first] = torch.inf
-        if watch is not None:
-            watch(line, lines, chosen, queries)
-        code = lines.lookup(line)
-        codes[group] += torch.bincount(code, minlength=codes.shape[1])
-
-        unsure = code.bitwise_and_(1).bool().nonzero().squeeze(1)
-        row = unsure // width
-        code = lines.search(row, line.flatten()[unsure])
-        codes[group] += torch.bincount(code + lines.codes_per_row * row, minlength=codes.shape[1])
-
-        near = code.bitwise_and(1).bool()
-        row, column = row[near], (unsure - row * width)[near]
-        picture = first + column if gallery.order is None else gallery.order[first + column]
-        _add_exact(exact[:, group], matches, row, distances(queries[row], picture), gallery.first_position + picture)
-
-    # An even code is that of pictures between matches; odd ones were placed by their exact distance.
-    sure = codes.view(gallery.num_groups, rows, -1)[:, :, ::2]
-    return Closer((exact + sure).cumsum(3)[..., :-1])
+Watch = Callable[[Tensor, Buckets, Tensor | slice, Tensor], None]
 
 
-def _add_exact(counts: Tensor, matches: TrueMatches, row: Tensor, distance: Tensor, position: Tensor) -> None:
+class CloserCounter:
+    """Counts pictures of this rank before the true matches of queries."""
+
+    def __init__(
+        self, space: ProductSpace, score: Score, gallery: Gallery, scratch: Scratch, watch: Watch | None = None
+    ) -> None:
+        """`watch` is shown every product: places on the lines (R, n), infinite where there is no pair to count; the
+        lines; gallery rows; query rows (R,)."""
+        self._space, self._score, self._gallery, self._scratch, self._watch = space, score, gallery, scratch, watch
+
+    def count(self, queries: Tensor, matches: TrueMatches, left_out: tuple[Tensor, Tensor], num_buckets: int) -> Closer:
+        """For each true match of `queries` (R,), this rank's pictures before it, those in `left_out` excepted.
+
+        `left_out` are places in `queries` and gallery rows, both (P,): the true matches themselves and the junk.
+        """
+        space, gallery = self._space, self._gallery
+        squared = self._score.squared_distance(queries, matches.score) * space.factor**2
+        # Beside the product's error, the rounding of a large origin and of a lowered place.
+        largest = squared.masked_fill(~matches.valid, 0.0).abs().amax(1)
+        error = space.error_bound(queries) + 4 * UNIT_ROUNDOFF * largest
+        lines = Buckets(squared, matches.valid, error, num_buckets)
+        left = space.query_side(queries, lines.origin, lines.scale, MARGIN)
+        shape = (gallery.num_groups, len(queries))
+        codes = squared.new_zeros((shape[0], shape[1] * lines.codes_per_row), dtype=torch.int64)
+        exact = squared.new_zeros((3, *shape, lines.num_matches + 1), dtype=torch.int64)
+        for (group, first, last), out in zip(gallery.chunks, gallery.cut(left_out), strict=True):
+            pictures = gallery.rows(first, last)
+            line = space.multiply(left, pictures, self._scratch)
+            lowering = self._score.lowering(queries, pictures)
+            if lowering is not None:
+                line[:, : last - first] -= lowering * (space.factor**2 * lines.scale[:, None])
+            line[out[0], out[1] - first] = torch.inf
+            if self._watch is not None:
+                self._watch(line, lines, pictures, queries)
+            code = lines.lookup(line)
+            codes[group] += torch.bincount(code, minlength=codes.shape[1])
+            unsure = code.bitwise_and_(1).bool().nonzero().squeeze(1)
+            for entries in unsure.split(BATCH):
+                row = entries // line.shape[1]
+                code = lines.search(row, line.flatten()[entries])
+                codes[group] += torch.bincount(code + lines.codes_per_row * row, minlength=codes.shape[1])
+                near = code.bitwise_and(1).bool()
+                row, column = row[near], (entries - row * line.shape[1])[near]
+                picture = first + column if gallery.order is None else gallery.order[first + column]
+                scores = self._score.of_pairs(queries[row], picture)
+                _add_exact(exact[:, group], matches, row, scores, gallery.first_position + picture)
+        # An even code is that of pictures between matches; odd ones were placed by their exact score.
+        sure = codes.view(*shape, -1)[:, :, ::2]
+        return Closer((exact + sure).cumsum(3)[..., :-1])
+
+
+def _add_exact(counts: Tensor, matches: TrueMatches, row: Tensor, scores: Tensor, position: Tensor) -> None:
     """Add pictures (P,) to `counts` (3, R, T + 1) in the bin of the number of matches that stay before each."""
-    width = matches.distance.shape[1]
-    line = matches.distance.flatten()
-    places = matches.position.flatten()
+    width = matches.score.shape[1]
+    line, places = matches.score.flatten(), matches.position.flatten()
     start = row * width
     end = start + matches.count[row]
-    equal_or_closer = _bisect(start, end, width, lambda at: line[at] <= distance)
-    closer = _bisect(start, end, width, lambda at: line[at] < distance)
+    equal_or_closer = _bisect(start, end, width, lambda at: line[at] <= scores)
+    closer = _bisect(start, end, width, lambda at: line[at] < scores)
     earlier = _bisect(closer, equal_or_closer, width, lambda at: places[at] < position)
     for bins, place in zip(counts.view(3, -1), (equal_or_closer, closer, earlier), strict=True):
         bins.scatter_add_(0, place + row, torch.ones_like(place))  # rows of T + 1 bins

@@ -24,6 +24,9 @@ UNIT_ROUNDOFF = 2.0**-24  # of float32
 ERROR_FACTOR = 0.5
 ROUNDINGS = 8.0
 SAMPLE = 4096  # pictures whose mean is near enough to that of all
+ALIGNMENT = 16  # columns of a product; BLAS libraries take half as long again for a result whose rows are not aligned
+MAX_BLOCK = 2048  # queries; more gain nothing
+BYTES_PER_ENTRY = 24  # of a product, with all that is derived from it
 
 
 @contextmanager
@@ -112,28 +115,49 @@ class ProductSpace:
 
         `origin` and `scale` (Q,) are float64, one for each of `queries` (int64 rows).
         """
-        side = torch.empty((len(queries), self.dim + 2), device=self._device)
+        side = torch.empty((len(queries), self.dim + 2), dtype=torch.float32, device=self._device)
         features = self._query_features.index_select(0, queries.to(self._query_features.device))
-        side[:, : self.dim] = self._shift(features) * (-2 * self.factor * scale[:, None])
+        features = self._shift(features)
+        side[:, : self.dim] = features.mul_((-2 * self.factor * scale[:, None]).to(features.dtype))
         side[:, self.dim] = scale
         side[:, self.dim + 1] = scale * ((self._query_norms[queries] * self.factor).square() - origin) + start
         return side
 
-    def gallery_side(self, pictures: Tensor | slice, out: Tensor) -> None:
-        """Right factor (n, D + 2) of that product for a chunk of the gallery, into the first n rows of `out`."""
+    def multiply(self, query_side: Tensor, pictures: Tensor | slice, scratch: "Scratch") -> Tensor:
+        """The product (Q, n or a little more) with a chunk of the gallery: n rows, a range or int64.
+
+        Columns beyond n are infinite. The result lies in `scratch`, until the next product.
+        """
         if isinstance(pictures, slice):
             features = self._gallery_features[pictures]
         else:
             features = self._gallery_features.index_select(0, pictures.to(self._gallery_features.device))
-        side = out[: len(features)]
-        self._shift(features, out=side[:, : self.dim]).mul_(self.factor)
-        side[:, self.dim] = (self._gallery_norms[pictures] * self.factor).square()
-        side[:, self.dim + 1] = 1.0
+        size = len(features)
+        width = -(-size // ALIGNMENT) * ALIGNMENT
+        side = scratch.side[:width]
+        self._shift(features, out=side[:size, : self.dim]).mul_(self.factor)
+        side[:size, self.dim] = (self._gallery_norms[pictures] * self.factor).square()
+        side[:size, self.dim + 1] = 1.0
+        product = scratch.product[: len(query_side) * width].view(len(query_side), width)
+        torch.mm(query_side, side.T, out=product)
+        product[:, size:] = torch.inf
+        return product
 
     def error_bound(self, queries: Tensor) -> Tensor:
         """How far (Q,) a squared distance from a query can be off after the product, in these units; above zero."""
         norms = self._query_norms[queries] * self.factor
         return UNIT_ROUNDOFF * (ERROR_FACTOR * math.sqrt(self.dim) + ROUNDINGS) * (norms + 1.0).square()
+
+
+class Scratch:
+    """How many queries meet how many pictures in a product within a memory budget (bytes), and buffers for it."""
+
+    def __init__(self, dim: int, bytes_per_query: int, budget: int, device: torch.device) -> None:
+        self.max_queries = max(1, min(MAX_BLOCK, budget // 2 // (bytes_per_query + 16 * dim)))
+        chunk = budget // 2 // (8 * dim + BYTES_PER_ENTRY * self.max_queries)
+        self.chunk = max(ALIGNMENT, chunk // ALIGNMENT * ALIGNMENT)
+        self.side = torch.zeros((self.chunk, dim + 2), dtype=torch.float32, device=device)
+        self.product = torch.zeros(self.max_queries * self.chunk, dtype=torch.float32, device=device)
 
 
 def _raise_not_finite(query_features: Tensor, gallery_features: Tensor, chunk: int) -> None:

@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.evaluation.distances import PairDistances
+from ecn_dist.evaluation.inputs import NumberedLabels
+from ecn_dist.evaluation.scores import Score
 
 
 class Labels:
-    """Identities and cameras of the queries and of this rank's gallery. Cameras are numbered 0..C-1 on all ranks."""
+    """Who is who among the queries and this rank's gallery."""
 
-    def __init__(
-        self, query_pids: Tensor, query_cameras: Tensor, gallery_pids: Tensor, gallery_cameras: Tensor
-    ) -> None:
-        self.query_pids, self.query_cameras = query_pids, query_cameras
-        self.gallery_pids, self.gallery_cameras = gallery_pids, gallery_cameras
-        self._sorted_pids, self._order = torch.sort(gallery_pids, stable=True)
+    def __init__(self, labels: NumberedLabels) -> None:
+        self.query_pids, self.query_cameras = labels.query_pids, labels.query_cameras
+        self.gallery_pids, self.gallery_cameras = labels.gallery_pids, labels.gallery_cameras
+        self._sorted_pids, self._order = torch.sort(labels.gallery_pids, stable=True)
 
     def count_true(self) -> Tensor:
         """(Q,) gallery pictures on all ranks with the query's pid and another camera. Collective."""
@@ -54,9 +53,9 @@ def _count_equal(values: Tensor, wanted: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TrueMatches:
-    """The true matches of a block of queries, from all ranks, in ranked order: by distance, equals in gallery order."""
+    """The true matches of a block of queries, from all ranks, in ranked order: by score, equals in gallery order."""
 
-    distance: Tensor  # (R, T) float64, infinite where a query has fewer than T
+    score: Tensor  # (R, T) float64, infinite where a query has fewer than T
     position: Tensor  # (R, T) int64, place in the whole gallery
     camera: Tensor  # (R, T) int64
     count: Tensor  # (R,) int64
@@ -64,24 +63,24 @@ class TrueMatches:
     @property
     def valid(self) -> Tensor:
         """(R, T) bool: not padding."""
-        return torch.arange(self.distance.shape[1], device=self.count.device) < self.count[:, None]
+        return torch.arange(self.score.shape[1], device=self.count.device) < self.count[:, None]
 
 
 def gather_true_matches(
-    labels: Labels, queries: Tensor, pairs: tuple[Tensor, Tensor], distances: PairDistances, first_position: int
+    labels: Labels, queries: Tensor, pairs: tuple[Tensor, Tensor], score: Score, first_position: int
 ) -> TrueMatches:
-    """Measure the true ones among this rank's `pairs` of one identity, and share them. Two all-gathers of the pairs.
+    """Score the true ones among this rank's `pairs` of one identity, and share them. Two all-gathers of the pairs.
 
     `first_position` is the place of this rank's first picture in the whole gallery.
     """
     places, pictures = pairs
     true = labels.gallery_cameras[pictures] != labels.query_cameras[queries[places]]
     places, pictures = places[true], pictures[true]
-    distance = distributed.all_gather_uneven_rows(distances(queries[places], pictures))
+    scores = distributed.all_gather_uneven_rows(score.of_pairs(queries[places], pictures))
     facts = torch.stack([places, first_position + pictures, labels.gallery_cameras[pictures]], dim=1)
     facts = distributed.all_gather_uneven_rows(facts)
     order = facts[:, 1].argsort()
-    for key in (distance, facts[:, 0]):
+    for key in (scores, facts[:, 0]):
         order = order[key[order].argsort(stable=True)]
     place, position, camera = facts[order].unbind(1)
 
@@ -94,4 +93,4 @@ def gather_true_matches(
         table[place, column] = values
         return table
 
-    return TrueMatches(padded(distance[order], float("inf")), padded(position, 0), padded(camera, 0), count)
+    return TrueMatches(padded(scores[order], float("inf")), padded(position, 0), padded(camera, 0), count)

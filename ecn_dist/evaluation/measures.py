@@ -31,13 +31,13 @@ def measure(matches: TrueMatches, closer: Closer, num_levels: int = 2) -> QueryM
     match begins at the precision just before it. The curve begins at precision 1 if the first picture is true, else 0.
     """
     strictly, or_equal, in_order = closer.counts[:, 0].double().unbind(0)
-    valid, distance, count = matches.valid, matches.distance, matches.count.double()
-    rows, width = distance.shape
+    valid, score, count = matches.valid, matches.score, matches.count.double()
+    rows, width = score.shape
     if width == 0:
-        nothing = distance.new_full((rows,), torch.nan)
+        nothing = score.new_full((rows,), torch.nan)
         return QueryMeasures(nothing, nothing, nothing, nothing, nothing[:, None].expand(rows, num_levels))
-    column = torch.arange(width, device=distance.device)
-    step = distance[:, 1:] != distance[:, :-1]
+    column = torch.arange(width, device=score.device)
+    step = score[:, 1:] != score[:, :-1]
     edge = step.new_ones((rows, 1))
     # True matches at one distance are one point of the curve, which stands at the last of them.
     point = valid & (torch.cat([step, edge], dim=1) | (column == matches.count[:, None] - 1))
@@ -49,7 +49,7 @@ def measure(matches: TrueMatches, closer: Closer, num_levels: int = 2) -> QueryM
     at = torch.where(point, at, 0.0)
     last = (matches.count - 1).clamp_min(0)[:, None]
 
-    levels = torch.linspace(0, 1, num_levels, dtype=torch.float64, device=distance.device)
+    levels = torch.linspace(0, 1, num_levels, dtype=torch.float64, device=score.device)
     needed = (levels * count[:, None] - 1e-9).ceil().long().clamp_min(1) - 1
     best = at.flip(1).cummax(1).values.flip(1)
     none = matches.count == 0
@@ -72,5 +72,5 @@ def only_group(matches: TrueMatches, closer: Closer, group: int) -> tuple[TrueMa
     def pick(values: Tensor) -> Tensor:
         return values.gather(1, kept)
 
-    chosen = TrueMatches(pick(matches.distance), pick(matches.position), pick(matches.camera), count)
+    chosen = TrueMatches(pick(matches.score), pick(matches.position), pick(matches.camera), count)
     return chosen, Closer(torch.stack([pick(counts) for counts in closer.counts[:, group]])[:, None])

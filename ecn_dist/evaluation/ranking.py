@@ -16,18 +16,16 @@ import torch
 from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.distributed import RowPartition
 from ecn_dist.errors import UserError
-from ecn_dist.evaluation.counting import ALIGNMENT, Closer, Gallery, count_closer
-from ecn_dist.evaluation.distances import PairDistances, ProductSpace, full_precision
-from ecn_dist.evaluation.inputs import Pictures, agree
+from ecn_dist.evaluation.counting import Closer, CloserCounter, Gallery
+from ecn_dist.evaluation.distances import PairDistances, ProductSpace, Scratch, full_precision
+from ecn_dist.evaluation.inputs import NumberedLabels, check_features, check_labels
 from ecn_dist.evaluation.matches import Labels, TrueMatches, gather_true_matches
 from ecn_dist.evaluation.measures import measure, only_group
+from ecn_dist.evaluation.scores import DistanceScore
 from ecn_dist.evaluation.verification import ClosestFalsePairs, num_accepted, true_positive_rates
 
 MEMORY_BUDGET = 256 * 2**20
-MAX_BLOCK = 2048  # queries; more gain nothing
-BYTES_PER_ENTRY = 24  # of a product, with all that is derived from it
 MIN_CMC = 50
 NUM_RECALL_LEVELS = 101
 
@@ -106,13 +104,14 @@ def evaluate_ranking(
     """
     device = torch.device(device) if device is not None else torch.as_tensor(gallery_features).device
     with full_precision(device):
-        query = Pictures.of("query", query_features, query_pids, query_camids, device)
-        gallery = Pictures.of("gallery", gallery_features, gallery_pids, gallery_camids, device)
-        if not gallery_sharded:
-            part = RowPartition(len(gallery.pids), distributed.world_size())
-            gallery = gallery.rows(slice(part.start(distributed.rank()), part.stop(distributed.rank())))
-        first_position, cameras = agree(query, gallery, camera_pairs)
-        evaluation = _Evaluation(query, gallery, first_position, cameras, camera_pairs, memory_budget)
+        sizes = len(query_features), len(gallery_features)
+        query, gallery, first_position = check_features(query_features, gallery_features, gallery_sharded)
+        labels = check_labels(
+            (sizes[0], query_pids, query_camids), (sizes[1], gallery_pids, gallery_camids), gallery_sharded, device
+        )
+        if camera_pairs and not len(labels.camids):
+            raise UserError("a table of camera pairs needs camids", on_all_ranks=True)
+        evaluation = _Evaluation(query, gallery, first_position, labels, camera_pairs, memory_budget)
         return evaluation.run(max(max_rank, MIN_CMC), false_positive_rates)
 
 
@@ -120,34 +119,30 @@ class _Evaluation:
     """One call of `evaluate_ranking`: what its blocks of queries share."""
 
     def __init__(
-        self, query: Pictures, gallery: Pictures, first_position: int, camids: Tensor, by_camera: bool, budget: int
+        self,
+        query_features: Tensor,
+        gallery_features: Tensor,
+        first_position: int,
+        labels: NumberedLabels,
+        by_camera: bool,
+        budget: int,
     ) -> None:
-        self.device = query.pids.device
-        if query.camids is None or gallery.camids is None:  # without cameras: as if no camera saw both
-            cameras = torch.zeros_like(query.pids), torch.ones_like(gallery.pids)
-        else:
-            cameras = torch.searchsorted(camids, query.camids), torch.searchsorted(camids, gallery.camids)
-        self.camids, self.by_camera, self.budget = camids, by_camera, budget
-        self.labels = Labels(query.pids, cameras[0], gallery.pids, cameras[1])
+        self.device = labels.query_pids.device
+        self.camids, self.by_camera, self.budget = labels.camids, by_camera, budget
+        self.labels = Labels(labels)
         self.num_true = self.labels.count_true()
         if not self.num_true.any():
             raise UserError(
-                f"none of the {len(query.pids)} queries has a true match (same pid, other camid) in the gallery; "
+                f"none of the {len(query_features)} queries has a true match (same pid, other camid) in the gallery; "
                 "check that pids and camids of both come from the same data set",
                 on_all_ranks=True,
             )
-        self.dim = query.features.shape[1]
-        self.largest_block = max(1, min(MAX_BLOCK, budget // 2 // self._bytes_per_query(1)))
-        self.chunk = budget // 2 // (8 * self.dim + BYTES_PER_ENTRY * self.largest_block) // ALIGNMENT * ALIGNMENT
-        self.chunk = max(ALIGNMENT, self.chunk)
-        self.space = ProductSpace(query.features, gallery.features, self.device, self.chunk)
-        self.distances = PairDistances(query.features, gallery.features, self.device)
+        self.scratch = Scratch(query_features.shape[1], self._bytes_per_query(1), budget, self.device)
+        self.space = ProductSpace(query_features, gallery_features, self.device, self.scratch.chunk)
+        self.distances = PairDistances(query_features, gallery_features, self.device)
+        groups = labels.gallery_cameras if by_camera else None
         self.gallery = Gallery.plan(
-            len(gallery.pids), cameras[1] if by_camera else None, len(camids), self.chunk, first_position
-        )
-        self.scratch = (
-            torch.empty((self.chunk, self.dim + 2), device=self.device),
-            torch.empty(self.largest_block * self.chunk, device=self.device),
+            len(gallery_features), groups, len(labels.camids), self.scratch.chunk, first_position
         )
 
     def run(self, num_ranks: int, false_positive_rates: Sequence[float]) -> RankingResult:
@@ -160,21 +155,13 @@ class _Evaluation:
         num_false = int(self.labels.count_different()[valid].sum())
         num_kept = max((num_accepted(rate, num_false) + 1 for rate in false_positive_rates), default=0)
         closest = ClosestFalsePairs(num_kept, len(self.labels.gallery_pids), self.device)
+        score = DistanceScore(self.distances)
+        counter = CloserCounter(self.space, score, self.gallery, self.scratch, closest.watch if num_kept else None)
 
         for queries in self._blocks():
             pairs = self.labels.same_pairs(queries)
-            matches = gather_true_matches(self.labels, queries, pairs, self.distances, self.gallery.first_position)
-            closer = count_closer(
-                self.space,
-                self.distances,
-                self.gallery,
-                queries,
-                matches,
-                pairs,
-                num_buckets=_num_buckets(matches.distance.shape[1]),
-                scratch=self.scratch,
-                watch=closest.watch if num_kept else None,
-            )
+            matches = gather_true_matches(self.labels, queries, pairs, score, self.gallery.first_position)
+            closer = counter.count(queries, matches, pairs, _num_buckets(matches.score.shape[1]))
             closer = Closer(distributed.all_reduce(closer.counts))
             measures = measure(matches, closer.whole(), NUM_RECALL_LEVELS)
             figures[:, queries] = torch.stack(
@@ -182,7 +169,7 @@ class _Evaluation:
             )
             precision += measures.precision.sum(0)
             if num_kept:
-                true_distances.append(matches.distance[matches.valid])
+                true_distances.append(matches.score[matches.valid])
             if self.by_camera:
                 self._add_camera_pairs(pair_sums, queries, matches, closer)
 
@@ -215,7 +202,7 @@ class _Evaluation:
         num_true = self.num_true[order].tolist()
         start = 0
         while start < len(order):
-            size = min(self.largest_block, len(order) - start)
+            size = min(self.scratch.max_queries, len(order) - start)
             while size > 1 and size * self._bytes_per_query(num_true[start + size - 1]) > self.budget // 2:
                 size //= 2
             yield order[start : start + size]
@@ -223,7 +210,7 @@ class _Evaluation:
 
     def _bytes_per_query(self, num_true: int) -> int:
         groups = len(self.camids) if self.by_camera else 1
-        return 16 * self.dim + 24 * _num_buckets(num_true) + (128 + 96 * groups) * (num_true + 1)
+        return 24 * _num_buckets(num_true) + (128 + 96 * groups) * (num_true + 1)
 
     def _add_camera_pairs(self, sums: Tensor, queries: Tensor, matches: TrueMatches, closer: Closer) -> None:
         """Add areas, first places and number of the queries that have a match in a camera to `sums` (3, C, C)."""

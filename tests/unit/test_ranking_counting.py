@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ecn_dist.evaluation.counting import MARGIN, Buckets
-from ecn_dist.evaluation.distances import PairDistances, ProductSpace, full_precision
+from ecn_dist.evaluation.distances import PairDistances, ProductSpace, Scratch, full_precision
 
 CPU = torch.device("cpu")
 
@@ -35,9 +35,8 @@ def test_products_keep_well_inside_their_error_bound(kind: str, dim: int) -> Non
     exact = torch.cdist(x[:40].double(), x[40:].double(), compute_mode="donot_use_mm_for_euclid_dist")
     exact = (exact * space.factor).square()
     lines = Buckets(exact.sort().values[:, 5:30], torch.ones(40, 25).bool(), space.error_bound(queries), 1024)
-    side = torch.empty(200, dim + 2)
-    space.gallery_side(slice(0, 200), side)
-    line = space.query_side(queries, lines.origin, lines.scale, MARGIN) @ side.T
+    left = space.query_side(queries, lines.origin, lines.scale, MARGIN)
+    line = space.multiply(left, slice(0, 200), Scratch(dim, 0, 2**25, CPU))[:, :200]
     true_line = MARGIN + lines.scale[:, None] * (exact - lines.origin[:, None])
     on_it = (true_line > 0) & (true_line < 1024)
     assert on_it.sum() >= 40 * 25
