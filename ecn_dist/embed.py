@@ -41,8 +41,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `Embedder.load` takes."""
+def add_model_options(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
+    """The options that `Embedder.load` takes; without `device` where only the CPU will do."""
     parser.add_argument(
         "--checkpoint",
         required=True,
@@ -51,7 +51,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="the model: a run folder, a checkpoint, or a file of weights",
     )
     parser.add_argument("--config", type=Path, metavar="YAML", help="the run's configuration, if not found by PATH")
-    parser.add_argument("--device", default="auto", help="auto (the accelerator, else the CPU), cpu, cuda, ...")
+    if device:
+        parser.add_argument("--device", default="auto", help="auto (the accelerator, else the CPU), cpu, cuda, ...")
 
 
 @command

@@ -52,7 +52,7 @@ class Embedder:
         self.config = config
         self.device = device
         self.height, self.width = config.data.height, config.data.width
-        self._backbone = backbone
+        self.backbone = backbone
 
     @classmethod
     def load(
@@ -83,12 +83,12 @@ class Embedder:
     @property
     def num_features(self) -> int:
         """C, the length of a feature."""
-        return self._backbone.num_features
+        return self.backbone.num_features
 
     @cached_property
     def fingerprint(self) -> str:
         """Names the model: features are comparable if their models' fingerprints are equal."""
-        return fingerprint_backbone(self._backbone, self.height, self.width)
+        return fingerprint_backbone(self.backbone, self.height, self.width)
 
     def __call__(self, pictures: Iterable[Picture], batch_size: int = 128) -> np.ndarray:
         """Embed pictures: (n, C) float32, row i for picture i, of unit length; (0, C) where there are none.
@@ -115,7 +115,7 @@ class Embedder:
     def _embed(self, pixels_bHW3: Tensor) -> np.ndarray:
         images = transforms.normalise_and_erase(pixels_bHW3.to(self.device))
         with autocast(self.config.precision, self.device):
-            features_bC = normalized_features(self._backbone, images.to(next(self._backbone.parameters()).dtype))
+            features_bC = normalized_features(self.backbone, images.to(next(self.backbone.parameters()).dtype))
         return features_bC.to("cpu", torch.float32).numpy()
 
     def _batches(self, pictures: Iterable[Picture], batch_size: int) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ from ecn_dist import distributed
 from ecn_dist.command import command
 from ecn_dist.config import Config
 from ecn_dist.data import ShardIndex
-from ecn_dist.engine import building, dry_run, run_folder, tracking
+from ecn_dist.engine import building, dry_run, model_card, run_folder, tracking
 from ecn_dist.engine.evaluating import Evaluation, InputSize, evaluate_backbone, has_evaluation
 from ecn_dist.engine.figures import write_figures
 from ecn_dist.engine.preemption import EXIT_PREEMPTED, StopRequest, stop_on_signals
@@ -123,6 +123,7 @@ def train(
         "wall_seconds": wall_seconds,
         "images_per_second": trainer.images_since(first_step) / wall_seconds,
         "skipped_steps": trainer.skipped_steps,
+        "data": {"source": model_card.describe_data(source), "target": model_card.describe_data(target)},
     }
     evaluation = evaluate() if has_evaluation(target) else None
     if evaluation is None:
@@ -131,7 +132,9 @@ def train(
         summary["evaluation"] = evaluation.summary()
         log.info("result: %s", tracking.describe(summary["evaluation"]))
     if distributed.is_main():
-        export_weights(trainer.strategy.network, output_dir / run_folder.WEIGHTS)
+        network, card = trainer.strategy.network, output_dir / model_card.NAME
+        export_weights(network, output_dir / run_folder.WEIGHTS)
+        model_card.write_card(card, network.backbone, config, model_card.Facts(summary))
         run_folder.write_summary(output_dir, summary)
     if evaluation is not None and config.logging.figures:
         with tracking.pictures_for_tensorboard(output_dir, config.logging.tensorboard) as writer:

@@ -123,7 +123,7 @@ def test_a_generator_is_read_two_batches_at_a_time(embedder: Embedder, paths: li
             ahead.append(len(taken))
             return embed(pixels_bHW3)
 
-    watching = Watching(embedder._backbone, embedder.config, embedder.device)
+    watching = Watching(embedder.backbone, embedder.config, embedder.device)
     assert len(watching(pictures(), batch_size=10)) == 35
     assert ahead == [20, 30, 35, 35]
 

@@ -1,0 +1,218 @@
+"""A trained backbone as a file that other programs run: ONNX, TorchScript or PT2 (torch.export).
+
+The exported function takes normalised pictures (n, 3, H, W) float32, n free, and gives features (n, C) float32 of unit
+length. A file is written under another name, loaded again, held against the model on random input of several batch
+sizes, and only then gets its name.
+
+Shape letters: n pictures, C feature length, H x W network input.
+"""
+
+import json
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ecn_dist.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from ecn_dist.errors import UserError
+from ecn_dist.models import Backbone, normalized_features
+
+INPUT, OUTPUT = "images", "features"
+METADATA_FILE = "ecn_dist.json"  # of TorchScript and PT2; ONNX has a place for metadata
+METADATA_KEY = "ecn_dist"
+TRACED_BATCH = 2  # one that torch.export does not take for a constant
+CHECKED_BATCHES = (1, 2, 5)
+TOLERANCE = 1e-4  # in an entry of a feature of unit length; other kernels add up in another order
+
+Metadata = dict[str, Any]
+Run = Callable[[Tensor], Tensor]
+
+
+class FeatureNetwork(nn.Module):
+    """What is exported: backbone and normalising to unit length."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        return normalized_features(self.backbone, images)
+
+
+class Format(NamedTuple):
+    """How a format is written, and how it is loaded again: to a function, with the metadata found in the file."""
+
+    suffix: str
+    write: Callable[[FeatureNetwork, Tensor, Path, Metadata], None]
+    load: Callable[[Path], tuple[Run, Metadata]]
+
+
+def describe(backbone: Backbone, height: int, width: int, fingerprint: str) -> Metadata:
+    """The metadata of an export: all that a program needs to feed it."""
+    return {
+        "format": "ecn_dist export",
+        "version": 1,
+        "arch": backbone.arch,
+        "model": fingerprint,
+        "input": {
+            "name": INPUT,
+            "shape": ["n", 3, height, width],
+            "dtype": "float32",
+            "channels": "RGB",
+            "resize": "whole picture to height x width, bicubic with antialiasing",
+            "scale": "pixel values 0..255 divided by 255, then minus mean, divided by std",
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+        },
+        "output": {
+            "name": OUTPUT,
+            "shape": ["n", backbone.num_features],
+            "dtype": "float32",
+            "length": "unit; compare by Euclidean distance or dot product",
+        },
+    }
+
+
+def export(backbone: Backbone, kind: str, path: Path, metadata: Metadata) -> float:
+    """Write `backbone` (on the CPU, evaluation mode) to `path`; complete and checked, or not at all.
+
+    Args:
+        backbone: made float32 here.
+        kind: one of `FORMATS`.
+        path: whose suffix is the format's.
+        metadata: of `describe`.
+
+    Returns:
+        The largest difference from the model in an entry of a feature.
+
+    Raises:
+        UserError: `check_export` says no; the format cannot express this network; or the file does not compute what
+            the model does.
+    """
+    check_export(kind, path)
+    form = FORMATS[kind]
+    network = FeatureNetwork(backbone.float()).eval()
+    _, channels, height, width = metadata["input"]["shape"]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(max(CHECKED_BATCHES), channels, height, width, generator=generator)
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of exporters about themselves; the check below is what counts
+            _written(lambda: form.write(network, images[:TRACED_BATCH], unfinished, metadata), kind, backbone.arch)
+            difference = _check(network, images, *form.load(unfinished), metadata, kind)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return difference
+
+
+def check_export(kind: str, path: Path) -> None:
+    """Raise `UserError` where nothing could be written: unknown format, wrong name, no folder, a package missing."""
+    if kind not in FORMATS:
+        raise UserError(f"--format: {kind!r} is none of {', '.join(FORMATS)}")
+    if path.suffix != FORMATS[kind].suffix:
+        raise UserError(f"--output: {path} must end in {FORMATS[kind].suffix}, as --format is {kind}")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--output: there is no folder {path.parent}; make it first")
+    if kind == "onnx":
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f"--format onnx needs the package {error.name}, which is not installed: pip install 'ecn_dist[export]'"
+            ) from error
+
+
+def _written(write: Callable[[], None], kind: str, arch: str) -> None:
+    try:
+        write()
+    except OSError:
+        raise
+    except Exception as error:  # exporters raise errors of their own, of many types, for what they cannot express
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        others = " or ".join(name for name in FORMATS if name != kind)
+        raise UserError(
+            f"--format {kind} cannot express {arch} ({type(error).__name__}: {reason}); try {others}"
+        ) from error
+
+
+def _check(
+    network: FeatureNetwork, images: Tensor, exported: Run, found: Metadata, metadata: Metadata, kind: str
+) -> float:
+    if found != json.loads(json.dumps(metadata)):
+        raise UserError(f"--format {kind}: the metadata did not come back from the file as they were written")
+    difference = 0.0
+    for batch in CHECKED_BATCHES:
+        expected, given = network(images[:batch]), exported(images[:batch])
+        if given.shape != expected.shape or not torch.isfinite(given).all():
+            shapes = f"{tuple(given.shape)} for {tuple(expected.shape)}"
+            raise UserError(f"--format {kind}: for {batch} pictures the file gives features {shapes}, or not finite")
+        difference = max(difference, float((given - expected).abs().max()))
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"--format {kind}: the file's features differ from the model's by {difference:.2g}, where rounding "
+            f"explains {TOLERANCE:g}; it was not kept. Try another format"
+        )
+    return difference
+
+
+def _write_torchscript(network: FeatureNetwork, images: Tensor, path: Path, metadata: Metadata) -> None:
+    torch.jit.save(torch.jit.trace(network, images), str(path), _extra_files={METADATA_FILE: json.dumps(metadata)})
+
+
+def _load_torchscript(path: Path) -> tuple[Run, Metadata]:
+    extra = {METADATA_FILE: ""}
+    return torch.jit.load(str(path), map_location="cpu", _extra_files=extra), json.loads(extra[METADATA_FILE])
+
+
+def _write_pt2(network: FeatureNetwork, images: Tensor, path: Path, metadata: Metadata) -> None:
+    program = torch.export.export(network, (images,), dynamic_shapes={INPUT: {0: torch.export.Dim("n")}})
+    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
+
+
+def _load_pt2(path: Path) -> tuple[Run, Metadata]:
+    extra = {METADATA_FILE: ""}
+    program = torch.export.load(path, extra_files=extra)
+    return program.module(), json.loads(extra[METADATA_FILE])
+
+
+def _write_onnx(network: FeatureNetwork, images: Tensor, path: Path, metadata: Metadata) -> None:
+    program = torch.onnx.export(
+        network,
+        (images,),
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes={INPUT: {0: torch.export.Dim("n")}},
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props[METADATA_KEY] = json.dumps(metadata)
+    program.model.producer_name, program.model.producer_version = "ecn_dist", version("ecn_dist")
+    program.save(path, external_data=False)
+
+
+def _load_onnx(path: Path) -> tuple[Run, Metadata]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray(session.run([OUTPUT], {INPUT: images.numpy()})[0]))
+
+    return run, json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+
+
+FORMATS = {
+    "onnx": Format(".onnx", _write_onnx, _load_onnx),
+    "torchscript": Format(".pt", _write_torchscript, _load_torchscript),
+    "pt2": Format(".pt2", _write_pt2, _load_pt2),
+}
