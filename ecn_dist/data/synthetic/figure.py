@@ -5,9 +5,9 @@ import math
 from ecn_dist.data.synthetic import bags, head
 from ecn_dist.data.synthetic.canvas import Point
 from ecn_dist.data.synthetic.draws import shaded
-from ecn_dist.data.synthetic.stance import HIP, NECK, SHOULDER, WAIST, Stance, swung
+from ecn_dist.data.synthetic.stance import HIP, NECK, SHIN, SHOULDER, THIGH, WAIST, Stance, swung
 
-THIGH, SHIN, UPPER_ARM, FOREARM = 0.24, 0.22, 0.165, 0.15
+UPPER_ARM, FOREARM = 0.165, 0.15
 _HEMS = {"coat": HIP - 0.15, "jacket": HIP + 0.005, "shirt": HIP - 0.005, "tee": HIP + 0.02}
 
 
@@ -27,15 +27,10 @@ def draw_figure(stance: Stance) -> None:
 
 
 def _leg(stance: Stance, side: int) -> None:
-    person, pose, unit, canvas = stance.person, stance.pose, stance.unit, stance.canvas
-    swing = 0.5 * pose.stride * math.sin(pose.phase) * side
-    bend = 0.12 + 0.55 * pose.stride * max(0.0, side * math.cos(pose.phase))
-    hip = (0.05 * person.hips * person.width * side, HIP, 0.0)
-    knee = swung(hip, swing, THIGH * person.legs)
-    ankle = swung(knee, swing - bend, SHIN * person.legs)
-    ankle = (ankle[0], max(ankle[1], 0.035), ankle[2])
+    person, unit, canvas = stance.person, stance.unit, stance.canvas
+    hip, knee, ankle = stance.legs[side]
     heel = (ankle[0], ankle[1] - 0.018, ankle[2] - 0.01)
-    toe = (ankle[0], max(0.012, ankle[1] - 0.025), ankle[2] + 0.075)
+    toe = (ankle[0], ankle[1] - 0.02, ankle[2] + 0.075)
     thick = 0.5 * (1 + person.width) * unit
     trousers = person.lower.kind == "trousers"
     loose = 1.15 if trousers else 0.85

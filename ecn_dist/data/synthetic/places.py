@@ -30,10 +30,10 @@ def draw_background(spec: PlaceSpec, draws: Draws, width: int, height: int, hori
 
 def cast_shadow(picture: Image.Image, feet: tuple[float, float], unit: float, light: float) -> None:
     """Darken the floor of `picture` beside `feet`, away from the light (-1 left, 1 right)."""
-    reach, depth, soft = (0.15 + 0.06 * abs(light)) * unit, 0.027 * unit, 0.02 * unit
+    reach, depth, soft = (0.15 + 0.06 * abs(light)) * unit, 0.022 * unit, 0.022 * unit
     shadow = Image.new("L", (round(2 * (reach + 2 * soft)), round(2 * (depth + 2 * soft))))
     width, height = shadow.size
-    ImageDraw.Draw(shadow).ellipse((2 * soft, 2 * soft, width - 2 * soft, height - 2 * soft), fill=130)
+    ImageDraw.Draw(shadow).ellipse((2 * soft, 2 * soft, width - 2 * soft, height - 2 * soft), fill=120)
     corner = (round(feet[0] - 0.1 * light * unit - width / 2), round(feet[1] - height / 2))
     picture.paste((12, 12, 18), corner, shadow.filter(ImageFilter.BoxBlur(soft)))
 

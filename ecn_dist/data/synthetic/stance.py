@@ -16,6 +16,8 @@ Joint = tuple[float, float, float]
 
 HIP, WAIST, SHOULDER, NECK, HEAD = 0.50, 0.62, 0.80, 0.845, 0.915
 """Heights on the body."""
+THIGH, SHIN, SOLE = 0.24, 0.22, 0.035
+"""Lengths of the leg's bones, and the height of the ankle of a foot on the floor."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class Stance:
         """Pixels of this person's height."""
         angle = math.radians(pose.yaw)
         self.cos, self.sin = math.cos(angle), math.sin(angle)
-        self.bob = 0.012 * pose.stride * math.cos(2 * pose.phase)
+        self.legs = {side: self._leg_joints(side) for side in (-1, 1)}
+        """Hip, knee and ankle of the right (-1) and left (1) leg."""
+        self.sink = min(ankle[1] for _, _, ankle in self.legs.values()) - SOLE
+        """How far the body comes down for the lower foot to stand on the floor."""
         x, y = self.project((0.0, SHOULDER, 0.0))
         anchor = (x + 0.05 * self.sin * self.unit, y)
         squeeze = max(0.45, abs(self.cos))
@@ -58,7 +63,15 @@ class Stance:
         """The pixel position of a point of the body."""
         x, y, z = joint
         across = x * self.cos + z * self.sin + self.pose.lean * y
-        return self.pose.feet[0] + across * self.unit, self.pose.feet[1] - (y + self.bob) * self.unit
+        return self.pose.feet[0] + across * self.unit, self.pose.feet[1] - (y - self.sink) * self.unit
+
+    def _leg_joints(self, side: int) -> tuple[Joint, Joint, Joint]:
+        person, pose = self.person, self.pose
+        swing = 0.5 * pose.stride * math.sin(pose.phase) * side
+        bend = 0.12 + 0.55 * pose.stride * max(0.0, side * math.cos(pose.phase))
+        hip = (0.05 * person.hips * person.width * side, HIP, 0.0)
+        knee = swung(hip, swing, THIGH * person.legs)
+        return hip, knee, swung(knee, swing - bend, SHIN * person.legs)
 
     def half_width(self, front: float, depth: float) -> float:
         """Half the seen width in pixels of an elliptical section, given its half width and half depth."""
