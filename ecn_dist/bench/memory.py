@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--plan", action="store_true", help="print the cost model's plan for many GPUs, and end")
     parser.add_argument("--drift", action="store_true", help="compare half-precision rows with float32 ones, and end")
     harness.add_options(parser)
+    parser.add_argument("--add", action="store_true", help="keep the other cases of results already in --output")
     parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)  # how ranks started here hand back their rows
     return parser
 
@@ -98,6 +99,11 @@ def main(argv: list[str] | None = None) -> int:
         options.json.write_text(json.dumps(results))
         return 0
     described = harness.machine(distributed.resolve_device(options.device))
+    if options.add and options.output:
+        path = options.output / f"memory-{options.machine or harness.machine_name(described)}.json"
+        earlier = json.loads(path.read_text())["results"] if path.exists() else []
+        cases = {_case(row): row for row in [*earlier, *results]}
+        results = [cases[case] for case in sorted(cases)]
     table = harness.markdown_table(results, COLUMNS)
     print(table)
     if options.output:
@@ -212,6 +218,11 @@ def measure_case(case: memory_sides.Case, rates: memory_model.Rates, options: ar
         "sent_by_collective": dict(traffic),
         "rounds": options.rounds,
     }
+
+
+def _case(row: harness.Row) -> tuple[Any, ...]:
+    """What tells one line of the table from another, in the table's order."""
+    return tuple(row[key] for key in ("backend", "dtype", "dim", "batch", "neighbors", "ranks", "exemplars"))
 
 
 def _check_agreement(

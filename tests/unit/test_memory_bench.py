@@ -23,6 +23,13 @@ def test_results_table_and_figure(tmp_path) -> None:
     assert "published / step" in (tmp_path / "memory-here.md").read_text()
     assert (tmp_path / "memory-here.png").stat().st_size > 1000
 
+    options[1:3] = ["50", "100"]
+    assert bench.main([*options, "--add"]) == 0
+    added = json.loads((tmp_path / "memory-here.json").read_text())["results"]
+    assert [row["exemplars"] for row in added] == [50, 100, 200]
+    assert added[2] == results[1]
+    assert added[1] != results[0]
+
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 def test_formulations_agree_in_every_row_type(dtype: str, capsys) -> None:
