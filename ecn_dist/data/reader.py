@@ -15,7 +15,6 @@ import simplejpeg
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from ecn_dist import distributed
 from ecn_dist.data import jpeg
 from ecn_dist.data.cache import ShardCache
 from ecn_dist.data.index import SplitIndex, is_url
@@ -172,10 +171,13 @@ class ShardReader:
 
 
 def check_shards(*splits: SplitIndex) -> None:
-    """Compare the size of every local shard with the index, before the first step; every rank must call it.
+    """Compare the size of every local shard with the index, before the first step.
 
-    Collectives: one exchange of error texts, so that a shard that only one host lacks is an error on all ranks. A
-    shard behind a URL is checked when it is fetched.
+    A shard behind a URL is checked when it is fetched. No collective: call it through `distributed.together`, so that
+    a shard that one host alone lacks is an error on all ranks.
+
+    Raises:
+        UserError: shards are missing or of another size; the first few are named.
     """
     wrong = []
     for split in splits:
@@ -190,13 +192,10 @@ def check_shards(*splits: SplitIndex) -> None:
                 continue
             if size != shard.bytes:
                 wrong.append(f"{path}: {size} bytes, where the index says {shard.bytes}")
-    message = None
     if wrong:
         more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        message = (
+        raise UserError(
             f"{len(wrong)} shards are missing or not what was packed:\n  "
             + "\n  ".join(wrong[:5])
-            + more
-            + "\nCopy the shard folder again, or pack the data set again"
+            + f"{more}\nCopy the shard folder again, or pack the data set again"
         )
-    distributed.raise_together(message)

@@ -12,11 +12,13 @@ raised when the next batch is asked for.
 
 A picture that cannot be decoded is such an error too, unless `max_bad_samples` is given: it is then replaced by the
 sample stored after it (by the next one, if need be; the first follows the last), which does not depend on the ranks,
-and counted in `skipped`. More than `max_bad_samples` of them in one pass on one rank are an error again.
+and counted in `skipped`; the log tells how many at the end of each pass. More than `max_bad_samples` of them in one
+pass on one rank are an error again.
 
 b pictures of this rank, B of the global batch, H x W network input.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +38,8 @@ from ecn_dist.data.reader import ShardReader
 from ecn_dist.errors import UserError
 
 __all__ = ["NO_LABEL", "Batch", "EvaluationStream", "TrainStream"]
+
+log = logging.getLogger("ecn_dist.data")
 
 DEFAULT_CACHE_GIB = 32.0
 CPU = torch.device("cpu")
@@ -192,6 +196,8 @@ class TrainStream(_Stream):
                     f"{skipped} pictures in this pass cannot be decoded, more than data.max_bad_samples "
                     f"({self.max_bad_samples}): `python -m ecn_dist.validate` lists them"
                 )
+            if skipped and not batch.error and (step + 1) % self.steps_per_pass == 0:
+                log.warning("%d pictures of this pass could not be decoded and were replaced", skipped)
             yield batch
             if batch.error:
                 raise UserError(batch.error)

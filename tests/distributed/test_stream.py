@@ -75,8 +75,9 @@ def check_size_check(split: SplitIndex, lost_on_rank: int) -> None:
     """A folder that one host has in full and another has not, as copies on local disks may be."""
     if distributed.rank() == lost_on_rank:
         split = SplitIndex("train", f"{split.folder}/gone", split.shards, split.members, 3, split.identities)
-    with pytest.raises(UserError, match=r"3 shards are missing(?s:.*)train-000000.tar: No such file"):
-        check_shards(split)
+    with pytest.raises(UserError, match=r"3 shards are missing(?s:.*)train-000000.tar: No such file") as caught:
+        distributed.together(lambda: check_shards(split))
+    assert caught.value.on_all_ranks
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

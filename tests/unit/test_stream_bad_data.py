@@ -84,13 +84,14 @@ def test_replaced_pictures_keep_all_ranks_in_step(split: SplitIndex, damaged: li
     assert all(pids[int(i)] == p for batch in after for i, p in zip(batch["indices"], batch["pids"], strict=True))
 
 
-def test_replaced_pictures_are_counted_and_limited_by_pass(split: SplitIndex) -> None:
+def test_replaced_pictures_are_counted_and_limited_by_pass(split: SplitIndex, caplog: pytest.LogCaptureFixture) -> None:
     rows = [plan_of(split, step)[0] for step in (0, 1, 2)]
     for row in rows:
         damage(split, row)
     batches = list(train_stream(split, max_bad_samples=3, last_step=8))
     assert [batch.skipped for batch in batches[:4]] == [1, 1, 1, 0]
     assert sum(batch.skipped for batch in batches[4:]) <= 3  # fewer where one is left out
+    assert caplog.messages[0] == "3 pictures of this pass could not be decoded and were replaced"
     batches, error = until_error(train_stream(split, max_bad_samples=2, last_step=8))
     assert [batch.error is None for batch in batches] == [True, True, False]
     assert "3 pictures in this pass cannot be decoded, more than data.max_bad_samples (2)" in error
