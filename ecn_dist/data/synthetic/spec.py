@@ -93,8 +93,8 @@ class DomainSpec:
 SOURCE = DomainSpec(
     name="source",
     people=PeopleSpec(
-        saturation=(0.55, 1.0),
-        value=(0.45, 1.0),
+        saturation=(0.45, 1.0),
+        value=(0.35, 1.0),
         neutral=0.15,
         patterns=(("plain", 0.85), ("logo", 0.1), ("blocks", 0.05)),
         lower_pattern=0.0,
@@ -105,12 +105,12 @@ SOURCE = DomainSpec(
         bags=(("none", 0.55), ("backpack", 0.2), ("shoulder", 0.15), ("handbag", 0.1)),
     ),
     place=PlaceSpec(
-        walls=((0.09, 0.25, 0.85), (0.55, 0.15, 0.8), (0.12, 0.1, 0.92)),
-        floors=((0.10, 0.12, 0.75), (0.08, 0.2, 0.65)),
+        walls=((0.09, 0.25, 0.85), (0.55, 0.15, 0.6), (0.12, 0.1, 0.92), (0.6, 0.2, 0.4), (0.03, 0.35, 0.5)),
+        floors=((0.1, 0.12, 0.75), (0.08, 0.2, 0.55), (0.6, 0.05, 0.4)),
         style="panels",
-        clutter=1.0,
+        clutter=1.5,
         occlusion=0.1,
-        light=(0.85, 1.1),
+        light=(0.75, 1.1),
     ),
     cameras=CameraSpec(
         cast=(0.03, 0.1),
@@ -128,8 +128,8 @@ SOURCE = DomainSpec(
     ),
 )
 
-# One background family for all its pictures: a background that differs from picture to picture is an easier sign of an
-# exemplar than the person in front of it, and exemplar-invariance then learns backgrounds.
+# A background that differs much from picture to picture is an easier sign of an exemplar than the person in front of
+# it, and exemplar-invariance then learns backgrounds: the target's are one family, dull and alike, unlike the source's.
 TARGET = DomainSpec(
     name="target",
     people=PeopleSpec(
@@ -153,23 +153,23 @@ TARGET = DomainSpec(
         bags=(("none", 0.4), ("backpack", 0.3), ("shoulder", 0.2), ("handbag", 0.1)),
     ),
     place=PlaceSpec(
-        walls=((0.08, 0.1, 0.75),),
-        floors=((0.1, 0.08, 0.65),),
-        style="panels",
-        clutter=0.15,
-        occlusion=0.03,
-        light=(0.95, 1.05),
+        walls=((0.6, 0.12, 0.5), (0.05, 0.25, 0.5), (0.1, 0.08, 0.6)),
+        floors=((0.6, 0.05, 0.5), (0.1, 0.08, 0.55)),
+        style="bricks",
+        clutter=1.0,
+        occlusion=0.08,
+        light=(0.9, 1.05),
     ),
     cameras=CameraSpec(
         cast=(0.1, 0.2),
         gamma=0.26,
         exposure=0.15,
-        saturation=(0.85, 1.1),
-        hue=3.0,
-        haze=(0.0, 0.04),
-        blur=(0.0, 0.005),
-        noise=(0.003, 0.01),
-        scale=(0.86, 0.94),
+        saturation=(0.8, 1.1),
+        hue=5.0,
+        haze=(0.0, 0.08),
+        blur=(0.0, 0.007),
+        noise=(0.005, 0.02),
+        scale=(0.82, 0.92),
         view_spread=28.0,
         any_view=0.1,
         jpeg_quality=(75, 92),
