@@ -29,7 +29,7 @@ demo: $(READY)  ## synthetic domains -> shards -> training with and without the 
 	@$(BIN)/python -m ecn_dist.demo --output_dir runs/demo
 
 ablation: $(READY)  ## every row of the demo's table over 3 seeds; writes docs/ablation.md
-	@$(BIN)/python -m ecn_dist.demo --ablation --output_dir runs/ablation
+	@$(BIN)/python -m ecn_dist.demo --ablation --output_dir runs/ablation --table docs/ablation.md
 
 test: $(READY)  ## all tests
 	@echo "==> tests"
