@@ -85,7 +85,7 @@ class NeighborSearch:
         left = self._space.query_side(queries, 0 * ones, ones, 0.0)
         best = torch.full((len(queries), self._num_candidates), torch.inf, dtype=torch.float32, device=self._device)
         rows = torch.zeros((len(queries), self._num_candidates), dtype=torch.int64, device=self._device)
-        most, farthest = torch.full_like(best[:, 0], -torch.inf), torch.zeros_like(rows[:, 0])
+        most, farthest = best.new_full((len(queries),), -torch.inf), torch.zeros_like(queries)
         for first in range(0, self.num_pictures, self._scratch.chunk):
             last = min(first + self._scratch.chunk, self.num_pictures)
             squared = self._space.multiply(left, slice(first, last), self._scratch)

@@ -22,7 +22,8 @@ from ecn_dist.evaluation.distances import PairDistances, ProductSpace, Scratch, 
 from ecn_dist.evaluation.inputs import NumberedLabels, check_features, check_labels
 from ecn_dist.evaluation.matches import Labels, TrueMatches, gather_true_matches
 from ecn_dist.evaluation.measures import measure, only_group
-from ecn_dist.evaluation.scores import DistanceScore
+from ecn_dist.evaluation.reranking import Encodings, KReciprocal, RerankedScore
+from ecn_dist.evaluation.scores import DistanceScore, Score
 from ecn_dist.evaluation.verification import ClosestFalsePairs, num_accepted, true_positive_rates
 
 MEMORY_BUDGET = 256 * 2**20
@@ -81,6 +82,7 @@ def evaluate_ranking(
     max_rank: int = MIN_CMC,
     false_positive_rates: Sequence[float] = (1e-3, 1e-4),
     camera_pairs: bool = False,
+    rerank: KReciprocal | None = None,
     device: torch.device | str | None = None,
     memory_budget: int = MEMORY_BUDGET,
 ) -> RankingResult:
@@ -96,11 +98,13 @@ def evaluate_ranking(
     own part of the gallery, in rank order, at times empty. `device` is where to compute, by default where the
     gallery's features are; features may lie elsewhere and are moved in chunks. `memory_budget` (bytes) bounds the
     chunks' memory; the false positive rates need about 60 bytes more for each pair that the largest of them accepts.
-    `camera_pairs` adds the table of rankings by camera. The CMC has max(max_rank, 50) entries.
+    `camera_pairs` adds the table of rankings by camera. The CMC has max(max_rank, 50) entries. With `rerank` the
+    gallery is ranked by k-reciprocal re-ranking; every rank then needs all features (a gallery in parts is gathered),
+    and there are no true positive rates, since such distances of two queries do not compare.
 
     Raises `UserError`, on every rank: features and labels that do not fit each other, features that are not finite, no
     query with a true match. Collectives: of the labels' facts, then for each block of queries a gather of its true
-    matches and a sum of counts; never of features.
+    matches and a sum of counts; never of features, but for `rerank`.
     """
     device = torch.device(device) if device is not None else torch.as_tensor(gallery_features).device
     with full_precision(device):
@@ -112,6 +116,13 @@ def evaluate_ranking(
         if camera_pairs and not len(labels.camids):
             raise UserError("a table of camera pairs needs camids", on_all_ranks=True)
         evaluation = _Evaluation(query, gallery, first_position, labels, camera_pairs, memory_budget)
+        if rerank is not None:
+            whole = (
+                distributed.all_gather_uneven_rows(gallery) if gallery_sharded else torch.as_tensor(gallery_features)
+            )
+            encodings = Encodings(query, whole, rerank, device, memory_budget)
+            evaluation.score = RerankedScore(encodings, evaluation.distances, first_position)
+            false_positive_rates = ()
         return evaluation.run(max(max_rank, MIN_CMC), false_positive_rates)
 
 
@@ -140,6 +151,7 @@ class _Evaluation:
         self.scratch = Scratch(query_features.shape[1], self._bytes_per_query(1), budget, self.device)
         self.space = ProductSpace(query_features, gallery_features, self.device, self.scratch.chunk)
         self.distances = PairDistances(query_features, gallery_features, self.device)
+        self.score: Score = DistanceScore(self.distances)
         groups = labels.gallery_cameras if by_camera else None
         self.gallery = Gallery.plan(
             len(gallery_features), groups, len(labels.camids), self.scratch.chunk, first_position
@@ -155,12 +167,12 @@ class _Evaluation:
         num_false = int(self.labels.count_different()[valid].sum())
         num_kept = max((num_accepted(rate, num_false) + 1 for rate in false_positive_rates), default=0)
         closest = ClosestFalsePairs(num_kept, len(self.labels.gallery_pids), self.device)
-        score = DistanceScore(self.distances)
-        counter = CloserCounter(self.space, score, self.gallery, self.scratch, closest.watch if num_kept else None)
+        watch = closest.watch if num_kept else None
+        counter = CloserCounter(self.space, self.score, self.gallery, self.scratch, watch)
 
         for queries in self._blocks():
             pairs = self.labels.same_pairs(queries)
-            matches = gather_true_matches(self.labels, queries, pairs, score, self.gallery.first_position)
+            matches = gather_true_matches(self.labels, queries, pairs, self.score, self.gallery.first_position)
             closer = counter.count(queries, matches, pairs, _num_buckets(matches.score.shape[1]))
             closer = Closer(distributed.all_reduce(closer.counts))
             measures = measure(matches, closer.whole(), NUM_RECALL_LEVELS)

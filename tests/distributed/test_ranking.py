@@ -7,7 +7,7 @@ import torch
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
-from ecn_dist.evaluation import RankingResult, evaluate_ranking
+from ecn_dist.evaluation import KReciprocal, RankingResult, evaluate_ranking, expand_queries, nearest_pictures
 from tests.unit.ranking_cases import Case, assert_same, clustered_case, random_case
 
 
@@ -30,6 +30,29 @@ def check_ranks(expected: list[RankingResult]) -> None:
         assert_same(evaluate_ranking(*case.args, camera_pairs=True), one_rank)
         own = part_of(case, seed)
         assert_same(evaluate_ranking(*own.args, gallery_sharded=True, camera_pairs=True), one_rank)
+
+
+def neighborly_results(case: Case, own: Case, sharded: bool) -> tuple:
+    """Everything that rests on nearest pictures."""
+    features = case.query_features, own.gallery_features
+    nearest = nearest_pictures(*features, 6, gallery_sharded=sharded)
+    expanded = expand_queries(*features, 6, gallery_sharded=sharded)
+    reranked = evaluate_ranking(*own.args, gallery_sharded=sharded, rerank=KReciprocal(k1=8, k2=3))
+    return nearest, expanded, reranked
+
+
+def check_neighbors(expected: list[tuple]) -> None:
+    for seed, (case, one_rank) in enumerate(zip(neighbor_cases(), expected, strict=True)):
+        for own, sharded in ((case, False), (part_of(case, seed), True)):
+            nearest, expanded, reranked = neighborly_results(case, own, sharded)
+            for found, wanted in zip(nearest, one_rank[0], strict=True):
+                assert torch.equal(found, wanted)
+            torch.testing.assert_close(expanded, one_rank[1], rtol=1e-6, atol=1e-7)
+            assert_same(reranked, one_rank[2], tolerance=1e-12)
+
+
+def neighbor_cases() -> list[Case]:
+    return [clustered_case(2, num_queries=15, num_gallery=90, dim=16), random_case(3), random_case(5)]
 
 
 def check_features_stay(num_gallery: int) -> int:
@@ -58,6 +81,10 @@ def check_mistakes_reach_all() -> None:
 def test_equals_one_rank_to_the_bit(ranks, world_size: int) -> None:
     expected = [evaluate_ranking(*case.args, camera_pairs=True) for case in cases()]
     ranks(world_size).run(check_ranks, expected)
+
+
+def test_neighbors_expansion_and_reranking_equal_one_rank(ranks) -> None:
+    ranks(3).run(check_neighbors, [neighborly_results(case, case, False) for case in neighbor_cases()])
 
 
 def test_no_features_cross_the_network(ranks) -> None:
