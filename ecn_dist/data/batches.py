@@ -4,7 +4,7 @@ b pictures of this rank, H x W network input.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,10 +96,10 @@ class Batches(Dataset[RawBatch]):
     def _decode(self, data: bytes) -> np.ndarray:
         """(h, w, 3) uint8, valid until the next call: memory used before is much cheaper than fresh pages."""
         if not self._buffer.size:
-            self._buffer = _picture_memory(FIRST_BUFFER_BYTES)
+            self._buffer = picture_memory(FIRST_BUFFER_BYTES)
         pixels_hw3 = decode(data, self._buffer)
         if pixels_hw3.nbytes > self._buffer.nbytes:
-            self._buffer = _picture_memory(2 * pixels_hw3.nbytes)
+            self._buffer = picture_memory(2 * pixels_hw3.nbytes)
         return pixels_hw3
 
 
@@ -165,16 +165,18 @@ class TrainBatches(Batches):
         batch.samples_4b[:] = self._labels(members_b["pid"]), members_b["pid"], members_b["camid"], members_b["index"]
         return int(np.count_nonzero(shown_b != rows_b))
 
-    def pictures(self, rows_b: np.ndarray, pass_number: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def pictures(
+        self, rows_b: np.ndarray, pass_number: int, memory_b: Sequence[np.ndarray] | None = None
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """The row, (h, w, 3) uint8 pixels and draws of each sample in turn; another row where one had to be replaced.
 
-        The pixels are valid until the next are asked for.
+        The pixels are valid until the next are asked for, or lie in `memory_b` (flat uint8, large enough for each).
         """
         slots_b, draws_bK = self.choose(rows_b, pass_number)
         data_b = self.reader.read_batch(self.split, rows_b, slots_b)
         for at, (row, data) in enumerate(zip(rows_b.tolist(), data_b, strict=True)):
             try:
-                picture = row, self._decode(data), draws_bK[at]
+                picture = row, self._decode(data) if memory_b is None else decode(data, memory_b[at]), draws_bK[at]
             except UnreadablePicture as error:
                 picture = self._replacement(row, int(slots_b[at]), pass_number, error)
             yield picture
@@ -241,7 +243,7 @@ class EvaluationBatches(Batches):
         return 0
 
 
-def _picture_memory(num_bytes: int) -> np.ndarray:
+def picture_memory(num_bytes: int) -> np.ndarray:
     """Memory to decode into, on purpose not aligned to 32 bytes.
 
     libjpeg-turbo writes to aligned rows past the cache, which suits pictures that nobody reads soon; these are read at

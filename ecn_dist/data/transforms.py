@@ -137,6 +137,9 @@ def resize_into(out_HW3: Tensor, pixels: np.ndarray, box: Box | None = None, fli
     """
     mode = "bicubic" if box is None else "bilinear"
     pixels_hw3 = torch.from_numpy(pixels)
+    if box is None and pixels_hw3.shape == out_HW3.shape:
+        out_HW3.copy_(pixels_hw3)
+        return
     if box is not None:
         top, left, height, width = box
         pixels_hw3 = pixels_hw3[top : top + height, left : left + width]
