@@ -122,6 +122,12 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class DeepSpeedConfig:
+    zero_stage: Literal[0, 1, 2] = 1
+    """with engine deepspeed: divide among the ranks nothing (0), the optimiser's state (1), gradients too (2)"""
+
+
+@dataclass(frozen=True)
 class LoggingConfig:
     every_steps: int = 10
     """steps between lines of metrics.jsonl; every line costs one small all-reduce"""
@@ -165,6 +171,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
 
     def check(self) -> None:
         """Raise `UserError` for values that no run can have, without touching a file."""
@@ -221,13 +228,15 @@ class Config:
             near = max(1, round(batch / world_size)) * world_size
             raise UserError(
                 f"global_batch_size: {batch} does not divide by {world_size} ranks; {near} would, "
-                f"or use {_divisors(batch)} ranks"
+                f"or use {_divisors(batch)} ranks",
+                on_all_ranks=True,
             )
         if streams % world_size or batch % streams:
             fitting = [s for s in range(world_size, batch + 1, world_size) if batch % s == 0]
             raise UserError(
                 f"data.streams: {streams} must divide global_batch_size ({batch}) and be a multiple of the ranks "
-                f"({world_size}); these would do: {', '.join(map(str, fitting))}"
+                f"({world_size}); these would do: {', '.join(map(str, fitting))}",
+                on_all_ranks=True,
             )
 
 
