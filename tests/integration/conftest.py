@@ -14,7 +14,7 @@ from ecn_dist.synthesize import main as synthesize
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO_CONFIG = REPOSITORY / "configs" / "demo.yaml"
-TIMEOUT_SECONDS = 240
+TIMEOUT_SECONDS = 600
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from tests.integration.conftest import Domains, Torchrun
 
 NUM_EXEMPLARS, DIM = 600, 256
 # Ten steps an epoch: one on the source alone, then the first 50 steps with the target loss, neighbours among them.
-RECIPE = ["--optim.source_only_epochs", "1", "--logging.every_steps", "1", "--logging.tensorboard", "false"]
+RECIPE = ["--optim.source_only_epochs", "1", "--logging.every_steps", "1"]
+QUIET = ["--logging.tensorboard", "false", "--logging.figures", "false"]
 
 
 def train(torchrun: Torchrun, domains: Domains, folder: Path, world_size: int, *options: str) -> Path:
     run = folder / f"ranks-{world_size}"
-    torchrun(world_size, "-m", "ecn_dist.train", *domains.options, "--output_dir", str(run), *RECIPE, *options)
+    torchrun(world_size, "-m", "ecn_dist.train", *domains.options, "--output_dir", str(run), *RECIPE, *QUIET, *options)
     return run
 
 
@@ -36,7 +37,7 @@ def memory_rows(run: Path) -> torch.Tensor:
     return rows
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_float64_runs_are_equal(torchrun: Torchrun, small_domains: Domains, tmp_path: Path) -> None:
     options = ["--precision", "fp64", "--epochs", "5"]
     one = train(torchrun, small_domains, tmp_path, 1, *options)
@@ -52,6 +53,7 @@ def test_float64_runs_are_equal(torchrun: Torchrun, small_domains: Domains, tmp_
         torch.testing.assert_close(memory_rows(run), expected_rows, rtol=0, atol=1e-6)
 
 
+@pytest.mark.timeout(900)
 def test_float32_runs_are_close_over_three_steps(torchrun: Torchrun, small_domains: Domains, tmp_path: Path) -> None:
     options = ["--epochs", "1", "--optim.source_only_epochs", "0"]
     first_three = [
