@@ -113,9 +113,11 @@ def test_workers_obey_a_termination_by_the_training_process(tmp_path: Path) -> N
 
 def test_a_lost_worker_is_an_error_in_place_of_its_batch(tmp_path: Path) -> None:
     *made, last = load(Recorded(tmp_path, lost_at=6), range(50), workers=2, pin_memory=False)
-    assert steps(made) == list(range(6))
+    # The loss is noticed at once, perhaps before batches that were already made are handed over; none is skipped.
+    assert steps(made) == list(range(len(made)))
+    assert len(made) <= 6
     assert last.error is not None
-    assert "a loader worker failed at step 6: DataLoader worker" in last.error
+    assert f"a loader worker failed at step {len(made)}: DataLoader worker" in last.error
 
 
 SCRIPT = """
