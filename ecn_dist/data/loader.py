@@ -62,7 +62,7 @@ def load(batches: Batches, steps: range, *, workers: int, pin_memory: bool) -> G
         for step in steps:
             try:
                 yield next(made)
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while handing a batch over
                 yield batches.failed(step, f"a loader worker failed at step {step}: {error}")
                 return
     finally:
