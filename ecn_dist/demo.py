@@ -26,6 +26,7 @@ from ecn_dist.evaluation.run_folder import read_run
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 ABLATION_SEEDS = 3
+TABLE_WIDTH = 125  # columns, where the output goes to a file
 Evaluation = dict[str, float]
 
 
@@ -184,7 +185,9 @@ def main(argv: list[str] | None = None) -> int:
             results[name].append(evaluation)
         report = write_report(folder / E_C_N.folder, comparison=Comparison({n: [e] for n, e in found.items()}))
     print()
-    Console().print(as_table(results, rows))
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(as_table(results, rows))
     if options.table:
         options.table.write_text(as_markdown(results, rows, "make ablation"), encoding="utf-8")
         print(f"table:    {options.table}")
