@@ -84,7 +84,7 @@ class _HostCopy(dcp.DefaultSavePlanner):
         super().__init__()
         self.plan = plan
         self._tensors: dict[MetadataIndex, Tensor] = {
-            item.index: torch.empty_like(tensor, device="cpu").copy_(tensor)
+            item.index: torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format).copy_(tensor)
             for item in plan.items
             if isinstance(tensor := planner.resolve_data(item), Tensor)
         }

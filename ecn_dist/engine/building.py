@@ -46,7 +46,18 @@ def build_strategy(config: Config, network: ReIDNetwork, device: torch.device) -
     optim = config.optim
     groups = network.parameter_groups(lr=optim.lr, backbone_lr=optim.backbone_lr)
     sgd = torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.momentum > 0)
-    return DataParallel(network, sgd, precision=config.precision, device=device)
+    if config.engine == "ddp":
+        return DataParallel(network, sgd, precision=config.precision, device=device)
+    from ecn_dist.engine.deepspeed_strategy import DeepSpeed  # optional, and seconds to import
+
+    return DeepSpeed(
+        network,
+        sgd,
+        precision=config.precision,
+        zero_stage=config.deepspeed.zero_stage,
+        batch_size=config.global_batch_size // distributed.world_size(),
+        device=device,
+    )
 
 
 def build_memory(config: Config, target: SplitIndex, device: torch.device) -> ExemplarMemory:
