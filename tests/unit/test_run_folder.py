@@ -1,0 +1,128 @@
+"""What a run may continue from: options compared, data known by their index."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ecn_dist.config import CheckpointConfig, Config, DataConfig, MemoryConfig, flatten, load
+from ecn_dist.engine import run_folder
+from ecn_dist.engine.checkpoint import CheckpointStore
+from ecn_dist.errors import UserError
+
+DATA = {"source": "s" * 64, "target": "t" * 64}
+
+
+def config(tmp_path: Path, **changes: Any) -> Config:
+    return replace(Config(source="S", target="T", output_dir=str(tmp_path / "run")), **changes)
+
+
+def save(run: Path, step: int, of: Config, data: dict[str, str] = DATA) -> Path:
+    store = CheckpointStore(run / "checkpoints", keep=9)
+    store.save(step, {"weight": torch.zeros(2)}, {"config": flatten(of), "data": data})
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def test_differences() -> None:
+    stored = flatten(Config())
+    same_results = Config(
+        source="elsewhere",
+        output_dir="r",
+        device="cpu",
+        data=DataConfig(workers=7),
+        checkpoint=CheckpointConfig(keep=9),
+    )
+    assert run_folder.differences(stored, flatten(same_results)) == []
+    other = Config(seed=3, memory=MemoryConfig(momentum=0.02))
+    assert run_folder.differences(stored, flatten(other)) == ["seed: 0 -> 3", "memory.momentum: 0.01 -> 0.02"]
+
+
+def test_an_engine_is_another_rounding_in_full_precision_only() -> None:
+    assert run_folder.differences(flatten(Config()), flatten(Config(engine="deepspeed"))) == []
+    low = Config(precision="bf16")
+    assert run_folder.differences(flatten(low), flatten(replace(low, engine="deepspeed")))
+
+
+def test_options_of_a_later_version_count_with_their_defaults() -> None:
+    older = flatten(Config())
+    del older["memory.start"]
+    assert run_folder.differences(older, flatten(Config())) == []
+    assert run_folder.differences(older, flatten(Config(memory=MemoryConfig(start="weights"))))
+
+
+def test_a_fresh_start(tmp_path: Path) -> None:
+    assert run_folder.claim(config(tmp_path))
+    assert run_folder.starting_point(config(tmp_path), DATA) is None
+    assert load(tmp_path / "run" / "config.yaml") == config(tmp_path)
+
+
+def test_the_newest_is_continued(tmp_path: Path) -> None:
+    run_folder.claim(config(tmp_path))
+    for step in (10, 20):
+        newest = save(tmp_path / "run", step, config(tmp_path))
+    (tmp_path / "run" / "checkpoints" / "tmp-step-00000030").mkdir()
+    assert run_folder.claim(config(tmp_path, source="moved/S"))
+    assert run_folder.starting_point(config(tmp_path, source="moved/S"), DATA) == newest
+    assert not (tmp_path / "run" / "checkpoints" / "tmp-step-00000030").exists()
+
+
+def test_changed_options_are_refused_unless_allowed(tmp_path: Path) -> None:
+    run_folder.claim(config(tmp_path))
+    newest = save(tmp_path / "run", 10, config(tmp_path))
+    changed = config(tmp_path, epochs=90, seed=1)
+    with pytest.raises(UserError, match=r"seed: 0 -> 1; epochs: 60 -> 90.*--resume_changed allow"):
+        run_folder.claim(changed)
+    assert load(tmp_path / "run" / "config.yaml").epochs == 60
+    allowed = replace(changed, resume_changed="allow")
+    assert run_folder.claim(allowed)
+    assert run_folder.starting_point(allowed, DATA) == newest
+    assert load(tmp_path / "run" / "config.yaml").epochs == 90
+
+
+def test_other_data_at_the_same_place_are_refused(tmp_path: Path) -> None:
+    run_folder.claim(config(tmp_path))
+    newest = save(tmp_path / "run", 10, config(tmp_path))
+    repacked = DATA | {"target": "u" * 64}
+    with pytest.raises(UserError, match="target: other data"):
+        run_folder.starting_point(config(tmp_path), repacked)
+    assert run_folder.starting_point(config(tmp_path, resume_changed="allow"), repacked) == newest
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    run_folder.claim(config(tmp_path))
+    summary = tmp_path / "run" / run_folder.SUMMARY
+    summary.write_text("{}")
+    assert not run_folder.claim(config(tmp_path))
+    with pytest.raises(UserError, match="finished"):
+        run_folder.claim(config(tmp_path, resume="elsewhere"))
+    assert summary.exists()
+    # With other options it is finished no more, and must not look so if it is killed.
+    assert run_folder.claim(config(tmp_path, epochs=90, resume_changed="allow"))
+    assert not summary.exists()
+
+
+def test_a_named_checkpoint(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    named = save(other, 10, config(tmp_path))
+    newest = save(other, 20, config(tmp_path))
+    assert run_folder.starting_point(config(tmp_path, resume=str(named)), DATA) == named
+    assert run_folder.starting_point(config(tmp_path, resume=str(other)), DATA) == newest
+    assert newest.exists()
+    with pytest.raises(UserError, match="seed"):
+        run_folder.starting_point(config(tmp_path, resume=str(named), seed=1), DATA)
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        run_folder.starting_point(config(tmp_path, resume=str(tmp_path / "absent")), DATA)
+    (other / "checkpoints" / "step-00000010" / "meta.json").unlink()
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        run_folder.starting_point(config(tmp_path, resume=str(named)), DATA)
+
+
+def test_going_back_in_ones_own_run_sets_the_rest_aside(tmp_path: Path) -> None:
+    for step in (10, 20):
+        save(tmp_path / "run", step, config(tmp_path))
+    first = tmp_path / "run" / "checkpoints" / "step-00000010"
+    assert run_folder.starting_point(config(tmp_path, resume=str(first)), DATA) == first
+    assert run_folder.starting_point(config(tmp_path), DATA) == first
+    assert (first.parent / "superseded-step-00000020").is_dir()
