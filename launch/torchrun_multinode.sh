@@ -9,12 +9,13 @@
 #
 # Options go to the module. The folders S and R must be the same on all hosts. Environment: see common.sh, and
 #   NNODES        hosts, or MIN:MAX
-#   NODE_RANK     this host's number (default: SLURM's or Kubernetes' own); not in an elastic run
-#   MASTER_ADDR   the name of the host where all meet; number 0 unless the run is elastic
+#   MASTER_ADDR   the name of the host where all meet
 #   MASTER_PORT   a free port there (default 29500)
-#   MAX_RESTARTS  how often ranks that failed are started again, from the newest checkpoint (default 0)
-#   RUN_ID        elastic: a name that the hosts of this run alone give (default ecn)
-#   RDZV_CONF     elastic: of the rendezvous, such as last_call_timeout=10,join_timeout=600 (seconds)
+#   MAX_RESTARTS  how often the ranks are started again when one failed, from the newest checkpoint (default 0)
+#   NODE_RANK     this host's number (default: SLURM's or Kubernetes' own); 0 is MASTER_ADDR. Not with MIN:MAX or
+#                 MAX_RESTARTS: the hosts then meet anew at every start, and are numbered as they come. For these,
+#   RUN_ID        a name that the hosts of this run alone give (default ecn)
+#   RDZV_CONF     of the rendezvous, such as last_call_timeout=10,join_timeout=600 (seconds)
 #   TORCH_ELASTIC_SHUTDOWN_TIMEOUT   seconds that ranks have to save and end after a signal (default 120)
 #   GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME   the network device between the hosts, where the wrong one is chosen
 set -euo pipefail
@@ -26,7 +27,9 @@ set -euo pipefail
 node_rank=${NODE_RANK:-${SLURM_NODEID:-${JOB_COMPLETION_INDEX:-}}}
 meeting=$MASTER_ADDR:${MASTER_PORT:-29500}
 
-if [[ "$NNODES" == *:* ]]; then
+# A host whose ranks are started again must find the others at the same attempt. With numbers given beforehand every
+# launcher counts attempts by itself, and once they differ the ranks wait for each other in vain.
+if [[ "$NNODES" == *:* || "${MAX_RESTARTS:-0}" -gt 0 ]]; then
   # With one store for rendezvous and ranks, torch 2.13 cannot take a host in again: the ranks look for the store of
   # the round before.
   export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}

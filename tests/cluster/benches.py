@@ -118,6 +118,11 @@ class Hosts:
         found.wait(10.0)
         return [int(line) for line in found.text().split()]
 
+    def finish(self, jobs: list[Job], seconds: float) -> None:
+        """Wait for the good end of all; where one fails, show what each of them said."""
+        statuses = [job.process.wait(seconds) for job in jobs]
+        assert not any(statuses), "\n".join(f"--- {job.output.name}\n{job.text()}" for job in jobs)
+
     def down(self) -> None:
         for job in self.jobs:
             job.end()

@@ -8,7 +8,7 @@ from tests.cluster.benches import REPOSITORY, TTL_SECONDS, bench
 
 BASE = "localhost/local/debian:12"
 IMAGE = "localhost/ecn_dist:test"
-BUILD_SECONDS = 540
+BUILD_SECONDS = 900
 
 
 class Store:

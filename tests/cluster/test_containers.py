@@ -13,7 +13,7 @@ from tests.cluster.images import IMAGE, Store
 from tests.cluster.runs import START_SECONDS, small_run
 from tests.integration.conftest import Domains
 
-pytestmark = [pytest.mark.cluster_containers, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster_containers, pytest.mark.timeout(1000)]
 
 
 def once(store: Store, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -83,8 +83,7 @@ def test_two_containers_on_two_hosts_train(image: Store, small_domains: Domains,
                     name, "podman", "run", "--rm", "--env=OMP_NUM_THREADS=1", *options, IMAGE, *command, **image.env
                 )
             )
-        for job in jobs:
-            job.finish(START_SECONDS)
+        hosts.finish(jobs, START_SECONDS)
     finally:
         hosts.down()
     wait_until(lambda: not image.podman("ps", "--quiet").stdout, 20, "no container is left")

@@ -25,8 +25,7 @@ def undisturbed(small_domains: Domains, tmp_path_factory: pytest.TempPathFactory
     hosts = Hosts(bench("netns-up", "-t", TTL_SECONDS, "a", "b"), folder)
     run = small_run(small_domains, folder / "run")
     try:
-        for job in start(hosts, run):
-            job.finish(START_SECONDS)
+        hosts.finish(start(hosts, run), START_SECONDS)
     finally:
         hosts.down()
     return run
@@ -51,8 +50,7 @@ def test_link_cut_and_healed_goes_unnoticed(
     time.sleep(TIMEOUT_SECONDS / 3)
     assert len(run.metrics) <= at_cut + 2  # it does stand still
     hosts.link("b", "heal")
-    for job in jobs:
-        job.finish(START_SECONDS)
+    hosts.finish(jobs, START_SECONDS)
     assert run.losses == undisturbed.losses
 
 
@@ -84,8 +82,7 @@ def test_host_without_power_and_the_run_continued(
     assert 10 <= saved < STEPS
     hosts.power("b", "on")
     jobs = start(hosts, run)
-    for job in jobs:
-        job.finish(START_SECONDS)
+    hosts.finish(jobs, START_SECONDS)
     assert f"step {saved}" in jobs[0].text()
     assert run.losses == undisturbed.losses
     assert run.summary["evaluation"] == undisturbed.summary["evaluation"]
@@ -99,8 +96,7 @@ def test_process_killed_on_another_host_is_started_again(
     run.reaches(12, jobs)
     (worker, *_) = hosts.processes("b", "^[^ ]*python[^ ]* -u -m ecn_dist.train")
     hosts.run("b", "kill", "-KILL", str(worker)).finish(10)
-    for job in jobs:
-        job.finish(START_SECONDS)
+    hosts.finish(jobs, START_SECONDS)
     assert run.losses == undisturbed.losses
 
 

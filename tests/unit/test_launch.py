@@ -74,6 +74,11 @@ def test_what_a_multinode_launch_lacks_is_named(environment: dict[str, str], sai
         ({"NNODES": "2", "JOB_COMPLETION_INDEX": "1", "MASTER_ADDR": "ecn-0.ecn", "NPROC_PER_NODE": "1"},
          "--node_rank 1", "rdzv"),
         (
+            {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "head", "NPROC_PER_NODE": "1", "MAX_RESTARTS": "1"},
+            "--nnodes 2 --nproc_per_node 1 --rdzv_backend c10d --rdzv_endpoint head:29500 --rdzv_id ecn",
+            "node_rank",
+        ),
+        (
             {"NNODES": "1:2", "MASTER_ADDR": "head", "NPROC_PER_NODE": "1", "RUN_ID": "x", "MAX_RESTARTS": "5"},
             "--rdzv_backend c10d --rdzv_endpoint head:29500 --rdzv_id x",
             "node_rank",
@@ -93,7 +98,7 @@ def test_multinode_command(environment: dict[str, str], wanted: str, unwanted: s
     assert command.endswith("-m ecn_dist.train --seed a b")
     assert f"--max_restarts {environment.get('MAX_RESTARTS', '0')}" in command
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120" in environment_seen
-    assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in environment_seen) == (":" in environment["NNODES"])
+    assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in environment_seen) == ("rdzv" in wanted)
 
 
 def test_setup_file_is_sourced_and_may_choose_the_interpreter(tmp_path: Path) -> None:
