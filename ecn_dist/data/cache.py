@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,21 +23,17 @@ from ecn_dist.data.fetch import FetchError, Patience, fetch
 from ecn_dist.data.index import ShardInfo
 from ecn_dist.errors import UserError
 
-DEFAULT_LIMIT_BYTES = 32 << 30
+FOLDER_VARIABLE, GIB_VARIABLE = "ECN_DIST_CACHE_DIR", "ECN_DIST_CACHE_GIB"
+DEFAULT_GIB = "32"
 WAIT_SECONDS = 0.05
 LOCK_NAME = "lock"
-
-
-def default_folder() -> Path:
-    """`ecn_dist/shards` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ecn_dist" / "shards"
 
 
 class ShardCache:
     """Fetched shards.
 
     Args:
-        folder: on a disk of this host, or one that knows flock; made if need be. None: `default_folder`.
+        folder: on a disk of this host, or one that knows flock; made if need be.
         limit_bytes: kept at any time, shards being fetched included. The least recently used go first.
         patience: with a slow or failing source; also how long to wait for room.
 
@@ -45,16 +41,39 @@ class ShardCache:
         UserError: the folder cannot be made.
     """
 
-    def __init__(
-        self, folder: Path | None = None, limit_bytes: int = DEFAULT_LIMIT_BYTES, patience: Patience | None = None
-    ) -> None:
-        self.folder = folder or default_folder()
+    def __init__(self, folder: Path, limit_bytes: int, patience: Patience | None = None) -> None:
+        self.folder = folder
         self.limit_bytes = limit_bytes
         self.patience = patience or Patience()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"shard cache {self.folder}: {error.strerror}; name another with data.cache_dir") from error
+            raise UserError(
+                f"shard cache {self.folder}: {error.strerror}; name another with {FOLDER_VARIABLE}"
+            ) from error
+
+    @classmethod
+    def of_host(cls) -> "ShardCache":
+        """The cache that the environment describes, since room on a disk is a matter of the host and not of a run.
+
+        `ECN_DIST_CACHE_DIR` (else `ecn_dist/shards` in the user's cache folder) and `ECN_DIST_CACHE_GIB` (else 32).
+        """
+        gib = os.environ.get(GIB_VARIABLE, DEFAULT_GIB)
+        try:
+            limit_bytes = int(float(gib) * 2**30)
+        except (ValueError, OverflowError) as error:
+            raise UserError(f"{GIB_VARIABLE} is {gib!r}; give a number of GiB, such as {DEFAULT_GIB}") from error
+        users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cls(Path(os.environ.get(FOLDER_VARIABLE) or users / "ecn_dist" / "shards"), limit_bytes)
+
+    def check_room(self, shards: Sequence[ShardInfo]) -> None:
+        """`UserError` unless two of the largest of `shards` fit: one in use, and one on its way."""
+        needed = 2 * max(shard.bytes for shard in shards)
+        if needed > self.limit_bytes:
+            raise UserError(
+                f"the cache {self.folder} is limited to {self.limit_bytes} bytes, and shards are up to {needed // 2} "
+                f"bytes large: raise {GIB_VARIABLE} to at least {needed / 2**30:.3g}"
+            )
 
     @contextmanager
     def open(self, url: str, shard: ShardInfo) -> Iterator[int]:
@@ -137,7 +156,7 @@ class ShardCache:
             if time.monotonic() > end:
                 raise UserError(
                     f"no room for {url} ({shard.bytes} bytes) in {self.folder}, which is limited to {self.limit_bytes} "
-                    "bytes that are in use: raise data.cache_gib"
+                    f"bytes that are in use: raise {GIB_VARIABLE}"
                 )
             time.sleep(WAIT_SECONDS)
         fcntl.flock(descriptor, fcntl.LOCK_SH)

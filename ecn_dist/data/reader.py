@@ -50,8 +50,8 @@ def decode(data: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
 class ShardReader:
     """Reads members by offset.
 
-    Local shards stay open (the least recently used of many are closed). Those behind a URL come from `cache`; without
-    one, from the user's cache folder.
+    Local shards stay open (the least recently used of many are closed). Those behind a URL come from `cache`, without
+    one from `ShardCache.of_host()`.
     """
 
     def __init__(self, cache: ShardCache | None = None) -> None:
@@ -140,7 +140,7 @@ class ShardReader:
     def _shard(self, split: SplitIndex, shard: int) -> Iterator[int]:
         path = split.shard_path(shard)
         if is_url(split.folder):
-            self.cache = self.cache or ShardCache()
+            self.cache = self.cache or ShardCache.of_host()
             with self.cache.open(path, split.shards[shard]) as descriptor:
                 yield descriptor
         else:

@@ -21,7 +21,6 @@ b pictures of this rank, B of the global batch, H x W network input.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,7 +40,6 @@ __all__ = ["NO_LABEL", "Batch", "EvaluationStream", "TrainStream"]
 
 log = logging.getLogger("ecn_dist.data")
 
-DEFAULT_CACHE_GIB = 32.0
 CPU = torch.device("cpu")
 
 
@@ -87,18 +85,12 @@ class _Stream:
         return Batch(images_b3HW, labels, pids, camids, indices, raw.error, raw.skipped)
 
 
-def _reader(split: SplitIndex, cache_dir: str | None, cache_gib: float) -> tuple[SplitIndex, ShardReader]:
+def _reader(split: SplitIndex, cache: ShardCache | None) -> tuple[SplitIndex, ShardReader]:
     """The reader for a split, and the split with members that workers can map."""
     if not is_url(split.folder):
         return split, ShardReader()
-    limit_bytes = int(cache_gib * 2**30)
-    largest = max(split.shards, key=lambda shard: shard.bytes)
-    if limit_bytes < 2 * largest.bytes:
-        raise UserError(
-            f"data.cache_gib is {cache_gib:g}, and the shards of {split.folder} are up to {largest.bytes / 2**30:.3g} "
-            f"GiB large: give the cache room for several, at least {2 * largest.bytes / 2**30:.3g} GiB"
-        )
-    cache = ShardCache(Path(cache_dir) if cache_dir else None, limit_bytes)
+    cache = cache or ShardCache.of_host()
+    cache.check_room(split.shards)
     return replace(split, members=cache.map_members(split.members)), ShardReader(cache)
 
 
@@ -119,7 +111,7 @@ class TrainStream(_Stream):
         workers: loader processes of this stream; 0 reads in this process.
         device: where batches are delivered, and normalised.
         max_bad_samples: how many pictures that cannot be decoded may be replaced in a pass, on this rank.
-        cache_dir, cache_gib: where shards behind a URL are kept (default: the user's cache folder), and how many GiB.
+        cache: where shards behind a URL are kept; unless given, `ShardCache.of_host()`.
 
     Raises:
         UserError: sizes that do not divide or do not suffice, a source with unknown identities, styles asked for and
@@ -146,8 +138,7 @@ class TrainStream(_Stream):
         device: torch.device = CPU,
         window: int = DEFAULT_WINDOW,
         max_bad_samples: int = 0,
-        cache_dir: str | None = None,
-        cache_gib: float = DEFAULT_CACHE_GIB,
+        cache: ShardCache | None = None,
     ) -> None:
         check_streams(global_batch_size, streams, world_size)
         samples = [shard.samples for shard in split.shards]
@@ -161,7 +152,7 @@ class TrainStream(_Stream):
                 "true: pack it with --camera_style histogram, or with the complete copies that ship with the data set; "
                 "or train without: --data.camera_style false"
             )
-        split, reader = _reader(split, cache_dir, cache_gib)
+        split, reader = _reader(split, cache)
         batches = TrainBatches(
             split,
             height,
@@ -215,7 +206,7 @@ class EvaluationStream(_Stream):
         rank, world_size: which part.
         workers: loader processes; 0 reads in this process.
         device: where batches are delivered, and normalised.
-        cache_dir, cache_gib: as for `TrainStream`.
+        cache: as for `TrainStream`.
     """
 
     def __init__(
@@ -229,12 +220,11 @@ class EvaluationStream(_Stream):
         world_size: int = 1,
         workers: int = 0,
         device: torch.device = CPU,
-        cache_dir: str | None = None,
-        cache_gib: float = DEFAULT_CACHE_GIB,
+        cache: ShardCache | None = None,
     ) -> None:
         part = distributed.RowPartition(len(split), world_size)
         start, stop = part.start(rank), part.stop(rank)
-        split, reader = _reader(split, cache_dir, cache_gib)
+        split, reader = _reader(split, cache)
         batches = EvaluationBatches(split, height, width, reader, start=start, stop=stop, batch_size=batch_size)
         super().__init__(batches, min(batch_size, stop - start), workers, device)
         self._world_size = world_size

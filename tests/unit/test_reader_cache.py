@@ -89,6 +89,29 @@ def test_a_scheme_that_webdataset_does_not_open_is_named(tmp_path: Path, shards:
         content(cache, "s3://bucket", shards[0])
 
 
+def test_folder_and_limit_come_from_the_environment(
+    tmp_path: Path, shards: list[ShardInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ECN_DIST_CACHE_DIR", raising=False)
+    monkeypatch.delenv("ECN_DIST_CACHE_GIB", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    cache = ShardCache.of_host()
+    assert (cache.folder, cache.limit_bytes) == (tmp_path / "home" / "ecn_dist" / "shards", 32 * 2**30)
+    monkeypatch.setenv("ECN_DIST_CACHE_DIR", str(tmp_path / "disk"))
+    monkeypatch.setenv("ECN_DIST_CACHE_GIB", "0.00001")
+    cache = ShardCache.of_host()
+    assert (cache.folder, cache.limit_bytes) == (tmp_path / "disk", 10737)
+    with pytest.raises(UserError, match=r"limited to 10737 bytes, .* raise ECN_DIST_CACHE_GIB to at least"):
+        cache.check_room(shards)
+    monkeypatch.setenv("ECN_DIST_CACHE_GIB", "much")
+    with pytest.raises(UserError, match="ECN_DIST_CACHE_GIB is 'much'; give a number"):
+        ShardCache.of_host()
+    monkeypatch.setenv("ECN_DIST_CACHE_GIB", "1")
+    monkeypatch.setenv("ECN_DIST_CACHE_DIR", f"{tmp_path}/shards/{shards[0].name}/below")
+    with pytest.raises(UserError, match="Not a directory; name another with ECN_DIST_CACHE_DIR"):
+        ShardCache.of_host()
+
+
 def test_pipes_and_whole_files(server: FolderServer, shards: list[ShardInfo], tmp_path: Path) -> None:
     expected = (tmp_path / "shards" / shards[2].name).read_bytes()
     assert fetch_bytes(f"{server.url}/{shards[2].name}") == expected
@@ -122,7 +145,7 @@ def test_a_shard_in_use_is_not_removed(server: FolderServer, shards: list[ShardI
         content(cache, server.url, shards[0])
         with (
             cache.open(f"{server.url}/{shards[3].name}", shards[3]),
-            pytest.raises(UserError, match=r"no room for .*train-000004.tar .* raise data.cache_gib"),
+            pytest.raises(UserError, match=r"no room for .*train-000004.tar .* raise ECN_DIST_CACHE_GIB"),
         ):
             content(cache, server.url, shards[4])
     assert server.requests[shards[0].name] == 1

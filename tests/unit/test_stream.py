@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ecn_dist.data import transforms
+from ecn_dist.data.cache import ShardCache
 from ecn_dist.data.draws import Draws
 from ecn_dist.data.index import SplitIndex
 from ecn_dist.data.reader import ShardReader
@@ -236,7 +237,7 @@ def test_shards_behind_a_url_give_the_same_batches_and_are_fetched_once(
     served: tuple[FolderServer, SplitIndex], small: SplitIndex, tmp_path: Path, workers: int
 ) -> None:
     server, remote = served
-    options = {"cache_dir": str(tmp_path / "cache"), "workers": workers}
+    options = {"cache": ShardCache(tmp_path / "cache", 1 << 30), "workers": workers}
     assert_equal(globally(remote, 2, **options), globally(small, 2))
     assert server.requests == {shard.name: 1 for shard in small.shards}
     batches = EvaluationStream(remote, height=40, width=20, batch_size=7, **options)
@@ -246,7 +247,7 @@ def test_shards_behind_a_url_give_the_same_batches_and_are_fetched_once(
 
 def test_what_workers_get_is_small(served: tuple[FolderServer, SplitIndex], small: SplitIndex, tmp_path: Path) -> None:
     for split in (small, served[1]):
-        stream = train_stream(split, cache_dir=str(tmp_path / "cache"))
+        stream = train_stream(split, cache=ShardCache(tmp_path / "cache", 1 << 30))
         list(stream)
         assert b".members.npy" in (pickled := pickle.dumps(stream._batches))
         assert len(pickled) < 12_000  # the rows themselves are in a file that a worker maps
@@ -258,7 +259,7 @@ def test_shards_are_fetched_ahead_of_use(
     server, remote = served
     # One stream without shuffling over shards: the first batch needs one or two of the three.
     monkeypatch.setattr("ecn_dist.data.plan.SHARDS_PER_WINDOW", 0)
-    stream = train_stream(remote, streams=1, window=1, cache_dir=str(tmp_path / "cache"))
+    stream = train_stream(remote, streams=1, window=1, cache=ShardCache(tmp_path / "cache", 1 << 30))
     later = {int(remote.members["shard"][row]) for step in range(1, 4) for row in stream.plan.rows(0, step)} - {
         int(remote.members["shard"][row]) for row in stream.plan.rows(0, 0)
     }
@@ -268,6 +269,6 @@ def test_shards_are_fetched_ahead_of_use(
     assert all(server.wait_for(remote.shards[shard].name) for shard in later)
 
 
-def test_a_cache_too_small_for_a_shard_is_refused(served: tuple[FolderServer, SplitIndex]) -> None:
-    with pytest.raises(UserError, match=r"data.cache_gib is 1e-05, and the shards .* at least"):
-        train_stream(served[1], cache_gib=1e-5)
+def test_a_cache_too_small_for_two_shards_is_refused(served: tuple[FolderServer, SplitIndex], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"limited to 50000 bytes, and shards are up to \d+ bytes large"):
+        train_stream(served[1], cache=ShardCache(tmp_path / "cache", 50_000))
