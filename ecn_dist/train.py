@@ -23,7 +23,7 @@ from ecn_dist.engine.figures import write_figures
 from ecn_dist.engine.preemption import EXIT_PREEMPTED, StopRequest, stop_on_signals
 from ecn_dist.engine.tracking import log
 from ecn_dist.engine.trainer import Trainer
-from ecn_dist.models import export_weights
+from ecn_dist.models import average_local_statistics, export_weights
 
 DESCRIPTION = "Train ECN on a labelled source and an unlabelled target domain."
 
@@ -99,6 +99,7 @@ def train(
     size = InputSize(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
 
     def evaluate() -> Evaluation:
+        average_local_statistics(trainer.strategy.network)
         return evaluate_backbone(trainer.strategy.network.backbone, target, size, config.precision, device)
 
     def after_epoch(epoch: int) -> dict[str, Any] | None:

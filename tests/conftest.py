@@ -23,12 +23,13 @@ def _one_thread() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what needs an accelerator or the extra `deepspeed` where it is not there."""
-    no_gpu = pytest.mark.skip(reason="needs an accelerator, and this machine has none")
-    no_deepspeed = pytest.mark.skip(reason="deepspeed is not installed (pip install 'ecn_dist[deepspeed]')")
-    has_gpu, has_deepspeed = torch.accelerator.is_available(), find_spec("deepspeed") is not None
+    """Skip, with the reason, what needs an accelerator or DeepSpeed where it is not there."""
+    missing = {}
+    if not torch.accelerator.is_available():
+        missing["gpu"] = "needs an accelerator, and this machine has none"
+    if find_spec("deepspeed") is None:
+        missing["deepspeed"] = "DeepSpeed is not installed: pip install --no-deps -r requirements-deepspeed.txt"
     for item in items:
-        if "gpu" in item.keywords and not has_gpu:
-            item.add_marker(no_gpu)
-        if ("deepspeed" in item.name or "zero-" in item.name) and not has_deepspeed:
-            item.add_marker(no_deepspeed)
+        for marker in missing.keys() & item.keywords:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=missing[marker]))

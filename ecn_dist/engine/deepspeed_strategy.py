@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ecn_dist.distributed import entering, is_distributed
 from ecn_dist.engine.strategy import autocast
 from ecn_dist.errors import UserError
-from ecn_dist.models import ReIDNetwork
+from ecn_dist.models import ReIDNetwork, average_local_statistics
 
 _MOMENTUM = "momentum_buffer"  # torch's name for it in SGD
 
@@ -103,6 +103,7 @@ class DeepSpeed:
 
     def state(self) -> dict[str, Tensor]:
         """As `Strategy.state`. Collective with ZeRO: all-reduces of the size of weights and momenta."""
+        average_local_statistics(self.network)
         entering("DeepSpeed's gathering of weights and momenta")
         state = {f"network.{key}": tensor for key, tensor in self.network.state_dict().items()}
         for name, parameter in self._trained.items():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ecn_dist.distributed import entering, world_size
-from ecn_dist.models import ReIDNetwork
+from ecn_dist.models import ReIDNetwork, average_local_statistics
 
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,7 +39,7 @@ class Strategy(Protocol):
         """One optimiser step. False where it was skipped, on all ranks alike, because of an overflow."""
 
     def state(self) -> dict[str, Tensor]:
-        """Network, optimiser and loss scale as tensors, for a checkpoint to write, or to fill in place."""
+        """Network, optimiser and loss scale as tensors, for a checkpoint to write, or to fill in place. Collective."""
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` returned, once it was filled."""
@@ -110,6 +110,7 @@ class DataParallel:
         return self._scaler.get_scale() >= scale_before
 
     def state(self) -> dict[str, Tensor]:
+        average_local_statistics(self.network)
         state = {f"network.{key}": tensor for key, tensor in self.network.state_dict().items()}
         for name, parameter in self._trained():
             # SGD makes the buffer at its first step, as a copy of the gradient: the same as starting from zero.

@@ -112,6 +112,29 @@ def _convert_to_global(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
+def average_local_statistics(network: nn.Module) -> None:
+    """Give every `local` BatchNorm in training the mean of all ranks' running statistics. Collective: one all-reduce.
+
+    So that there is one network to save and to evaluate. Training does not read these statistics, and as they and
+    their average over ranks are both linear, it is the same whether they are averaged now and then or only at last.
+    """
+    local = [
+        norm
+        for norm in network.modules()
+        if isinstance(norm, _BatchNorm)
+        and not isinstance(norm, GlobalBatchNorm | nn.SyncBatchNorm)
+        and norm.training  # frozen ones are equal on all ranks, and stay so to the last bit
+        and norm.running_mean is not None
+    ]
+    if world_size() == 1 or not local:
+        return
+    buffers = [buffer for norm in local for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
+    means = all_reduce(torch.cat(buffers)) / world_size()
+    for buffer, mean in zip(buffers, means.split([len(buffer) for buffer in buffers]), strict=True):
+        buffer.copy_(mean)
+
+
+@torch.no_grad()
 def reestimate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """AdaBN (Li et al. 2016): replace every BatchNorm's running statistics by their average over `batches`.
 

@@ -16,11 +16,14 @@ from ecn_dist.models import Backbone, ReIDNetwork, convert_batchnorm
 
 CPU = torch.device("cpu")
 BATCH, DIM, IDENTITIES, EXEMPLARS, STEPS = 12, 16, 5, 24, 4
+# Not half as large: of a 3x3 convolution of stride 2 over 2x1 pixels, torch 2.13's weight gradient in bf16 on the CPU
+# has entries that were never written.
+HEIGHT, WIDTH = 64, 32
 
 
 def make(engine: str, precision: str = "fp32", seed: int = 0) -> Strategy:
     torch.manual_seed(seed)
-    network = ReIDNetwork(Backbone("small_resnet", 32, 16), embedding_dim=DIM, num_identities=IDENTITIES)
+    network = ReIDNetwork(Backbone("small_resnet", HEIGHT, WIDTH), embedding_dim=DIM, num_identities=IDENTITIES)
     convert_batchnorm(network, "sync", CPU)
     groups = network.parameter_groups(lr=0.05, backbone_lr=0.02)
     sgd = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -38,7 +41,7 @@ def run(strategy: Strategy, memory: ExemplarMemory, steps: range) -> list[list[f
     own = slice(distributed.rank() * b, (distributed.rank() + 1) * b)
     for step in steps:
         generator = torch.Generator().manual_seed(step)
-        source, target = torch.randn(2, BATCH, 3, 32, 16, generator=generator)
+        source, target = torch.randn(2, BATCH, 3, HEIGHT, WIDTH, generator=generator)
         labels = torch.randint(IDENTITIES, (BATCH,), generator=generator)[own]
         indices = torch.randint(EXEMPLARS, (BATCH,), generator=generator)[own]
         logits_bP, features_bD = strategy.forward(source[own], target[own], step)
@@ -71,6 +74,7 @@ def check_equal_to_ddp(engine: str) -> None:
     torch.testing.assert_close(other_memory.full(), ddp_memory.full(), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.deepspeed
 @pytest.mark.parametrize("engine", ["zero-0", "zero-1", "zero-2"])
 def test_deepspeed_equals_ddp(ranks, engine: str) -> None:
     ranks(2).run(check_equal_to_ddp, engine)
@@ -89,6 +93,7 @@ def check_handed_over(first: str, second: str) -> None:
     torch.testing.assert_close(rest, expected[STEPS // 2 :], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.deepspeed
 @pytest.mark.parametrize(("first", "second"), [("ddp", "zero-2"), ("zero-1", "ddp"), ("zero-2", "zero-0")])
 def test_state_is_the_same_under_either_engine(ranks, first: str, second: str) -> None:
     ranks(2).run(check_handed_over, first, second)
@@ -101,6 +106,7 @@ def check_bf16_equal_to_ddp(engine: str) -> None:
     assert all(tensor.dtype is not torch.bfloat16 for tensor in plain(other).values())
 
 
+@pytest.mark.deepspeed
 @pytest.mark.parametrize("engine", ["zero-0", "zero-2"])
 def test_deepspeed_in_bf16(ranks, engine: str) -> None:
     ranks(2).run(check_bf16_equal_to_ddp, engine)
@@ -132,12 +138,39 @@ def check_overflow(engine: str, infinite_on: int | None) -> None:
         assert not torch.equal(plain(strategy)["network.source_head.weight"], before["network.source_head.weight"])
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero-1", "zero-2"])
+@pytest.mark.parametrize(
+    "engine",
+    ["ddp", pytest.param("zero-1", marks=pytest.mark.deepspeed), pytest.param("zero-2", marks=pytest.mark.deepspeed)],
+)
 @pytest.mark.parametrize("infinite_on", [None, 1])
 def test_fp16_overflow_skips_the_step_on_all_ranks(ranks, engine: str, infinite_on: int | None) -> None:
     ranks(2).run(check_overflow, engine, infinite_on)
 
 
+def check_local_statistics() -> None:
+    torch.manual_seed(0)
+    network = ReIDNetwork(Backbone("small_resnet", HEIGHT, WIDTH), embedding_dim=DIM, num_identities=IDENTITIES)
+    sgd = torch.optim.SGD(network.parameter_groups(lr=0.05, backbone_lr=0.02), momentum=0.9, nesterov=True)
+    network.backbone.freeze(1, False)
+    strategy = DataParallel(network.train(), sgd, precision="fp32", device=CPU)
+    run(strategy, memory_of("ddp"), range(2))
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items() if "running_" in key}
+    state = plain(strategy)
+    for key, own in before.items():
+        of_all = distributed.all_gather_rows(own[None])
+        if torch.equal(of_all[0], of_all[1]):
+            assert "stem" in key  # the frozen stage
+            assert torch.equal(state[f"network.{key}"], own)
+        torch.testing.assert_close(state[f"network.{key}"], of_all.mean(0))
+        assert torch.equal(network.state_dict()[key], state[f"network.{key}"])
+    assert any("stem" not in key for key in before)
+
+
+def test_local_batchnorm_has_one_network_to_save(ranks) -> None:
+    ranks(2).run(check_local_statistics)
+
+
+@pytest.mark.deepspeed
 def test_deepspeed_says_what_it_cannot_do() -> None:
     with pytest.raises(UserError, match="fp64"):
         make("zero-1", "fp64")
