@@ -8,8 +8,9 @@ TORCH_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEEPSPEED := $(VENV)/.deepspeed
 
-.PHONY: help install demo ablation test test-cluster lint format clean
+.PHONY: help install demo ablation test test-faults test-cluster lint format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -25,15 +26,24 @@ $(READY): requirements.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
+$(DEEPSPEED): $(READY) requirements-deepspeed.txt
+	@echo "==> adding DeepSpeed (pinned in requirements-deepspeed.txt)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-deepspeed.txt
+	@touch $@
+
 demo: $(READY)  ## synthetic domains -> shards -> training with and without the method -> table and pictures
 	@$(BIN)/python -m ecn_dist.demo --output_dir runs/demo
 
 ablation: $(READY)  ## every row of the demo's table over 3 seeds; writes docs/ablation.md
 	@$(BIN)/python -m ecn_dist.demo --ablation --output_dir runs/ablation --table docs/ablation.md
 
-test: $(READY)  ## all tests
+test: $(READY) $(DEEPSPEED)  ## all tests
 	@echo "==> tests"
 	@$(BIN)/python -m pytest tests --ignore tests/cluster
+
+test-faults: $(READY)  ## training through twenty SIGKILLs, twice; takes minutes
+	@echo "==> training through kills"
+	@ECN_FAULTS=1 $(BIN)/python -m pytest tests/integration/test_faults.py -k twenty --durations 0
 
 test-cluster: $(READY)  ## tests on real hosts, SLURM and containers: as root, with ECN_BENCHES (see docs/cluster.md)
 	@echo "==> tests on real hosts"

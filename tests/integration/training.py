@@ -12,23 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.distributed import load_sharded
 from ecn_dist.engine.tracking import read_metrics
 from ecn_dist.train import main
+from tests.ranks import RankPool
 
-# One epoch on the source alone, two with both losses, neighbours in the second.
-SHORT = (
+# Ten steps an epoch of the small domains: one epoch on the source alone, two with both losses, the second of them with
+# neighbours and a momentum of the memory.
+SHORT = [
     *("--optim.source_only_epochs", "1", "--epochs", "2", "--loss.neighbors_from_epoch", "1"),
     *("--logging.every_steps", "4", "--logging.tensorboard", "false", "--logging.figures", "false"),
-)
+]
 
 
-def train(argv: list[str], stop_rank: int | None = None, stop_step: int = 0, sent: int = signal.SIGUSR2) -> int:
-    """Run the command on this rank; its exit status. `stop_rank` gets a signal once `stop_step` is in the metrics."""
+def train_on(
+    ranks: RankPool, world_size: int, argv: list[str], stop_rank: int | None = None, stop_step: int = 0
+) -> set[int]:
+    """`train` on each of `world_size` ranks; their exit statuses."""
+    return set(ranks(world_size).run(train, argv, stop_rank, stop_step, timeout=600.0))
+
+
+def train(argv: list[str], stop_rank: int | None = None, stop_step: int = 0) -> int:
+    """Run the command on this rank; its exit status. `stop_rank` gets SIGUSR2 once `stop_step` is in the metrics."""
     output_dir = Path(argv[argv.index("--output_dir") + 1])
-    stopper = threading.Thread(target=_send, args=(output_dir, stop_step, sent), daemon=True)
+    stopper = threading.Thread(target=_send, args=(output_dir, stop_step, signal.SIGUSR2), daemon=True)
     if stop_rank == distributed.rank():
         stopper.start()
     status = main.__wrapped__(argv)  # type: ignore[attr-defined]
@@ -40,27 +50,42 @@ def train(argv: list[str], stop_rank: int | None = None, stop_step: int = 0, sen
 def _send(output_dir: Path, step: int, number: int) -> None:
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
-        if any(line["step"] >= step for line in read_metrics(output_dir / "metrics.jsonl")):
+        if newest_step(output_dir) >= step:
             os.kill(os.getpid(), number)
             return
         time.sleep(0.01)
 
 
-def checkpoints(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / "checkpoints").iterdir())
+def newest_step(run: Path) -> int:
+    """The last step in metrics.jsonl, -1 where there is none."""
+    return max((line["step"] for line in read_metrics(run / "metrics.jsonl")), default=-1)
 
 
-def newest(run: Path) -> Path:
-    return max((run / "checkpoints").glob("step-*"))
+def checkpoint_steps(run: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
 
 
-def memory_rows(run: Path, num_exemplars: int, dim: int = 256, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    rows = torch.zeros(num_exemplars, dim, dtype=dtype)
-    load_sharded({"memory.rows": rows}, newest(run))
-    return rows
+def final_tensors(run: Path) -> dict[str, Tensor]:
+    """Every tensor of the newest checkpoint, its parts put together."""
+    newest = max((run / "checkpoints").glob("step-*"))
+    parts: dict[str, list[Tensor]] = {}
+    for shard in sorted(newest.glob("*.safetensors")):
+        for key, tensor in load_file(shard).items():
+            parts.setdefault(key, []).append(tensor)
+    return {key: torch.cat(tensors) for key, tensors in parts.items()}
 
 
 def loss_lines(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what depends on the clock."""
     timed = ("images_per_second", "data_wait")
     return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(run / "metrics.jsonl")]
+
+
+def assert_equal_runs(run: Path, expected: Path) -> None:
+    """The same lines of metrics, each once, and bitwise the same final state and exported weights."""
+    assert loss_lines(run) == loss_lines(expected)
+    tensors, expected_tensors = final_tensors(run), final_tensors(expected)
+    assert tensors.keys() == expected_tensors.keys()
+    for key in tensors:
+        assert torch.equal(tensors[key], expected_tensors[key]), key
+    assert (run / "weights.safetensors").read_bytes() == (expected / "weights.safetensors").read_bytes()

@@ -1,0 +1,27 @@
+"""`python -m tests.integration.misbehave raise|hang RANK STEP TRAIN_OPTIONS...`: train, with a bug on one rank."""
+
+import sys
+import time
+from typing import Any
+
+from torch import Tensor
+
+from ecn_dist import distributed
+from ecn_dist.engine.trainer import Trainer
+from ecn_dist.train import main
+
+how, bad_rank, bad_step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+train_step = Trainer.train_step
+
+
+def with_bug(self: Trainer, source: Any, target: Any, step: int) -> Tensor:
+    if (distributed.rank(), step) == (bad_rank, bad_step):
+        if how == "raise":
+            raise ZeroDivisionError("a bug of one rank")
+        time.sleep(1000)
+    return train_step(self, source, target, step)
+
+
+if __name__ == "__main__":
+    Trainer.train_step = with_bug  # type: ignore[method-assign]
+    sys.exit(main(sys.argv[4:]))

@@ -1,0 +1,81 @@
+"""A continued run is the uninterrupted one: bitwise on the same ranks, to rounding on others."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ecn_dist.engine.preemption import EXIT_PREEMPTED
+from tests.integration.conftest import Domains
+from tests.integration.training import (
+    SHORT,
+    assert_equal_runs,
+    checkpoint_steps,
+    final_tensors,
+    loss_lines,
+    newest_step,
+    train_on,
+)
+
+
+@pytest.mark.timeout(400)
+def test_bitwise_on_the_same_ranks(ranks, small_domains: Domains, tmp_path: Path) -> None:
+    # Three, as the sum of two numbers is the same in any order.
+    options = [*small_domains.options, *SHORT, "--evaluation.every_epochs", "1"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train_on(ranks, 3, [*options, "--output_dir", str(whole)]) == {0}
+    assert checkpoint_steps(whole) == [20, 30]
+
+    in_background = [*options, "--output_dir", str(broken), "--checkpoint.asynchronous", "true"]
+    assert train_on(ranks, 3, in_background, stop_rank=2, stop_step=11) == {EXIT_PREEMPTED}
+    stopped_at = checkpoint_steps(broken)[-1]
+    assert 12 <= stopped_at < 30
+    assert not (broken / "summary.json").exists()
+    assert train_on(ranks, 3, in_background) == {0}
+    assert_equal_runs(broken, whole)
+    assert json.loads((broken / "summary.json").read_text())["steps"] == 30
+
+    # Started once more, there is nothing to do, and nothing is done.
+    before = (broken / "summary.json").read_bytes()
+    assert train_on(ranks, 3, in_background) == {0}
+    assert (broken / "summary.json").read_bytes() == before
+
+
+@pytest.mark.timeout(400)
+def test_on_other_ranks_to_rounding(ranks, small_domains: Domains, tmp_path: Path) -> None:
+    """2 -> 3 -> 1 ranks by two interruptions, in float64."""
+    options = [*small_domains.options, *SHORT, "--precision", "fp64", "--logging.every_steps", "1"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train_on(ranks, 2, [*options, "--output_dir", str(whole)]) == {0}
+    to_broken = [*options, "--output_dir", str(broken)]
+    assert train_on(ranks, 2, to_broken, stop_rank=0, stop_step=6) == {EXIT_PREEMPTED}
+    assert train_on(ranks, 3, to_broken, stop_rank=1, stop_step=newest_step(broken) + 9) == {EXIT_PREEMPTED}
+    assert newest_step(broken) < 28
+    assert train_on(ranks, 1, to_broken) == {0}
+
+    lines, expected = loss_lines(broken), loss_lines(whole)
+    assert [line["step"] for line in lines] == list(range(30))
+    for key in ("loss", "loss_source", "loss_target"):
+        found = torch.tensor([line[key] or 0.0 for line in lines], dtype=torch.float64)
+        wanted = torch.tensor([line[key] or 0.0 for line in expected], dtype=torch.float64)
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    tensors, expected_tensors = final_tensors(broken), final_tensors(whole)
+    torch.testing.assert_close(tensors["memory.rows"], expected_tensors["memory.rows"], rtol=1e-6, atol=1e-9)
+    assert torch.equal(tensors["memory.written"], expected_tensors["memory.written"])
+    for key in expected_tensors:
+        if key.startswith(("network.", "optimizer.")):
+            torch.testing.assert_close(tensors[key], expected_tensors[key], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.timeout(300)
+def test_the_best_is_kept_with_its_figures(ranks, small_domains: Domains, tmp_path: Path) -> None:
+    options = [*small_domains.options, *SHORT, "--output_dir", str(tmp_path), "--epochs", "3"]
+    keep = ["--checkpoint.keep", "1", "--checkpoint.keep_best", "true", "--checkpoint.keep_epochs", "[-1]"]
+    assert train_on(ranks, 2, [*options, *keep, "--evaluation.every_epochs", "1"]) == {0}
+    kept = checkpoint_steps(tmp_path)
+    assert {10, 40} <= set(kept)  # of the source-only epoch, and the newest
+    best = (set(kept) - {10, 40}).pop()
+    meta = json.loads((tmp_path / "checkpoints" / f"step-{best:08d}" / "meta.json").read_text())
+    assert meta["ended_epoch"] == best // 10 - 2
+    assert 0 < meta["evaluation"]["mAP"] <= 1
