@@ -8,6 +8,7 @@ one all-reduce a round and side, so that a step's time is that of its slowest ra
 import argparse
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ import re
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -92,6 +94,24 @@ def peak_bytes(function: Callable[[], object], device: torch.device | None = Non
     before = _status_bytes("VmRSS")
     function()
     return max(0, _status_bytes("VmHWM") - before)
+
+
+def peak_tensor_bytes(function: Callable[[], object], device: torch.device | None = None) -> int:
+    """By how much the memory of tensors rises above its level at the start while `function` runs, on this rank.
+
+    To the byte and the same every time, as the allocator counts it; what libraries take beside tensors is not in it.
+    """
+    device = device or torch.device("cpu")
+    if device.type != "cpu":
+        return peak_bytes(function, device) or 0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
+    return max(itertools.accumulate((change["args"]["Bytes"] for change in changes), initial=0))
 
 
 def _return_free_memory() -> None:

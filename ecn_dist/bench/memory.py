@@ -42,6 +42,7 @@ COLUMNS: dict[str, str | Callable[[harness.Row], str]] = {
     "replicated / step": "replicated_over_step",
     "model s": "predicted_seconds",
     "peak MB": lambda row: _megabytes(row["peak_bytes"]),
+    "resident peak MB": lambda row: _megabytes(row["resident_peak_bytes"]),
     "published peak MB": lambda row: _megabytes(row["published_peak_bytes"]),
     "rows MB a rank": lambda row: _megabytes(row["rows_bytes"]),
     "sent MB": lambda row: _megabytes(row["sent_bytes"]),
@@ -170,7 +171,9 @@ def measure_case(case: memory_sides.Case, rates: memory_model.Rates, options: ar
     if "products" in options.sides:
         sides["products"] = memory_sides.bare_products(case, memory.rows)
 
-    peaks = {name: _largest(harness.peak_bytes(side, device)) for name, side in sides.items() if name != "products"}
+    formulations = {name: side for name, side in sides.items() if name != "products"}
+    peaks = {name: _largest(harness.peak_tensor_bytes(side, device)) for name, side in formulations.items()}
+    resident = _largest(harness.peak_bytes(step, device))
     with distributed.count_traffic() as traffic:
         step()
     seconds = harness.alternate(sides, options.rounds, device=device)
@@ -212,6 +215,7 @@ def measure_case(case: memory_sides.Case, rates: memory_model.Rates, options: ar
         "predicted": asdict(cost),
         "rates": asdict(rates),
         "peak_bytes": peaks["step"],
+        "resident_peak_bytes": resident,
         "published_peak_bytes": peaks.get("published"),
         "rows_bytes": rows_bytes,
         "sent_bytes": sum(traffic.values()),

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from ecn_dist.bench import __main__ as bench
 from ecn_dist.bench import harness
@@ -30,6 +31,16 @@ def test_peak_bytes_sees_what_was_freed_again() -> None:
     if peak is None:
         pytest.skip("this system has no resettable high-water mark")
     assert 60e6 < peak < 80e6
+
+
+def test_peak_tensor_bytes_is_exact() -> None:
+    def work() -> None:
+        kept = torch.zeros(1000)
+        torch.zeros(3000)  # freed at once
+        torch.zeros(2000)
+        del kept
+
+    assert harness.peak_tensor_bytes(work) == 4 * 4000
 
 
 def test_table_and_results(tmp_path) -> None:
