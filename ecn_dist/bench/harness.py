@@ -104,6 +104,7 @@ def peak_tensor_bytes(function: Callable[[], object], device: torch.device | Non
     device = device or torch.device("cpu")
     if device.type != "cpu":
         return peak_bytes(function, device) or 0
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write of its starts and stops
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     with tempfile.TemporaryDirectory() as folder:
