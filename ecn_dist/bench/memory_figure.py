@@ -1,5 +1,6 @@
 """The figure of the memory benchmark: time and working memory against N, time against ranks."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,15 @@ COLORS = {"step": "#1b6ca8", "products": "#8a8a8a", "published": "#c8553d", "rep
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Draw those `results` that share D, B, k and row type with the first; panels without two points stay away."""
+    """Draw the most `results` that share D, B, k and row type; panels without two points stay away."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    first = results[0]
     shared = ("dim", "batch", "neighbors", "dtype")
-    rows = [row for row in results if all(row[key] == first[key] for key in shared)]
+    (chosen, _), *_ = Counter(tuple(row[key] for key in shared) for row in results).most_common(1)
+    rows = [row for row in results if tuple(row[key] for key in shared) == chosen]
     fewest = min(row["ranks"] for row in rows)
     largest = max(row["exemplars"] for row in rows)
     by_exemplars = sorted((row for row in rows if row["ranks"] == fewest), key=lambda row: row["exemplars"])
@@ -37,15 +38,17 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         panels.append(lambda axes: _time_panel(axes, by_ranks, "ranks", f"ranks (N = {largest:,})"))
     if not panels:
         return
-    figure, all_axes = pyplot.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False)
+    figure, all_axes = pyplot.subplots(
+        1, len(panels), figsize=(4.6 * len(panels), 3.8), squeeze=False, layout="constrained"
+    )
     for axes, panel in zip(all_axes[0], panels, strict=True):
         panel(axes)
         axes.grid(True, which="both", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
     title = "Memory step: loss + backward + update, D = {dim}, B = {batch}, k = {neighbors}, {dtype} rows"
-    figure.suptitle(title.format_map(first), fontsize=10)
-    figure.tight_layout()
+    named = {label: line for axes in all_axes[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False, fontsize=8)
+    figure.suptitle(title.format_map(rows[0]), fontsize=10)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -74,7 +77,11 @@ def _line(axes: Any, points: Iterable[tuple[float, float]], side: str, name: str
 
 
 def _name_ticks(axes: Any, rows: Iterable[Row], key: str) -> None:
+    from matplotlib.ticker import LogLocator
+
     values = sorted({row[key] for row in rows})
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks(values, [f"{value:,}" for value in values], fontsize=8)
     axes.minorticks_off()
 
