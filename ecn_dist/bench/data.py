@@ -298,10 +298,23 @@ def main(argv: list[str] | None = None) -> int:
         {"part": name, "microseconds a picture": 1e6 * median}
         for name, median in harness.medians(measure(part_sides(), args.rounds)).items()
     ]
-    print(f"{described['processor']}, one core; {STORED[0]}x{STORED[1]} JPEGs, batches of {args.batch_size} at "
-          f"{INPUT[0]}x{INPUT[1]}\n")  # fmt: skip
-    print(harness.markdown_table(rows), "\n")
-    print(harness.markdown_table(parts), "\n\n* what the stream does")
+    about = f"One core; {STORED[0]}x{STORED[1]} JPEGs, batches of {args.batch_size} at {INPUT[0]}x{INPUT[1]}."
+    tables = [
+        about,
+        harness.markdown_table(rows),
+        harness.markdown_table(parts),
+        "Marked with a star: what the stream does.",
+    ]
+    print(*tables, sep="\n\n")
     if args.output:
-        print(harness.write_results(args.output, "data", described, rows + parts, name=args.machine))
+        path = harness.write_results(
+            args.output,
+            "data",
+            described,
+            rows + parts,
+            name=args.machine,
+            title="The data path",
+            tables="\n\n".join(tables),
+        )
+        print(f"written: {path} and beside it .md")
     return 0

@@ -209,9 +209,19 @@ def add_options(parser: argparse.ArgumentParser, *, rounds: int = 5) -> None:
 
 
 def write_results(
-    folder: Path, benchmark: str, described: Row, results: list[dict[str, Any]], *, name: str | None = None
+    folder: Path,
+    benchmark: str,
+    described: Row,
+    results: list[dict[str, Any]],
+    *,
+    name: str | None = None,
+    title: str,
+    tables: str,
 ) -> Path:
-    """Write `BENCHMARK-MACHINE.json` into `folder`: the machine, the time of the run and the rows; returns its path."""
+    """Write `BENCHMARK-MACHINE.json` and `.md` into `folder`; returns the former's path.
+
+    The one has the machine, the date and the rows, for programs; the other `title`, the machine and `tables`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{benchmark}-{name or machine_name(described)}.json"
     document = {
@@ -222,4 +232,6 @@ def write_results(
         "results": results,
     }
     path.write_text(json.dumps(document, indent=1) + "\n")
+    about = ", ".join(f"{key} {value}" for key, value in described.items() if value is not None)
+    path.with_suffix(".md").write_text(f"# {title}\n\n{about}.\n\n{tables.strip()}\n")
     return path

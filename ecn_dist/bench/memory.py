@@ -108,9 +108,9 @@ def main(argv: list[str] | None = None) -> int:
     table = harness.markdown_table(results, COLUMNS)
     print(table)
     if options.output:
-        path = harness.write_results(options.output, "memory", described, results, name=options.machine)
-        about = ", ".join(f"{key} {value}" for key, value in described.items() if value is not None)
-        path.with_suffix(".md").write_text(f"# The memory step\n\n{about}.\n\n{table}\n")
+        path = harness.write_results(
+            options.output, "memory", described, results, name=options.machine, title="The memory step", tables=table
+        )
         draw(results, path.with_suffix(".png"))
         print(f"written: {path} and beside it .md and .png")
     return 0

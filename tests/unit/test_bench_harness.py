@@ -53,9 +53,11 @@ def test_table_and_results(tmp_path) -> None:
         "| 2000 |     - | 4000 |",
     ]
     described = harness.machine()
-    path = harness.write_results(tmp_path / "new", "memory", described, rows, name="here")
+    path = harness.write_results(tmp_path / "new", "memory", described, rows, name="here", title="Steps", tables=table)
     assert path.name == "memory-here.json"
     assert json.loads(path.read_text())["results"] == rows
+    assert path.with_suffix(".md").read_text().splitlines()[0] == "# Steps"
+    assert table in path.with_suffix(".md").read_text()
     assert " " not in harness.machine_name(described)
 
 

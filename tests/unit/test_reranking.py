@@ -6,45 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from ecn_dist.bench.dense_reranking import dense_reranking
 from ecn_dist.errors import UserError
 from ecn_dist.evaluation import KReciprocal, evaluate_ranking, rerank_distances
 from tests.unit.ranking_cases import Case, assert_same, clustered_case, random_case
 
 SMALL_BUDGET = 400_000
-
-
-def dense_definition(query: torch.Tensor, gallery: torch.Tensor, settings: KReciprocal) -> np.ndarray:
-    """The paper's algorithm with N x N tables in float64, one picture at a time."""
-    features = torch.cat([query, gallery]).double().numpy()
-    squared = ((features[:, None] - features[None]) ** 2).sum(2)
-    original = squared / np.where(squared.max(1) > 0, squared.max(1), 1.0)[:, None]
-    ranks = np.argsort(squared, axis=1, kind="stable")
-    size, k1 = len(features), settings.k1
-    half = int(np.around(k1 / 2))
-
-    def mutual(i: int, k: int) -> np.ndarray:
-        forward = ranks[i, : k + 1]
-        return forward[[i in ranks[j, : k + 1] for j in forward]]
-
-    weights = np.zeros((size, size))
-    for i in range(size):
-        core = mutual(i, k1)
-        expanded = core
-        for j in core:
-            theirs = mutual(j, half)
-            if len(np.intersect1d(theirs, core)) > 2 / 3 * len(theirs):
-                expanded = np.append(expanded, theirs)
-        expanded = np.unique(expanded)
-        weight = np.exp(-original[i, expanded])
-        weights[i, expanded] = weight / weight.sum()
-    if settings.k2 > 1:
-        weights = np.stack([weights[ranks[i, : settings.k2]].mean(0) for i in range(size)])
-    num_queries = len(query)
-    overlap = np.minimum(weights[:num_queries, None], weights[None, num_queries:]).sum(2)
-    jaccard = 1 - overlap / (2 - overlap)
-    weight = settings.distance_weight
-    return (1 - weight) * jaccard + weight * original[:num_queries, num_queries:]
-
 
 SETTINGS = [KReciprocal(), KReciprocal(k1=7, k2=1, distance_weight=0.5), KReciprocal(k1=5, k2=4, distance_weight=0.1)]
 
@@ -54,7 +21,7 @@ def test_equals_the_dense_definition(settings: KReciprocal) -> None:
     for case in (clustered_case(0, 25, 150, 12), clustered_case(1, 10, 60, 8), random_case(1), random_case(5)):
         for budget in (SMALL_BUDGET, 2**28):
             found = rerank_distances(case.query_features, case.gallery_features, settings, memory_budget=budget)
-            expected = dense_definition(case.query_features, case.gallery_features, settings)
+            expected = dense_reranking(case.query_features, case.gallery_features, settings)
             np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -64,7 +31,7 @@ def test_ranking_is_that_of_the_table(settings: KReciprocal) -> None:
         reranked = evaluate_ranking(*case.args, rerank=settings, camera_pairs=True)
         assert reranked.true_positive_rates == {}
         # One feature a query and picture whose distance is the table's: the queries one by one.
-        table = torch.from_numpy(dense_definition(case.query_features, case.gallery_features, settings))
+        table = torch.from_numpy(dense_reranking(case.query_features, case.gallery_features, settings))
         area, first = [], []
         for i, row in enumerate(table):
             one = Case(
