@@ -9,8 +9,9 @@ TORCH_ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEEPSPEED := $(VENV)/.deepspeed
+TRITON := $(VENV)/triton
 
-.PHONY: help install demo ablation test test-faults test-cluster lint format clean
+.PHONY: help install demo ablation test test-triton test-faults test-cluster lint format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -31,6 +32,10 @@ $(DEEPSPEED): $(READY) requirements-deepspeed.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-deepspeed.txt
 	@touch $@
 
+$(TRITON)/triton: $(READY)
+	@echo "==> adding Triton beside the environment (its kernels are for GPUs, its interpreter runs them anywhere)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(TRITON) triton==3.9.0
+
 demo: $(READY)  ## synthetic domains -> shards -> training with and without the method -> table and pictures
 	@$(BIN)/python -m ecn_dist.demo --output_dir runs/demo
 
@@ -40,6 +45,9 @@ ablation: $(READY)  ## every row of the demo's table over 3 seeds; writes docs/a
 test: $(READY) $(DEEPSPEED)  ## all tests
 	@echo "==> tests"
 	@$(BIN)/python -m pytest tests --ignore tests/cluster
+
+test-triton: $(TRITON)/triton  ## the memory's GPU kernels in Triton's interpreter
+	@PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/unit/test_memory_triton.py
 
 test-faults: $(READY)  ## training through twenty SIGKILLs, twice; takes minutes
 	@echo "==> training through kills"

@@ -20,7 +20,7 @@ DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or not (INTERPRETED or DEVICE == "cuda"),
-    reason="needs triton, and CUDA or TRITON_INTERPRET=1",
+    reason="needs triton, and CUDA or TRITON_INTERPRET=1: make test-triton",
 )
 DTYPES = [
     torch.float16,
