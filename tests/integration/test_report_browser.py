@@ -9,6 +9,8 @@ import pytest
 from ecn_dist.evaluation.comparison import Comparison
 from ecn_dist.evaluation.report import write_report
 from tests.chromium import Chromium, find_chromium
+from tests.integration.conftest import Domains
+from tests.integration.training import train_on
 from tests.report_cases import EVALUATION, write_run
 
 pytestmark = pytest.mark.skipif(
@@ -53,19 +55,14 @@ def browser() -> Iterator[Chromium]:
         yield browser
 
 
-def test_it_opens_without_an_error_and_asks_for_nothing(browser: Chromium, report: Path) -> None:
+def assert_opens_cleanly(browser: Chromium, report: Path) -> None:
+    """No error, nothing asked for beside the file, and every picture shown at a size that can be read."""
     browser.show(1280)
     browser.open(report)
     wrong = {"Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Network.loadingFailed"}
     assert [event for event in browser.events if event["method"] in wrong] == []
     asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
     assert [url for url in asked if not url.startswith("data:")] == [report.resolve().as_uri()]
-    assert browser.evaluate("document.title").startswith("x - ")
-
-
-def test_every_picture_is_there(browser: Chromium, report: Path) -> None:
-    browser.show(1280)
-    browser.open(report)
     pictures = browser.evaluate(
         "[...document.images].map(i => [i.alt, i.complete, i.naturalWidth, i.getBoundingClientRect().width])"
     )
@@ -75,6 +72,22 @@ def test_every_picture_is_there(browser: Chromium, report: Path) -> None:
         assert complete
         assert natural_width > 300
         assert width > 300
+
+
+def test_it_opens_without_an_error_and_asks_for_nothing(browser: Chromium, report: Path) -> None:
+    assert_opens_cleanly(browser, report)
+    assert browser.evaluate("document.title").startswith("x - ")
+
+
+@pytest.mark.timeout(300)
+def test_so_does_the_one_that_training_writes(browser: Chromium, ranks, small_domains: Domains, tmp_path: Path) -> None:
+    short = ["--optim.source_only_epochs", "0", "--epochs", "1", "--logging.tensorboard", "false"]
+    assert train_on(ranks, 2, [*small_domains.options, *short, "--output_dir", str(tmp_path)]) == {0}
+    assert_opens_cleanly(browser, tmp_path / "report.html")
+    text = browser.evaluate("document.body.innerText")
+    mean_ap = json.loads((tmp_path / "summary.json").read_text())["evaluation"]["mAP"]
+    assert f"{100 * mean_ap:.1f}" in text
+    assert str(small_domains.target) in text
 
 
 def test_a_person_finds_the_answers(browser: Chromium, report: Path) -> None:
