@@ -1,11 +1,13 @@
 """A torchrun whose workers can be watched, signalled and killed."""
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.integration.conftest import REPOSITORY
@@ -54,12 +56,29 @@ class RunningTrain:
             time.sleep(0.02)
 
     def wait_for_save(self, seconds: float = 60.0) -> None:
-        """Wait until a checkpoint is being written. Polls without pause: it takes some hundredths of a second."""
+        """Wait until a checkpoint begins to be written. Polls without pause: it takes some hundredths of a second."""
         deadline = time.monotonic() + seconds
-        checkpoints = self.run / "checkpoints"
-        while not (checkpoints.is_dir() and any(name.startswith("tmp-step") for name in os.listdir(checkpoints))):
+        before = self._unfinished()
+        while self._unfinished() <= before:  # what a kill left is no sign of a save
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"no checkpoint was written\n{self.finish()[1]}")
+
+    def _unfinished(self) -> set[int]:
+        """Unfinished checkpoints, by what tells two folders of one name apart."""
+        found = set()
+        for folder in self.run.glob("checkpoints/tmp-step-*"):
+            with contextlib.suppress(FileNotFoundError):
+                found.add(folder.stat().st_ctime_ns)
+        return found
+
+    def wait_for_workers(self, count: int, other_than: Sequence[int] = (), seconds: float = 60.0) -> list[int]:
+        """Wait until there are `count` workers, none of them one of `other_than`; their process ids."""
+        deadline = time.monotonic() + seconds
+        while len(workers := self.workers()) != count or not set(workers).isdisjoint(other_than):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{count} new workers were not started\n{self.finish()[1]}")
+            time.sleep(0.02)
+        return workers
 
     def finish(self, seconds: float = 240.0) -> tuple[int, str]:
         """torchrun's exit status, and what it and the ranks printed."""
@@ -79,17 +98,15 @@ def train_with_kills(options: list[str], *, ranks: int, kills: int, total_steps:
     draw = random.Random(seed)
     steps = sorted(draw.sample(range(1, total_steps - 3), kills))
     with RunningTrain(options, ranks=ranks, max_restarts=kills) as training:
+        workers: list[int] = []
         for number, step in enumerate(steps):
+            workers = training.wait_for_workers(ranks, other_than=workers)
             training.wait_for_step(step)
             if number % 2:
                 training.wait_for_save()
             else:
                 time.sleep(draw.uniform(0.0, 0.2))
-            workers = training.workers()
-            assert len(workers) == ranks
             os.kill(draw.choice(workers), signal.SIGKILL)
-            while training.workers() == workers:  # torchrun has not noticed yet
-                time.sleep(0.02)
         status, output = training.finish()
     assert status == 0, output
     return output
