@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         trainer = build_trainer(config, source, target, device, output_dir, data)
         if checkpoint is not None:
             trainer.resume(checkpoint)
+        run_folder.begin(config)
         finished = train(config, trainer, source, target, device, stop)
     return 0 if finished else EXIT_PREEMPTED
 

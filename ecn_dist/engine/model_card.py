@@ -13,13 +13,13 @@ from typing import Any
 from ecn_dist.config import Config, flatten
 from ecn_dist.data import ShardIndex
 from ecn_dist.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from ecn_dist.engine.run_folder import CONFIG, SUMMARY, WEIGHTS, fingerprint
+from ecn_dist.engine.run_folder import CARD, CONFIG, SUMMARY, WEIGHTS, fingerprint
 from ecn_dist.errors import UserError
 from ecn_dist.evaluation import report_words as words
 from ecn_dist.models import Backbone
 from ecn_dist.models.fingerprint import fingerprint_backbone
 
-NAME = "MODEL_CARD.md"
+NAME = CARD
 UNKNOWN = "unknown"
 _PLACES = ("Source, labelled", "Target, unlabelled", "Network")  # of the report's words; the card has its own
 _RECIPE_SECTIONS = ("model.", "memory.", "loss.", "optim.")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from ecn_dist.errors import UserError
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 WEIGHTS = "weights.safetensors"
+CARD = "MODEL_CARD.md"
+REPORT = "report.html"
+FIGURES = "figures"
 
 # Options that change how a run goes, not what comes out of it. The data are known by their index, not by their place.
 _NO_RESULT = ("output_dir", "device", "timeout_seconds", "resume", "resume_changed", "data.workers", "source", "target")
@@ -54,7 +58,8 @@ def fingerprint(index: ShardIndex) -> str:
 def claim(config: Config) -> bool:
     """Make the run folder this run's own; False where this very run is there already, finished. Collective.
 
-    Raises `UserError` on all ranks where the folder holds another run, or `resume` cannot be followed.
+    A folder that holds a run is only looked at: `begin` changes it, once it is certain that the run goes on. Raises
+    `UserError` on all ranks where the folder holds another run, or `resume` cannot be followed.
     """
     folder = Path(config.output_dir)
 
@@ -62,9 +67,8 @@ def claim(config: Config) -> bool:
         if not distributed.is_main():
             return True
         if (folder / CONFIG).is_file():
-            if not _is_to_train(folder, config):
-                return False
-        elif folder.is_dir() and any(folder.iterdir()):
+            return _is_to_train(folder, config)
+        if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"output_dir: {folder} has files in it but no run; name a new folder, or empty this one")
         folder.mkdir(parents=True, exist_ok=True)
         _write_atomically(folder / CONFIG, dump(config))
@@ -86,10 +90,7 @@ def _is_to_train(folder: Path, config: Config) -> bool:
             "Name a new folder, give the stored options to continue that run, or continue it with the new ones by "
             "--resume_changed allow"
         )
-    if not (folder / SUMMARY).is_file():
-        return True
-    if changed:
-        (folder / SUMMARY).unlink()  # it is finished no more
+    if changed or not (folder / SUMMARY).is_file():
         return True
     if config.resume == "auto":
         return False
@@ -97,6 +98,37 @@ def _is_to_train(folder: Path, config: Config) -> bool:
         f"output_dir: {folder} holds this very run, finished; its results are in {folder / SUMMARY}. "
         f"Name a new folder to train again from {config.resume}"
     )
+
+
+def begin(config: Config) -> None:
+    """Training begins, in a claimed run folder: what an earlier end left goes, and config.yaml is this run's.
+
+    Weights, card, figures and report of an earlier end are not of this configuration, and a run cut off from here on
+    is known by its checkpoints. Call it when nothing can refuse the run any more. Collective; rank 0 acts.
+    """
+    folder = Path(config.output_dir)
+
+    def on_main() -> None:
+        if not distributed.is_main():
+            return
+        try:
+            _remove_results(folder)
+            _write_atomically(folder / CONFIG, dump(config))
+        except OSError as error:
+            raise UserError(f"output_dir: {folder} cannot be written ({error}); mend that, or name another") from error
+
+    distributed.together(on_main)
+
+
+def _remove_results(folder: Path) -> None:
+    """The summary, which says that the run is finished, goes first, and the weights last: a kill leaves no riddle."""
+    if not (folder / SUMMARY).is_file() and not (folder / WEIGHTS).is_file():
+        return  # the run has not come to its end yet, and a report or card was made by its user
+    for name in (SUMMARY, CARD, REPORT):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / FIGURES).is_dir():
+        shutil.rmtree(folder / FIGURES)
+    (folder / WEIGHTS).unlink(missing_ok=True)
 
 
 def starting_point(config: Config, data: dict[str, str]) -> Path | None:

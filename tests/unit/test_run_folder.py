@@ -11,6 +11,7 @@ from ecn_dist.config import CheckpointConfig, Config, DataConfig, MemoryConfig, 
 from ecn_dist.engine import run_folder
 from ecn_dist.engine.checkpoint import CheckpointStore
 from ecn_dist.errors import UserError
+from ecn_dist.evaluation import report
 
 DATA = {"source": "s" * 64, "target": "t" * 64}
 
@@ -78,6 +79,7 @@ def test_changed_options_are_refused_unless_allowed(tmp_path: Path) -> None:
     allowed = replace(changed, resume_changed="allow")
     assert run_folder.claim(allowed)
     assert run_folder.starting_point(allowed, DATA) == newest
+    run_folder.begin(allowed)
     assert load(tmp_path / "run" / "config.yaml").epochs == 90
 
 
@@ -98,9 +100,58 @@ def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="finished"):
         run_folder.claim(config(tmp_path, resume="elsewhere"))
     assert summary.exists()
-    # With other options it is finished no more, and must not look so if it is killed.
-    assert run_folder.claim(config(tmp_path, epochs=90, resume_changed="allow"))
-    assert not summary.exists()
+
+
+RESULTS = ("summary.json", "MODEL_CARD.md", "report.html", "figures/cmc.png", "figures/findings.json")
+
+
+def finish(run: Path, of: Config) -> None:
+    """What a finished run leaves, as far as it matters here, and a file of its user's."""
+    save(run, 10, of)
+    (run / "figures").mkdir()
+    for name in (*RESULTS, "weights.safetensors", "notes.txt"):
+        (run / name).write_text("{}")
+
+
+def test_a_finished_run_that_goes_on_has_no_result_until_its_new_end(tmp_path: Path) -> None:
+    run, longer = tmp_path / "run", config(tmp_path, epochs=90, resume_changed="allow")
+    run_folder.claim(config(tmp_path))
+    finish(run, config(tmp_path))
+    assert run_folder.claim(longer)
+    assert run_folder.starting_point(longer, DATA) == run / "checkpoints" / "step-00000010"
+    # Until it is certain that it goes on, all is as it was: the checkpoint may not fit the new options.
+    assert all((run / name).is_file() for name in (*RESULTS, "weights.safetensors"))
+    assert load(run / "config.yaml") == config(tmp_path)
+    run_folder.begin(longer)
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "notes.txt"]
+    assert load(run / "config.yaml") == longer
+
+
+@pytest.mark.parametrize("gone", range(len(RESULTS) + 1))
+def test_results_that_were_half_removed_are_removed_by_the_next_start(tmp_path: Path, gone: int) -> None:
+    """The summary goes first and the weights last, so that no part of a result passes for a whole one."""
+    run = tmp_path / "run"
+    run_folder.claim(config(tmp_path))
+    finish(run, config(tmp_path))
+    for name in RESULTS[:gone]:
+        (run / name).unlink()
+    run_folder.begin(config(tmp_path, epochs=90))
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "notes.txt"]
+
+
+def test_a_run_cut_off_before_its_end_keeps_what_was_made_of_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_folder.claim(config(tmp_path))
+    for name in ("report.html", "MODEL_CARD.md"):  # of `report`, and of an export of one of its checkpoints
+        (run / name).write_text("made by hand")
+    run_folder.begin(config(tmp_path))
+    assert (run / "report.html").is_file()
+    assert (run / "MODEL_CARD.md").is_file()
+
+
+def test_the_names_of_results_are_those_that_their_writers_use() -> None:
+    assert run_folder.REPORT == report.REPORT
+    assert run_folder.FIGURES == report.FIGURES
 
 
 def test_a_named_checkpoint(tmp_path: Path) -> None:
