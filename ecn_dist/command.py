@@ -1,8 +1,10 @@
-"""What every command shares: how it ends."""
+"""What commands share: how they end, and types of options."""
 
+import argparse
 import functools
 import os
 import sys
+from collections.abc import Callable
 from typing import Protocol
 
 from ecn_dist import distributed
@@ -10,6 +12,17 @@ from ecn_dist.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option (of argparse) that takes a whole number from `least` on."""
+
+    def whole_number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        return int(text)
+
+    return whole_number
 
 
 class Main(Protocol):

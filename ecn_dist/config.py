@@ -63,6 +63,8 @@ class MemoryConfig:
     """m of an update is this times the epoch"""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """of the rows; auto: fp32 (fp64 where precision is fp64)"""
+    backend: Literal["torch", "triton"] = "torch"
+    """of the pass over the rows; triton: kernels for bf16 or fp16 rows on CUDA, D a multiple of 64"""
     start: Literal["zeros", "weights"] = "zeros"
     """the rows at first; weights: those of the published code's checkpoint that model.weights names"""
 

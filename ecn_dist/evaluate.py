@@ -4,12 +4,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ecn_dist import distributed
-from ecn_dist.command import command
+from ecn_dist.command import at_least, command
 from ecn_dist.data import ShardIndex
 from ecn_dist.engine import building, tracking
-from ecn_dist.engine.evaluating import InputSize, adapt_batchnorm, evaluate_backbone, has_evaluation
+from ecn_dist.engine.evaluating import InputSize, Protocol, adapt_batchnorm, evaluate_backbone, has_evaluation
 from ecn_dist.engine.trained import load_trained
 from ecn_dist.errors import UserError
 
@@ -18,23 +19,38 @@ EXAMPLE = "example: torchrun --nproc_per_node 2 -m ecn_dist.evaluate --checkpoin
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="ecn-dist evaluate", description=__doc__, epilog=EXAMPLE)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--checkpoint",
         required=True,
         type=Path,
         metavar="PATH",
         help="a run folder, a checkpoint, or a file of weights",
     )
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="shards with query and gallery")
-    parser.add_argument("--config", type=Path, metavar="YAML", help="the run's configuration, if not found by PATH")
-    parser.add_argument(
-        "--adapt_batchnorm", action="store_true", help="AdaBN: take BatchNorm statistics from the data's train split"
+    add("--data", required=True, metavar="FOLDER", help="shards with query and gallery")
+    add("--config", type=Path, metavar="YAML", help="the run's configuration, if not found by PATH")
+    add("--adapt_batchnorm", action="store_true", help="AdaBN: take BatchNorm statistics from the data's train split")
+    add("--rerank", action="store_true", help="rank by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3)")
+    add(
+        "--expand_queries",
+        type=at_least(0),
+        default=0,
+        metavar="K",
+        help="average each query with its K nearest gallery pictures first (default: 0)",
     )
-    parser.add_argument("--batch_size", type=int, default=128, help="pictures a rank embeds at once (default: 128)")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes a rank (default: 2)")
-    parser.add_argument("--device", default="auto", help="auto (the accelerator, else the CPU), cpu, cuda, ...")
-    parser.add_argument(
-        "--output", type=Path, metavar="JSON", help="also write the figures, as fractions, to this file"
+    add(
+        "--camera_free",
+        action="store_true",
+        help="count true matches by the query's own camera as well; so it always is for data of one camera",
+    )
+    add("--batch_size", type=at_least(1), default=128, help="pictures a rank embeds at once (default: 128)")
+    add("--workers", type=at_least(0), default=2, help="loader processes a rank (default: 2)")
+    add("--device", default="auto", help="auto (the accelerator, else the CPU), cpu, cuda, ...")
+    add(
+        "--output",
+        type=Path,
+        metavar="JSON",
+        help="also write the figures, as fractions, and those of each pair of cameras to this file",
     )
     return parser.parse_args(argv)
 
@@ -44,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     device = distributed.resolve_device(options.device)
     distributed.start(device)
+    distributed.together(lambda: _check_output(options.output))
     index = distributed.together(lambda: ShardIndex.load(options.data))
     if not has_evaluation(index):
         raise UserError(f"{options.data} lacks query or gallery, it has: {', '.join(index.splits)}", on_all_ranks=True)
@@ -52,13 +69,27 @@ def main(argv: list[str] | None = None) -> int:
         stream = distributed.together(lambda: building.adaptation_stream(config, index.split("train"), device))
         adapt_batchnorm(backbone, stream, config.precision, device)
     size = InputSize(config.data.height, config.data.width, options.batch_size, options.workers)
-    summary = evaluate_backbone(backbone, index, size, config.precision, device).summary()
+    protocol = Protocol(options.camera_free, options.expand_queries, options.rerank)
+    evaluation = evaluate_backbone(backbone, index, size, config.precision, device, protocol)
+    summary = evaluation.summary()
     if distributed.is_main():
         print(tracking.describe(summary))
-        if options.output:
-            options.output.write_text(json.dumps(summary, indent=1) + "\n")
-    distributed.barrier()
+    distributed.together(lambda: _write(options.output, summary | {"camera_pairs": evaluation.camera_pairs()}))
     return 0
+
+
+def _check_output(path: Path | None) -> None:
+    if path is not None and distributed.is_main() and not path.parent.is_dir():
+        raise UserError(f"--output: there is no folder {path.parent}; make it first")
+
+
+def _write(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is None or not distributed.is_main():
+        return
+    try:
+        path.write_text(json.dumps(figures, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--output: {path} cannot be written ({error})") from error
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from ecn_dist.command import command
+from ecn_dist.command import at_least, command
 from ecn_dist.data.index import ShardIndex
 from ecn_dist.data.layouts import LAYOUTS, STYLES_FOLDER, read_dataset
 from ecn_dist.data.packing import check_output, check_queries, pack
@@ -38,12 +38,6 @@ def size(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 256x128 (height x width)")
     return int(height), int(width)
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
 
 
 def megabytes(text: str) -> float:
@@ -95,10 +89,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--allow_missing_styles", action="store_true", help="pack although shipped copies are missing")
     add("--shard_mib", type=megabytes, default=64, metavar="N", help="size of a shard, about (default: %(default)s)")
-    add("--min_shards", type=positive, default=1, metavar="N", help="at least so many shards for each split")
+    add("--min_shards", type=at_least(1), default=1, metavar="N", help="at least so many shards for each split")
     add("--max_size", type=size, metavar="HxW", help="reduce larger pictures to fit; otherwise a JPEG is kept as it is")
     add("--seed", type=int, default=0, metavar="N", help="of the samples' order in the shards (default: %(default)s)")
-    add("--workers", type=int, metavar="N", help="processes (default: one for each core, if it is worth it)")
+    add("--workers", type=at_least(1), metavar="N", help="processes (default: one for each core, if it is worth it)")
     add("--overwrite", action="store_true", help="replace the shards that --output holds")
     return parser
 
@@ -144,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     if dataset.ignored:
         print(f"{len(dataset.ignored)} files are no pictures; left out: {first_few(dataset.ignored)}")
     if unmatched:
-        print(f"{unmatched} queries have no true match from another camera; evaluation does not count them")
+        print(f"{unmatched} queries have no true match in the gallery; evaluation does not count them")
     return 0
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from ecn_dist import __version__, distributed
+from ecn_dist.command import at_least
 
 Row = Mapping[str, Any]
 
@@ -199,7 +200,7 @@ def _cell(row: Row, source: str | Callable[[Row], str]) -> str:
 def add_options(parser: argparse.ArgumentParser, *, rounds: int = 5) -> None:
     """The options that every benchmark has."""
     parser.add_argument(
-        "--rounds", type=int, default=rounds, help="timed rounds; the report is their median (%(default)s)"
+        "--rounds", type=at_least(1), default=rounds, help="timed rounds; the report is their median (%(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (%(default)s)")
     parser.add_argument(

@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--ranks", type=int, nargs="+", metavar="W", help="start so many ranks here, one count a time")
     parser.add_argument("--threads", type=int, default=1, help="a rank, on the CPU (%(default)s)")
     parser.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES, help="what to compare with (all)")
-    parser.add_argument("--backend", default="torch", choices=["torch", "triton"], help="of the memory (%(default)s)")
+    parser.add_argument(
+        "--backend", default="torch", choices=["torch", "triton"], help="of the memory, and in the plan (%(default)s)"
+    )
     parser.add_argument("--plan", action="store_true", help="print the cost model's plan for many GPUs, and end")
     parser.add_argument("--drift", action="store_true", help="compare half-precision rows with float32 ones, and end")
     harness.add_options(parser)
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     options = parser().parse_args(arguments)
     if options.plan:
-        print(harness.markdown_table(memory_model.plan()))
+        print(harness.markdown_table(memory_model.plan(backend=options.backend)))
         return 0
     if options.drift:
         torch.set_num_threads(options.threads)
@@ -87,10 +89,11 @@ def main(argv: list[str] | None = None) -> int:
             options.output.mkdir(parents=True, exist_ok=True)
             (options.output / "memory-drift.md").write_text(f"# Rounding of memory rows\n\n{table}\n")
         return 0
-    if options.ranks and "RANK" in os.environ:
+    started_here = options.json is not None  # then --ranks was the starter's
+    if options.ranks and "RANK" in os.environ and not started_here:
         raise UserError("bench memory: --ranks starts ranks itself; leave it out under torchrun")
     torch.set_num_threads(options.threads)
-    if options.ranks:
+    if options.ranks and not started_here:
         results = [row for world_size in options.ranks for row in _run_ranks(world_size, arguments, options)]
     else:
         results = measure(options)
@@ -121,21 +124,13 @@ def _run_ranks(world_size: int, arguments: list[str], options: argparse.Namespac
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-        command += ["-m", "ecn_dist.bench", "memory", *_without_ranks(arguments), "--json", str(path)]
+        command += ["-m", "ecn_dist.bench", "memory", *arguments, "--json", str(path)]
         environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
         print(f"{world_size} ranks ...", file=sys.stderr, flush=True)
         status = subprocess.run(command, env=environment, check=False).returncode
         if status or not path.exists():
             raise UserError(f"bench memory: the run on {world_size} ranks ended with status {status}; see above")
         return json.loads(path.read_text())
-
-
-def _without_ranks(arguments: list[str]) -> list[str]:
-    at = arguments.index("--ranks")
-    after = at + 1
-    while after < len(arguments) and arguments[after].isdigit():
-        after += 1
-    return arguments[:at] + arguments[after:]
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -151,7 +151,7 @@ def pack(
 
 
 def check_queries(dataset: Dataset) -> int:
-    """How many queries have no true match from another camera; `UserError` where none has one."""
+    """How many queries have no true match; `UserError` where none has one."""
     if "query" not in dataset.splits:
         return 0
     pids, camids = {}, {}
@@ -159,11 +159,14 @@ def check_queries(dataset: Dataset) -> int:
         records = dataset.splits[split]
         pids[split] = np.array([record.pid for record in records], dtype=np.int64)
         camids[split] = np.array([dataset.camids[record.camera] for record in records], dtype=np.int64)
-    without = queries_without_match(pids["query"], camids["query"], pids["gallery"], camids["gallery"])
+    without = queries_without_match(
+        pids["query"], camids["query"], pids["gallery"], camids["gallery"], num_cameras=len(dataset.cameras)
+    )
     if without.all():
         raise UserError(
             f"none of the {len(without)} queries of {dataset.root} has a picture of the same person from another "
-            "camera in the gallery, so nothing could be measured. Check that query and gallery belong together, and "
+            "camera in the gallery (with one camera: any picture), so nothing could be measured. Check that query and "
+            "gallery belong together, and "
             "that pid and camera are read from the right place"
         )
     return int(without.sum())

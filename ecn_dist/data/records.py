@@ -113,9 +113,19 @@ def identities_in_order(pids: Iterable[int]) -> list[int]:
 
 
 def queries_without_match(
-    query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.ndarray, gallery_camids: np.ndarray
+    query_pids: np.ndarray,
+    query_camids: np.ndarray,
+    gallery_pids: np.ndarray,
+    gallery_camids: np.ndarray,
+    *,
+    num_cameras: int,
 ) -> np.ndarray:
-    """(queries,) bool: the gallery has no picture of the query's person from another camera."""
+    """(queries,) bool: the gallery has no picture of the query's person from another camera.
+
+    With one camera, which is how data without cameras are packed: no picture of the query's person at all.
+    """
+    if num_cameras == 1:
+        return ~np.isin(query_pids, gallery_pids)
     views = np.unique(np.stack([gallery_pids, gallery_camids], axis=1), axis=0)
     cameras_of: dict[int, set[int]] = {}
     for pid, camid in views.tolist():

@@ -127,7 +127,9 @@ def _check_queries(index: ShardIndex) -> Iterator[str]:
             yield f"query and gallery go together; the splits are {', '.join(index.splits)}"
         return
     query, gallery = index.splits["query"], index.splits["gallery"]
-    without = queries_without_match(query.pids, query.camids, gallery.pids, gallery.camids)
+    without = queries_without_match(
+        query.pids, query.camids, gallery.pids, gallery.camids, num_cameras=index.num_cameras
+    )
     if without.any():
         pairs = zip(query.pids[without], query.camids[without], strict=True)
         some = first_few(f"pid {pid} camid {camid}" for pid, camid in pairs)

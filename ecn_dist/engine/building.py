@@ -7,11 +7,13 @@ import torch
 from ecn_dist import distributed
 from ecn_dist.config import Config
 from ecn_dist.data import ShardIndex, SplitIndex, TrainStream
+from ecn_dist.data.index import UNKNOWN_PID
 from ecn_dist.data.reader import check_shards
 from ecn_dist.ecn import ExemplarMemory
 from ecn_dist.ecn.schedules import Timeline
 from ecn_dist.engine.strategy import DataParallel, Strategy
 from ecn_dist.engine.tracking import log
+from ecn_dist.errors import UserError
 from ecn_dist.models import Backbone, ReIDNetwork, convert_batchnorm, load_published_memory, load_weights
 
 ROW_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,11 +62,26 @@ def build_strategy(config: Config, network: ReIDNetwork, device: torch.device) -
     )
 
 
+def check_sizes(config: Config, batch: int, num_exemplars: int) -> None:
+    """Refuse, before a run's first step, what would fail at a later one; `batch` is a rank's. Raises `UserError`."""
+    if config.loss.num_neighbors > num_exemplars:
+        raise UserError(
+            f"loss.num_neighbors: {config.loss.num_neighbors}, but the target has only {num_exemplars} training "
+            "pictures; lower it"
+        )
+    if config.model.batchnorm == "local" and batch == 1:
+        raise UserError(
+            "model.batchnorm: local statistics need at least 2 pictures of a domain on a rank, and here it is 1; "
+            "use fewer ranks, a larger global_batch_size, or model.batchnorm sync"
+        )
+
+
 def build_memory(config: Config, target: SplitIndex, device: torch.device) -> ExemplarMemory:
     """The exemplar memory of a target's training split, this rank's part on `device`.
 
     Where the shards carry identities, the memory gets them for its health figures, never for the loss.
     """
+    check_sizes(config, config.global_batch_size // distributed.world_size(), len(target))
     automatic = torch.float64 if config.precision == "fp64" else torch.float32
     memory = ExemplarMemory(
         len(target),
@@ -72,11 +89,15 @@ def build_memory(config: Config, target: SplitIndex, device: torch.device) -> Ex
         temperature=config.memory.temperature,
         device=device,
         dtype=ROW_DTYPES.get(config.memory.dtype, automatic),
+        backend=config.memory.backend,
     )
-    pids_N, camids_N = torch.empty(2, len(target), dtype=torch.int64)
-    exemplars = torch.from_numpy(target.indices)
-    pids_N[exemplars], camids_N[exemplars] = torch.from_numpy(target.pids), torch.from_numpy(target.camids)
-    memory.set_identities(pids_N, camids_N)
+    if (target.pids != UNKNOWN_PID).any():
+        exemplars = torch.from_numpy(target.indices)
+        pids_N = torch.empty(len(target), dtype=torch.int64)
+        camids_N = torch.empty(len(target), dtype=torch.int32)
+        pids_N[exemplars] = torch.from_numpy(target.pids)
+        camids_N[exemplars] = torch.from_numpy(target.camids).int()
+        memory.set_identities(pids_N, camids_N)
     if config.memory.start == "weights":
         memory.load_full(load_published_memory(config.model.weights, memory.num_exemplars, memory.dim))
     return memory

@@ -16,7 +16,7 @@ from ecn_dist.data import ShardIndex
 from ecn_dist.distributed import RowPartition
 from ecn_dist.ecn.schedules import Timeline
 from ecn_dist.ecn.streaming import default_chunk_bytes
-from ecn_dist.engine.building import ROW_DTYPES, build_streams
+from ecn_dist.engine.building import ROW_DTYPES, build_streams, check_sizes
 from ecn_dist.engine.network_cost import NetworkCost, measure
 from ecn_dist.errors import UserError
 
@@ -118,7 +118,7 @@ def make_plan(config: Config, world_size: int) -> Plan:
     without_workers = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0))
     timeline, _ = build_streams(without_workers, source, target, CPU)
     batch = config.global_batch_size // world_size
-    _check(config, batch, len(target))
+    check_sizes(config, batch, len(target))
     network = measure(config, source.num_identities, batch)
     rows = RowPartition(len(target), world_size).rows_per_rank
     both_steps = timeline.total_steps - timeline.source_only_steps
@@ -140,19 +140,6 @@ def make_plan(config: Config, world_size: int) -> Plan:
 def _is_accelerated(config: Config) -> bool:
     """Whether the ranks compute on accelerators; with device auto, where this host has one."""
     return config.device != "cpu" and (config.device != "auto" or torch.accelerator.is_available())
-
-
-def _check(config: Config, batch: int, num_exemplars: int) -> None:
-    if config.loss.num_neighbors > num_exemplars:
-        raise UserError(
-            f"loss.num_neighbors: {config.loss.num_neighbors}, but the target has only {num_exemplars} training "
-            "pictures; lower it"
-        )
-    if config.model.batchnorm == "local" and batch == 1:
-        raise UserError(
-            "model.batchnorm: local statistics need at least 2 pictures of a domain on a rank, and here it is 1; "
-            "use fewer ranks, a larger global_batch_size, or model.batchnorm sync"
-        )
 
 
 def _sizes(config: Config) -> tuple[int, int]:

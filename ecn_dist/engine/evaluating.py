@@ -1,5 +1,6 @@
 """Evaluation of a network on a target's query and gallery by all ranks."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,14 @@ import torch
 from ecn_dist import distributed
 from ecn_dist.data import EvaluationStream, ShardIndex, SplitIndex, TrainStream
 from ecn_dist.engine.strategy import autocast
-from ecn_dist.evaluation import FeatureSet, RankingResult, evaluate_ranking, extract_features
+from ecn_dist.evaluation import (
+    FeatureSet,
+    KReciprocal,
+    RankingResult,
+    evaluate_ranking,
+    expand_queries,
+    extract_features,
+)
 from ecn_dist.models import Backbone, normalized_features, reestimate_batchnorm
 
 
@@ -23,16 +31,38 @@ class InputSize:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """How the gallery is ranked."""
+
+    camera_free: bool = False  # no picture is junk; so it always is for data of one camera
+    expand_queries: int = 0  # nearest pictures that a query is averaged with
+    rerank: bool = False  # by k-reciprocal neighbours, with the paper's settings
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The figures, and the features they came from: queries whole, the gallery in rank parts."""
 
     result: RankingResult
     query: FeatureSet
     gallery_part: FeatureSet
+    camera_free: bool
 
     def summary(self) -> dict[str, Any]:
         """The figures under the names of summary.json, as fractions."""
-        return self.result.summary() | {"num_valid_queries": self.result.num_valid_queries}
+        rates = {f"tpr_at_fpr_{rate:g}": share for rate, share in self.result.true_positive_rates.items()}
+        return self.result.summary() | rates | {"num_valid_queries": self.result.num_valid_queries}
+
+    def camera_pairs(self) -> dict[str, Any] | None:
+        """The ranking of each camera's gallery for each camera's queries, as fractions; None where none has a match."""
+        pairs = self.result.camera_pairs
+        if pairs is None:
+            return None
+        tables = {name: getattr(pairs, name) for name in ("mAP", "rank1", "num_valid_queries")}
+        return {"camids": pairs.camids.tolist()} | {
+            name: [[None if math.isnan(value) else value for value in row] for row in table.tolist()]
+            for name, table in tables.items()
+        }
 
 
 def has_evaluation(index: ShardIndex) -> bool:
@@ -41,7 +71,12 @@ def has_evaluation(index: ShardIndex) -> bool:
 
 
 def evaluate_backbone(
-    backbone: Backbone, index: ShardIndex, size: InputSize, precision: str, device: torch.device
+    backbone: Backbone,
+    index: ShardIndex,
+    size: InputSize,
+    precision: str,
+    device: torch.device,
+    protocol: Protocol = Protocol(),
 ) -> Evaluation:
     """CMC, mAP and mINP on the query and gallery of `index`; every picture is embedded once. Collective."""
     was_training = backbone.training
@@ -49,17 +84,22 @@ def evaluate_backbone(
     query = _extract(backbone, index.split("query"), size, precision, device).gathered()
     gallery = _extract(backbone, index.split("gallery"), size, precision, device)
     backbone.train(was_training)
+    camera_free = protocol.camera_free or index.num_cameras == 1
+    query_features = query.features
+    if protocol.expand_queries:
+        query_features = expand_queries(query_features, gallery.features, protocol.expand_queries, gallery_sharded=True)
     result = evaluate_ranking(
-        query.features,
+        query_features,
         query.pids,
-        query.camids,
+        None if camera_free else query.camids,
         gallery.features,
         gallery.pids,
-        gallery.camids,
+        None if camera_free else gallery.camids,
         gallery_sharded=True,
-        camera_pairs=True,
+        camera_pairs=not camera_free,
+        rerank=KReciprocal() if protocol.rerank else None,
     )
-    return Evaluation(result, query, gallery)
+    return Evaluation(result, query, gallery, camera_free)
 
 
 def _extract(

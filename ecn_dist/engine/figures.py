@@ -44,6 +44,7 @@ def write_figures(
         domains=[_domain("source", source.split("train"), reader), _domain("target", train, reader)],
         read_copy=read_copy if train.has_styles else None,
         gallery_sharded=True,
+        camera_free=evaluation.camera_free,
         writer=writer,
         step=step,
     )

@@ -16,6 +16,8 @@ MEASURES = {
     "rank5": ("rank-5", "queries with a true match among the first 5"),
     "rank10": ("rank-10", "queries with a true match among the first 10"),
     "mINP": ("mINP", "how early the last true match of a query comes (inverse negative penalty)"),
+    "tpr_at_fpr_0.001": ("TPR at FPR 1e-3", "pairs of one person accepted where 1 of 1,000 pairs of two people is"),
+    "tpr_at_fpr_0.0001": ("TPR at FPR 1e-4", "the same where 1 of 10,000 pairs of two people is accepted"),
 }
 
 

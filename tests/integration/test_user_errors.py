@@ -67,3 +67,18 @@ def test_ranks_that_do_not_divide_the_batch_speak_once(
     assert len(spoken) == 1
     assert "59 does not divide by 2 ranks" in spoken[0]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--loss.num_neighbors", "601"], "the target has only 600 training pictures"),
+        (["--memory.backend", "triton"], "triton"),
+    ],
+)
+def test_a_memory_that_cannot_be_fails_before_the_first_step(
+    small_domains: Domains, tmp_path: Path, capsys, options: list[str], message: str
+) -> None:
+    run = tmp_path / "run"
+    assert message in error_of(capsys, *small_domains.options, "--output_dir", str(run), *options)
+    assert not (run / "metrics.jsonl").exists()

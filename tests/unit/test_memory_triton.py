@@ -1,6 +1,6 @@
 """The Triton kernels against the PyTorch pass: on an accelerator, or anywhere in Triton's interpreter.
 
-Without an accelerator: install triton and run `TRITON_INTERPRET=1 pytest tests/unit/test_memory_triton.py`. The
+Without an accelerator `make test-triton` runs them. The
 interpreter cannot multiply bfloat16 (it takes the bits for integers), so there float16 speaks for both.
 """
 
