@@ -5,6 +5,7 @@ A YAML key `memory.momentum` is the option `--memory.momentum`; later ones overr
 
 import dataclasses
 import difflib
+import math
 import re
 from argparse import ArgumentError
 from dataclasses import dataclass, field
@@ -17,6 +18,37 @@ from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 from ecn_dist.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+_ABOVE_0 = (
+    "global_batch_size",
+    "data.streams",
+    "data.height",
+    "data.width",
+    "model.embedding_dim",
+    "memory.temperature",
+    "optim.lr",
+    "optim.backbone_lr",
+    "evaluation.batch_size",
+    "logging.every_steps",
+    "checkpoint.keep",
+    "timeout_seconds",
+)
+_AT_LEAST_0 = (
+    "seed",
+    "data.workers",
+    "data.max_bad_samples",
+    "model.frozen_stages",
+    "loss.num_neighbors",
+    "optim.weight_decay",
+    "optim.warmup_epochs",
+    "optim.step_epoch",
+    "optim.source_only_epochs",
+    "memory.momentum",
+    "checkpoint.every_steps",
+    "evaluation.every_epochs",
+)
+_BELOW_1 = ("loss.target_weight", "model.dropout", "optim.momentum")
 
 
 @dataclass(frozen=True)
@@ -180,37 +212,21 @@ class Config:
         for key in ("source", "target", "output_dir"):
             if not getattr(self, key):
                 raise UserError(f"{key}: is not set; give it in the --config file or as --{key}")
-        positive = {
-            "global_batch_size": self.global_batch_size,
-            "data.streams": self.data.streams,
-            "data.height": self.data.height,
-            "data.width": self.data.width,
-            "model.embedding_dim": self.model.embedding_dim,
-            "memory.temperature": self.memory.temperature,
-            "evaluation.batch_size": self.evaluation.batch_size,
-            "logging.every_steps": self.logging.every_steps,
-            "checkpoint.keep": self.checkpoint.keep,
-            "timeout_seconds": self.timeout_seconds,
-        }
-        for key, value in positive.items():
-            if value <= 0:
-                raise UserError(f"{key}: {value} must be above 0")
-        for key, share in (("loss.target_weight", self.loss.target_weight), ("model.dropout", self.model.dropout)):
-            if not 0.0 <= share < 1.0:
-                raise UserError(f"{key}: {share} must be at least 0 and below 1")
+        # Written so that NaN passes none of them.
+        options = flatten(self)
+        for key in _ABOVE_0:
+            if not options[key] > 0:
+                raise UserError(f"{key}: {options[key]} must be above 0")
+        for key in _AT_LEAST_0:
+            if not 0 <= options[key] < math.inf:
+                raise UserError(f"{key}: {options[key]} must be at least 0")
+        for key in _BELOW_1:
+            if not 0.0 <= options[key] < 1.0:
+                raise UserError(f"{key}: {options[key]} must be at least 0 and below 1")
+        if not 0.0 <= self.data.random_erasing <= 1.0:
+            raise UserError(f"data.random_erasing: {self.data.random_erasing} must be from 0 to 1")
         if self.epochs < 0 or self.epochs + self.optim.source_only_epochs < 1:
             raise UserError(f"epochs: {self.epochs} must be above 0, or 0 after source-only epochs")
-        for key, count in (
-            ("data.workers", self.data.workers),
-            ("data.max_bad_samples", self.data.max_bad_samples),
-            ("loss.num_neighbors", self.loss.num_neighbors),
-            ("optim.source_only_epochs", self.optim.source_only_epochs),
-            ("memory.momentum", self.memory.momentum),
-            ("checkpoint.every_steps", self.checkpoint.every_steps),
-            ("evaluation.every_epochs", self.evaluation.every_epochs),
-        ):
-            if count < 0:
-                raise UserError(f"{key}: {count} must be at least 0")
         last_momentum = self.memory.momentum * (self.epochs - 1)
         if last_momentum >= 1:
             raise UserError(

@@ -174,11 +174,14 @@ def raise_together(error: str | None) -> None:
 
 
 def together(action: Callable[[], T]) -> T:
-    """This rank's result of `action`; where it raises a `UserError` on any rank, that is raised on all ranks."""
+    """This rank's result of `action`; where it raises a `UserError` on any rank, that is raised on all ranks.
+
+    So is an `OSError` (no space, no right, no such file), which users can mend: its text says what and which file.
+    """
     result, error = None, None
     try:
         result = action()
-    except UserError as failure:
+    except (UserError, OSError) as failure:
         error = str(failure)
     raise_together(error)
     return cast(T, result)

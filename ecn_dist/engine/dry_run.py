@@ -132,7 +132,7 @@ def make_plan(config: Config, world_size: int) -> Plan:
         memory=_memory(config, network, batch, rows),
         transfers=_transfers(config, network, batch) if world_size > 1 else (),
         checkpoint_bytes=_checkpoint_bytes(config, network, len(target)),
-        checkpoints=config.checkpoint.keep,
+        checkpoints=config.checkpoint.keep + config.checkpoint.keep_best + len(config.checkpoint.keep_epochs),
         flops_per_rank=both_steps * (network.flops + memory_flops) + timeline.source_only_steps * network.source_flops,
     )
 
@@ -257,7 +257,7 @@ def describe(plan: Plan, config: Config, options: Options) -> str:
         *(("", f"{_size(size):>12}  {name}") for name, size in plan.memory.items()),
         ("network", f"{_size(plan.sent_bytes)} sent by a rank in a step" + (":" if plan.transfers else "")),
         *(("", f"{_size(t.sent(world_size)):>12}  {t.what} ({t.operation})") for t in plan.transfers),
-        ("checkpoint", f"{_size(plan.checkpoint_bytes)}, of which {plan.checkpoints} are kept"),
+        ("checkpoint", f"{_size(plan.checkpoint_bytes)}, of which at most {plan.checkpoints} are kept"),
         ("time", f"{_duration(wanted)}, {assumption}"),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in lines)

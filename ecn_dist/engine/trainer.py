@@ -6,7 +6,6 @@ Shape letters: b images of a domain here, D embedding dimension, P source identi
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,14 @@ from ecn_dist.data import Batch, TrainStream
 from ecn_dist.ecn import ExemplarMemory
 from ecn_dist.ecn.schedules import Timeline, learning_rate_factor, memory_momentum, neighbors_in_epoch
 from ecn_dist.engine.checkpoint import OF_RANKS, CheckpointStore, Keep, load
+from ecn_dist.engine.interval import Interval
 from ecn_dist.engine.preemption import StopRequest
 from ecn_dist.engine.strategy import Strategy
 from ecn_dist.engine.tracking import Tracker, log
 from ecn_dist.errors import UserError
 
-
-@dataclass
-class Interval:
-    """Sums since the last line of metrics.jsonl; losses stay on the device until they are written."""
-
-    losses: Tensor  # (3,): total, source, target
-    steps: int = 0
-    steps_here: int = 0  # of them, those since this process started: what the times below belong to
-    data_wait: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-
-    def add(self, losses_3: Tensor, data_wait: float) -> None:
-        self.steps += 1
-        self.steps_here += 1
-        self.losses = self.losses + losses_3
-        self.data_wait += data_wait
+# A loss scale that starts at 2^16 and is halved at every overflow is below the smallest gradients long before.
+MAX_SKIPPED_IN_A_ROW = 50
 
 
 class Trainer:
@@ -73,6 +59,9 @@ class Trainer:
         self.step = 0  # steps that are done: with the seed, the whole position
         self.saved_step: int | None = None  # of the newest checkpoint
         self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+        self.diverging = False
+        self.replaced_pictures = 0  # over all ranks, up to the newest line of metrics
         self.interval = self._new_interval()
 
     def fit(
@@ -103,7 +92,8 @@ class Trainer:
                     self._save_and_stop()
                     return False
                 losses_3 = self.train_step(source_batch, target_batch, step)
-                self.interval.add(losses_3, waited)
+                replaced = source_batch.skipped + (target_batch.skipped if target_batch else 0)
+                self.interval.add(losses_3, waited, replaced)
                 self.step += 1
                 self._after_step(step, tracker, after_epoch)
             self._unless_allowed(self.checkpoints.finish)
@@ -129,11 +119,13 @@ class Trainer:
         if ends_epoch and after_epoch is not None:
             evaluation = after_epoch(epoch)
             if evaluation is not None:
-                tracker.metrics({"step": step, "epoch": epoch, "evaluation": evaluation})
+                self._write_metrics(tracker, {"step": step, "epoch": epoch, "evaluation": evaluation})
             self.strategy.network.train()
             self.interval.started = time.monotonic()
             saves |= (self.keep.best and evaluation is not None) or epoch in self.keep.epochs
-        if saves:
+        if saves and self.diverging:  # in fp16, where it may come back; what was saved before stays the newest
+            log.warning("no checkpoint after step %d: its loss is not finite", step)
+        elif saves:
             about = {"ended_epoch": epoch if ends_epoch else None, "evaluation": evaluation}
             self._unless_allowed(lambda: self.save(about))
 
@@ -177,6 +169,13 @@ class Trainer:
     def _optimizer_step(self, step: int) -> bool:
         took_step = self.strategy.step(self._learning_rate_factor(step))
         self.skipped_steps += not took_step
+        self.skipped_in_a_row = 0 if took_step else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row up to step {step} had gradients that are not finite at any "
+                f"loss scale; {self._remedy()}",
+                on_all_ranks=True,
+            )
         return took_step
 
     def images_since(self, first_step: int) -> int:
@@ -189,6 +188,7 @@ class Trainer:
         """Write a checkpoint of the present position; `about` goes into its meta data. Collective."""
         meta = {
             "skipped_steps": self.skipped_steps,
+            "replaced_pictures": self.replaced_pictures,
             "timeline": self._timeline_in_meta(),
             "data": self.data,
             "config": flatten(self.config),
@@ -199,7 +199,7 @@ class Trainer:
     def _save_and_stop(self) -> None:
         if self.saved_step != self.step:
             if self.interval.steps:
-                self._check_finite(self.step, *self._mean_losses())
+                self._check_finite(self.step, *self.interval.mean_losses())
             self.save()
         self.checkpoints.finish()
 
@@ -225,6 +225,7 @@ class Trainer:
             )
         self.step = self.saved_step = meta["step"]
         self.skipped_steps = meta["skipped_steps"]
+        self.replaced_pictures = meta.get("replaced_pictures", 0)
         self.strategy.load_state(state)
         self.memory.load_local_state({key: _local(state[f"memory.{key}"]) for key in self.memory.local_state()})
         self.memory.load_global_state({key: state[f"memory.{key}"] for key in self.memory.global_state()})
@@ -283,16 +284,15 @@ class Trainer:
         dtype = torch.float64 if self.config.precision == "fp64" else torch.float32
         return Interval(torch.zeros(3, dtype=dtype, device=self.memory.rows.device))
 
-    def _mean_losses(self) -> list[float]:
-        """Total, source, target: means over the interval, over all ranks. Collective."""
-        return (
-            distributed.all_reduce(self.interval.losses) / (self.interval.steps * distributed.world_size())
-        ).tolist()
-
     def _report(self, tracker: Tracker, step: int) -> None:
         """Write one line of metrics, and begin another interval. Collective."""
         interval = self.interval
-        loss, loss_source, loss_target = self._mean_losses()
+        loss, loss_source, loss_target = interval.mean_losses()
+        replaced = interval.replaced_on_all_ranks()
+        if replaced:
+            log.warning("%d pictures could not be decoded and were replaced since the last line of metrics", replaced)
+        self.replaced_pictures += replaced
+        self.diverging = not math.isfinite(loss)
         epoch = self.timeline.epoch(step)
         domains = 1 if self.timeline.is_source_only(step) else 2
         seconds = time.monotonic() - interval.started
@@ -309,10 +309,11 @@ class Trainer:
             "images_per_second": images_per_second,
             "data_wait": interval.data_wait / max(interval.steps_here, 1),
             "skipped_steps": self.skipped_steps,
+            "replaced_pictures": self.replaced_pictures,
         }
         if domains == 2 and self.config.loss.target_weight > 0:
             record |= {f"memory_{name}": value for name, value in self.memory.health().items()}
-        tracker.metrics(record)
+        self._write_metrics(tracker, record)
         name = f"epoch {epoch}" if domains == 2 else f"source-only epoch {epoch + self.timeline.source_only_epochs}"
         figures = f"loss {loss:.4f}  {images_per_second:.0f} images/s"
         tracker.progress(step, name, figures, epoch_ended=self.timeline.ends_epoch(step))
@@ -323,11 +324,20 @@ class Trainer:
         """Raise `UserError`, on all ranks, for a loss that training will not come back from."""
         if not math.isfinite(loss) and self.config.precision != "fp16":
             raise UserError(
-                f"the loss is {loss} around step {step} (source {loss_source}, target {loss_target}); the newest "
-                f"checkpoint in {self.checkpoints.folder} is from before. Lower optim.lr or optim.backbone_lr, or add "
-                "optim.warmup_epochs",
+                f"the loss is {loss} around step {step} (source {loss_source}, target {loss_target}); {self._remedy()}",
                 on_all_ranks=True,
             )
+
+    def _remedy(self) -> str:
+        return (
+            f"the newest checkpoint in {self.checkpoints.folder} is from before. Lower optim.lr or optim.backbone_lr, "
+            "or add optim.warmup_epochs"
+        )
+
+    @staticmethod
+    def _write_metrics(tracker: Tracker, record: dict[str, Any]) -> None:
+        """On rank 0; a disk that is full ends all ranks with that text."""
+        distributed.together(lambda: tracker.metrics(record))
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -30,6 +30,19 @@ def check_collectives() -> None:
     assert distributed.gather_objects(rank) == list(range(world_size))
 
 
+def check_together() -> None:
+    assert distributed.together(lambda: 7) == 7
+    last = distributed.world_size() - 1
+
+    def fail_on_the_last() -> None:
+        if distributed.rank() == last:
+            raise PermissionError(13, "Permission denied", "/runs/x")
+
+    with pytest.raises(UserError, match="/runs/x") as raised:
+        distributed.together(fail_on_the_last)
+    assert raised.value.on_all_ranks
+
+
 def check_raise_together() -> None:
     distributed.raise_together(None)
     last = distributed.world_size() - 1
@@ -46,6 +59,7 @@ def count_gathered_bytes() -> int:
 def test_one_process_needs_no_group() -> None:
     check_collectives()
     check_raise_together()
+    check_together()
     assert count_gathered_bytes() == 0
 
 
@@ -53,4 +67,5 @@ def test_one_process_needs_no_group() -> None:
 def test_many_ranks(ranks, world_size: int) -> None:
     ranks(world_size).run(check_collectives)
     ranks(world_size).run(check_raise_together)
+    ranks(world_size).run(check_together)
     assert ranks(world_size).run(count_gathered_bytes) == [60] * world_size

@@ -57,6 +57,13 @@ def test_wrong_type_names_the_key() -> None:
         (["--global_batch_size", "0"], "global_batch_size: 0 must be above 0"),
         (["--memory.momentum", "0.02", "--epochs", "51"], "must stay below 1"),
         (["--loss.target_weight", "1"], "below 1"),
+        (["--optim.momentum", "2"], "optim.momentum: 2.0 must be at least 0 and below 1"),
+        (["--optim.lr", "-1"], "optim.lr: -1.0 must be above 0"),
+        (["--optim.lr", ".nan"], "optim.lr: nan must be above 0"),
+        (["--optim.weight_decay", ".inf"], "optim.weight_decay: inf"),
+        (["--optim.warmup_epochs", "-1"], "optim.warmup_epochs: -1.0 must be at least 0"),
+        (["--data.random_erasing", "7"], "random_erasing: 7.0 must be from 0 to 1"),
+        (["--seed", "-1"], "seed: -1 must be at least 0"),
         (["--model.weights", "none", "--model.frozen_stages", "3"], "would stay random"),
     ],
 )
