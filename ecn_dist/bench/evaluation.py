@@ -25,6 +25,7 @@ from ecn_dist.bench.harness import (
     median_ratio,
     medians,
     peak_bytes,
+    with_earlier,
     write_results,
 )
 from ecn_dist.command import command
@@ -167,6 +168,10 @@ def _has(row: dict[str, Any], source: Any) -> bool:
     return (source(row) if callable(source) else row.get(source)) is not None
 
 
+def _case(row: dict[str, Any]) -> tuple[int, int, bool]:
+    return row["gallery"], row["dim"], "re-ranked" in row["seconds"]
+
+
 COLUMNS = {
     "size": "size",
     "queries": "queries",
@@ -195,6 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--noise", type=float, default=2.5, help="2.5: a good network, 6: a poor one (%(default)s)")
     parser.add_argument("--no_sort", dest="sort", action="store_false", help="leave the sort-based version out")
     parser.add_argument("--rerank", action="store_true", help="measure k-reciprocal re-ranking as well")
+    parser.add_argument("--add", action="store_true", help="keep the other cases of results already in --output")
     add_options(parser, rounds=3)
     options = parser.parse_args(argv)
     device = resolve_device(options.device)
@@ -207,6 +213,10 @@ def main(argv: list[str] | None = None) -> int:
         table = markdown_table(rows, measured)
         print(table, flush=True)
     if options.output:
+        if options.add:
+            rows = with_earlier(options.output, "evaluation", described, rows, name=options.machine, case=_case)
+            measured = {head: source for head, source in COLUMNS.items() if any(_has(row, source) for row in rows)}
+            table = markdown_table(rows, measured)
         path = write_results(
             options.output, "evaluation", described, rows, name=options.machine, title="Ranking", tables=table
         )

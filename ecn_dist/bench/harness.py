@@ -209,6 +209,26 @@ def add_options(parser: argparse.ArgumentParser, *, rounds: int = 5) -> None:
     parser.add_argument("--machine", help="the machine's name in the results' file names (default: from its hardware)")
 
 
+def with_earlier(
+    folder: Path | None,
+    benchmark: str,
+    described: Row,
+    results: list[dict[str, Any]],
+    *,
+    name: str | None = None,
+    case: Callable[[Row], Any],
+) -> list[dict[str, Any]]:
+    """`results`, and the rows of other cases that `write_results` left in `folder`; in the order of `case`."""
+    path = results_path(folder, benchmark, described, name) if folder else None
+    earlier = json.loads(path.read_text())["results"] if path and path.exists() else []
+    rows = {case(row): row for row in [*earlier, *results]}
+    return [rows[key] for key in sorted(rows)]
+
+
+def results_path(folder: Path, benchmark: str, described: Row, name: str | None) -> Path:
+    return folder / f"{benchmark}-{name or machine_name(described)}.json"
+
+
 def write_results(
     folder: Path,
     benchmark: str,
@@ -224,7 +244,7 @@ def write_results(
     The one has the machine, the date and the rows, for programs; the other `title`, the machine and `tables`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{benchmark}-{name or machine_name(described)}.json"
+    path = results_path(folder, benchmark, described, name)
     document = {
         "benchmark": benchmark,
         "date": time.strftime("%Y-%m-%d"),

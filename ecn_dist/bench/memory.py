@@ -103,11 +103,8 @@ def main(argv: list[str] | None = None) -> int:
         options.json.write_text(json.dumps(results))
         return 0
     described = harness.machine(distributed.resolve_device(options.device))
-    if options.add and options.output:
-        path = options.output / f"memory-{options.machine or harness.machine_name(described)}.json"
-        earlier = json.loads(path.read_text())["results"] if path.exists() else []
-        cases = {_case(row): row for row in [*earlier, *results]}
-        results = [cases[case] for case in sorted(cases)]
+    if options.add:
+        results = harness.with_earlier(options.output, "memory", described, results, name=options.machine, case=_case)
     table = harness.markdown_table(results, COLUMNS)
     print(table)
     if options.output:

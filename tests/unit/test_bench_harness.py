@@ -65,3 +65,21 @@ def test_unknown_benchmark_fails(capsys) -> None:
     assert bench.main(["nothing"]) == 2
     assert "no such benchmark: 'nothing'" in capsys.readouterr().err
     assert bench.main(["--help"]) == 0
+
+
+def test_results_are_added_to_earlier_ones(tmp_path) -> None:
+    described = harness.machine()
+
+    def write(rows: list[dict], add: bool) -> list[dict]:
+        if add:
+            rows = harness.with_earlier(tmp_path, "b", described, rows, name="here", case=lambda row: row["N"])
+        path = harness.write_results(tmp_path, "b", described, rows, name="here", title="B", tables="")
+        return json.loads(path.read_text())["results"]
+
+    write([{"N": 5, "s": 1}, {"N": 7, "s": 1}], add=True)
+    assert write([{"N": 6, "s": 2}, {"N": 7, "s": 2}], add=True) == [
+        {"N": 5, "s": 1},
+        {"N": 6, "s": 2},
+        {"N": 7, "s": 2},
+    ]
+    assert write([{"N": 6, "s": 3}], add=False) == [{"N": 6, "s": 3}]
