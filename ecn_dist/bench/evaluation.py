@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ecn_dist.bench.dense_reranking import dense_reranking
 from ecn_dist.bench.harness import (
+    Row,
     add_options,
     alternate,
     machine,
@@ -168,7 +169,7 @@ def _has(row: dict[str, Any], source: Any) -> bool:
     return (source(row) if callable(source) else row.get(source)) is not None
 
 
-def _case(row: dict[str, Any]) -> tuple[int, int, bool]:
+def _case(row: Row) -> tuple[int, int, bool]:
     return row["gallery"], row["dim"], "re-ranked" in row["seconds"]
 
 
@@ -191,6 +192,12 @@ COLUMNS = {
 }
 
 
+def _table(rows: list[dict[str, Any]]) -> str:
+    return markdown_table(
+        rows, {head: source for head, source in COLUMNS.items() if any(_has(row, source) for row in rows)}
+    )
+
+
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the sizes asked for and print a table; with --output also write the results."""
@@ -209,16 +216,12 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.sizes:
         print(f"{name}: {SIZES[name]}, D {options.dim}", flush=True)
         rows.append(run_size(name, make_problem(SIZES[name], options.dim, options.noise, device), options, device))
-        measured = {head: source for head, source in COLUMNS.items() if any(_has(row, source) for row in rows)}
-        table = markdown_table(rows, measured)
-        print(table, flush=True)
+        print(_table(rows), flush=True)
     if options.output:
         if options.add:
             rows = with_earlier(options.output, "evaluation", described, rows, name=options.machine, case=_case)
-            measured = {head: source for head, source in COLUMNS.items() if any(_has(row, source) for row in rows)}
-            table = markdown_table(rows, measured)
         path = write_results(
-            options.output, "evaluation", described, rows, name=options.machine, title="Ranking", tables=table
+            options.output, "evaluation", described, rows, name=options.machine, title="Ranking", tables=_table(rows)
         )
         print(f"written: {path} and beside it .md")
     return 0
