@@ -13,7 +13,8 @@ DESCRIPTION = """\
 Write a trained model as ONNX, TorchScript or PT2 (torch.export): normalised pictures (n, 3, H, W) float32 in, features
 (n, C) float32 of unit length out, any n. The file is loaded again and held against the model on random input before it
 gets its name. Input size, normalisation, feature length and the model's fingerprint stand in its metadata; what it was
-trained on, how well it does and what it is not for stand in MODEL_CARD.md beside it.
+trained on, how well it does and what it is not for stand in MODEL_CARD.md beside it. A card of this model that is there
+already is kept as it is, as it may have been completed by hand; one of another model is an error.
 
 onnx needs an extra: pip install 'ecn_dist[export]'."""
 
@@ -42,12 +43,16 @@ def main(argv: list[str] | None = None) -> int:
     exporting.check_export(options.format, options.output)
     embedder = Embedder.load(options.checkpoint, "cpu", options.config)
     card = options.output.absolute().parent / model_card.NAME
-    model_card.check_card(card, embedder.fingerprint)
+    keeps_card = model_card.has_card(card, embedder.fingerprint)
+    facts = None if keeps_card else model_card.facts_of(options.checkpoint, options.config)
     metadata = exporting.describe(embedder.backbone, embedder.height, embedder.width, embedder.fingerprint)
     difference = exporting.export(embedder.backbone, options.format, options.output, metadata)
-    facts = model_card.facts_of(options.checkpoint, options.config)
-    model_card.write_card(card, embedder.backbone, embedder.config, facts)
-    print(f"wrote {options.output}: within {difference:.1e} of the model on random input; and {card.name} beside it")
+    print(f"wrote {options.output}: within {difference:.1e} of the model on random input")
+    if facts is None:
+        print(f"kept {card} as it is, as it is this model's; remove it to have it written anew")
+    else:
+        model_card.write_card(card, embedder.backbone, embedder.config, facts)
+        print(f"wrote {card}: complete it before you pass the model on")
     return 0
 
 

@@ -69,6 +69,10 @@ def facts_of(path: Path, config_file: Path | None = None) -> Facts:
     weights = folder / WEIGHTS
     if config_file is not None and config_file.absolute() != (folder / CONFIG).absolute():
         return Facts(None, "The weights were given apart from their run folder, so its results are not known.")
+    if path.is_file() and path != weights:
+        return Facts(
+            None, f"The weights come from another file than a run's {WEIGHTS}, and no evaluation of it is known."
+        )
     if not (folder / CONFIG).is_file() or not weights.is_file() or path not in (folder, weights):
         return Facts(None, "The weights are those of a checkpoint within a run, which was not evaluated by itself.")
     if not (folder / SUMMARY).is_file():
@@ -82,10 +86,16 @@ def facts_of(path: Path, config_file: Path | None = None) -> Facts:
     return Facts(summary)
 
 
-def check_card(path: Path, model: str) -> None:
-    """Raise `UserError` where `path` is another model's card, which is not to be lost."""
-    if path.is_file() and model not in path.read_text(encoding="utf-8", errors="replace"):
+def has_card(path: Path, model: str) -> bool:
+    """Whether `path` is a card of this very model (by its fingerprint), which its owner may have completed.
+
+    Raises `UserError` where it is another model's, which is not to be lost.
+    """
+    if not path.is_file():
+        return False
+    if model not in path.read_text(encoding="utf-8", errors="replace"):
         raise UserError(f"{path} is the card of another model; export to a folder of its own, or remove that card")
+    return True
 
 
 def write_card(path: Path, backbone: Backbone, config: Config, facts: Facts) -> None:

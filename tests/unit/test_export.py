@@ -13,8 +13,11 @@ import torch
 
 from ecn_dist import Embedder, export
 from ecn_dist.data.transforms import prepare_picture
-from ecn_dist.engine import exporting
+from ecn_dist.engine import exporting, model_card
+from ecn_dist.engine.checkpoint import CheckpointStore
+from ecn_dist.engine.trained import load_trained
 from ecn_dist.errors import UserError
+from tests.report_cases import EVALUATION
 from tests.trained_cases import write_pictures, write_trained_run
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
@@ -127,17 +130,67 @@ def test_metadata_that_do_not_come_back_are_an_error(
     assert not list(tmp_path.iterdir())
 
 
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+
+
 def test_another_models_card_is_not_lost(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_trained_run(tmp_path / "other", seed=1)
     folder = tmp_path / "exported"
     folder.mkdir()
     options = ["--format", "torchscript", "--output", str(folder / "a.pt")]
     assert export.main(["--checkpoint", str(run), *options]) == 0
-    assert export.main(["--checkpoint", str(run), *options]) == 0, "the same model may be exported again"
-    before = {path.name: hashlib.sha256(path.read_bytes()).digest() for path in folder.iterdir()}
+    before = contents(folder)
     assert export.main(["--checkpoint", str(other), *options]) == 2
     assert "card of another model" in capsys.readouterr().err
-    assert {path.name: hashlib.sha256(path.read_bytes()).digest() for path in folder.iterdir()} == before
+    assert contents(folder) == before
+
+
+def test_a_completed_card_is_kept(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--checkpoint", str(run), "--format", "torchscript", "--output"]
+    assert export.main([*options, str(tmp_path / "a.pt")]) == 0
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.startswith("kept ")]
+    card = tmp_path / "MODEL_CARD.md"
+    completed = card.read_text() + "\nLicence: CC BY-NC 4.0. All who are in the pictures have signed.\n"
+    card.write_text(completed)
+    (tmp_path / "a.pt").unlink()
+    for name in ("a.pt", "b.pt"):
+        assert export.main([*options, str(tmp_path / name)]) == 0
+        assert card.read_text() == completed
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("kept ")]
+        assert len(said) == 1
+        assert str(card) in said[0]
+    assert sorted(contents(tmp_path)) == ["MODEL_CARD.md", "a.pt", "b.pt"]
+
+
+def test_a_runs_card_with_results_is_kept_beside_an_export_of_its_checkpoint(tmp_path: Path) -> None:
+    """The last checkpoint is the same model as the exported weights, and nothing is known of it by itself."""
+    run = write_trained_run(tmp_path / "run", summary={"evaluation": EVALUATION})
+    backbone, config = load_trained(run, torch.device("cpu"))
+    state = {f"network.backbone.{key}": tensor for key, tensor in backbone.state_dict().items()}
+    CheckpointStore(run / "checkpoints").save(7, state, {})
+    model_card.write_card(run / "MODEL_CARD.md", backbone, config, model_card.facts_of(run))
+    before = (run / "MODEL_CARD.md").read_text()
+    assert "| mAP, trapezoid | 43.1 |" in before
+    options = ["--checkpoint", str(run / "checkpoints" / "step-00000007"), "--format", "torchscript", "--output"]
+    assert export.main([*options, str(run / "m.pt")]) == 0
+    assert (run / "m.pt").is_file()
+    assert (run / "MODEL_CARD.md").read_text() == before
+    (tmp_path / "apart").mkdir()
+    assert export.main([*options, str(tmp_path / "apart" / "m.pt")]) == 0
+    assert "43.1" not in (tmp_path / "apart" / "MODEL_CARD.md").read_text()
+
+
+def test_what_a_card_cannot_be_written_from_is_known_before_the_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_trained_run(tmp_path / "run")
+    (run / "summary.json").write_text("{")
+    (tmp_path / "out").mkdir()
+    options = ["--checkpoint", str(run), "--format", "torchscript", "--output", str(tmp_path / "out" / "m.pt")]
+    assert export.main(options) == 2
+    assert "summary.json" in capsys.readouterr().err
+    assert not contents(tmp_path / "out")
 
 
 def test_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

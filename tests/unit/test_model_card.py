@@ -76,8 +76,12 @@ def test_the_card_names_no_place_and_no_host(run: Path, trained: tuple[Backbone,
 
 
 def test_what_is_unknown_is_said(run: Path, trained: tuple[Backbone, Config], tmp_path: Path) -> None:
+    for name in ("older.safetensors", "published.pth"):
+        (run / name).touch()
     for facts, says in (
         (facts_of(run / "checkpoints" / "step-5"), "checkpoint within a run"),
+        (facts_of(run / "older.safetensors"), "another file than"),
+        (facts_of(run / "published.pth", run / "config.yaml"), "another file than"),
         (facts_of(tmp_path / "weights.safetensors", run / "config.yaml"), "apart from their run folder"),
         (facts_of(write_trained_run(tmp_path / "unfinished")), "no summary.json"),
         (Facts({"steps": 3}), "no query and gallery"),
