@@ -12,14 +12,15 @@ raised when the next batch is asked for.
 
 A picture that cannot be decoded is such an error too, unless `max_bad_samples` is given: it is then replaced by the
 sample stored after it (by the next one, if need be; the first follows the last), which does not depend on the ranks,
-and counted in `skipped`; the log tells how many at the end of each pass. More than `max_bad_samples` of them in one
-pass on one rank are an error again.
+and counted: by step in `Batch.skipped`, in all in `TrainStream.replaced`. These count one rank's pictures; their sum
+over the ranks is the global batch's. The log of each rank tells how many at the end of a pass, or where the stream is
+left within one. More than `max_bad_samples` of them in one pass on one rank are an error again.
 
 b pictures of this rank, B of the global batch, H x W network input.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,7 +54,7 @@ class Batch:
     camids: Tensor  # (b,) int64, the camera that took the picture, whatever style it appears in
     indices: Tensor  # (b,) int64, exemplar index
     error: str | None = None  # why this batch must not be used; its tensors then hold zeros
-    skipped: int = 0  # pictures replaced because they could not be decoded
+    skipped: int = 0  # how many of these b pictures stand in for one that could not be decoded; of this rank alone
 
 
 class _Stream:
@@ -110,8 +111,12 @@ class TrainStream(_Stream):
         rank, world_size: which part of each global batch.
         workers: loader processes of this stream; 0 reads in this process.
         device: where batches are delivered, and normalised.
-        max_bad_samples: how many pictures that cannot be decoded may be replaced in a pass, on this rank.
+        max_bad_samples: how many pictures that cannot be decoded may be replaced in a pass, on this rank. Counted from
+            first_step on in the first pass.
         cache: where shards behind a URL are kept; unless given, `ShardCache.of_host()`.
+
+    Attributes:
+        replaced: pictures of this rank that were replaced in the batches delivered so far, over all passes.
 
     Raises:
         UserError: sizes that do not divide or do not suffice, a source with unknown identities, styles asked for and
@@ -169,6 +174,7 @@ class TrainStream(_Stream):
         super().__init__(batches, global_batch_size // world_size, workers, device)
         self.first_step, self.last_step = first_step, last_step
         self.max_bad_samples = max_bad_samples
+        self.replaced = 0
 
     @property
     def steps_per_pass(self) -> int:
@@ -178,20 +184,32 @@ class TrainStream(_Stream):
     def __len__(self) -> int:
         return self.last_step - self.first_step
 
-    def __iter__(self) -> Iterator[Batch]:
-        skipped = 0
-        for step, batch in enumerate(self._load(range(self.first_step, self.last_step)), self.first_step):
-            skipped = batch.skipped + (skipped if step % self.steps_per_pass else 0)
-            if skipped > self.max_bad_samples:
-                batch.error = (
-                    f"{skipped} pictures in this pass cannot be decoded, more than data.max_bad_samples "
-                    f"({self.max_bad_samples}): `python -m ecn_dist.validate` lists them"
-                )
-            if skipped and not batch.error and (step + 1) % self.steps_per_pass == 0:
-                log.warning("%d pictures of this pass could not be decoded and were replaced", skipped)
-            yield batch
-            if batch.error:
-                raise UserError(batch.error)
+    def __iter__(self) -> Generator[Batch]:
+        """Yields the batches, from first_step on. A batch with an error is the last, and its text is then raised."""
+        self.replaced = of_pass = 0
+        try:
+            for step, batch in enumerate(self._load(range(self.first_step, self.last_step)), self.first_step):
+                of_pass += batch.skipped
+                self.replaced += batch.skipped
+                if of_pass > self.max_bad_samples:
+                    batch.error = (
+                        f"{of_pass} pictures in this pass cannot be decoded, more than data.max_bad_samples "
+                        f"({self.max_bad_samples}): `python -m ecn_dist.validate` lists them"
+                    )
+                if (step + 1) % self.steps_per_pass == 0 and not batch.error:
+                    self._tell(of_pass)
+                    of_pass = 0
+                yield batch
+                if batch.error:
+                    raise UserError(batch.error)
+        finally:
+            self._tell(of_pass)  # a stream may end, or be closed, within a pass
+
+    def _tell(self, replaced: int) -> None:
+        if replaced:
+            log.warning(
+                "%s: %d pictures of this pass could not be decoded and were replaced", self.plan.domain, replaced
+            )
 
 
 class EvaluationStream(_Stream):

@@ -46,12 +46,14 @@ def check_training_error(split: SplitIndex) -> int:
 def check_replacement(split: SplitIndex) -> None:
     options = {"max_bad_samples": 3}
     alone = list(train_stream(split, **options))
-    own = list(train_stream(split, rank=distributed.rank(), world_size=distributed.world_size(), **options))
+    stream = train_stream(split, rank=distributed.rank(), world_size=distributed.world_size(), **options)
+    own = list(stream)
     images, _ = gather(own)
     for step, batch in enumerate(alone):
         assert torch.equal(images[step], batch.images)
         assert distributed.all_reduce(torch.tensor(own[step].skipped)) == batch.skipped
-    assert sum(batch.skipped for batch in alone) > 0
+    in_all = sum(batch.skipped for batch in alone)
+    assert distributed.all_reduce(torch.tensor(stream.replaced)) == in_all > 0
 
 
 def check_evaluation(split: SplitIndex) -> None:

@@ -91,10 +91,57 @@ def test_replaced_pictures_are_counted_and_limited_by_pass(split: SplitIndex, ca
     batches = list(train_stream(split, max_bad_samples=3, last_step=8))
     assert [batch.skipped for batch in batches[:4]] == [1, 1, 1, 0]
     assert sum(batch.skipped for batch in batches[4:]) <= 3  # fewer where one is left out
-    assert caplog.messages[0] == "3 pictures of this pass could not be decoded and were replaced"
+    assert caplog.messages[0] == "target: 3 pictures of this pass could not be decoded and were replaced"
     batches, error = until_error(train_stream(split, max_bad_samples=2, last_step=8))
     assert [batch.error is None for batch in batches] == [True, True, False]
     assert "3 pictures in this pass cannot be decoded, more than data.max_bad_samples (2)" in error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_rank_tells_its_replaced_pictures_by_step_and_in_all(
+    split: SplitIndex, world_size: int, workers: int
+) -> None:
+    damaged = {plan_of(split, step)[place] for step, place in ((0, 0), (0, 11), (2, 5))}
+    for row in damaged:
+        damage(split, row)
+    in_step = [0] * 9
+    for rank in range(world_size):
+        options: dict[str, Any] = {"rank": rank, "world_size": world_size}
+        expected = [len(damaged.intersection(plan_of(split, step, **options))) for step in range(9)]
+        stream = train_stream(split, max_bad_samples=3, workers=workers, **options)
+        assert stream.replaced == 0
+        for step, batch in enumerate(stream):
+            assert type(batch.skipped) is int
+            assert batch.skipped == expected[step]
+            assert stream.replaced == sum(expected[: step + 1])  # over all passes
+            in_step[step] += batch.skipped
+        assert stream.replaced == sum(expected)
+    assert in_step[:4] == [2, 0, 1, 0]
+
+
+@pytest.mark.parametrize("left", ["at its end", "closed", "dropped", "by an error"])
+def test_what_was_replaced_in_a_pass_that_does_not_end_is_told(
+    split: SplitIndex, caplog: pytest.LogCaptureFixture, left: str
+) -> None:
+    damage(split, plan_of(split, 0)[3])
+    stream = train_stream(split, max_bad_samples=3, last_step=3)
+    batches = iter(stream)
+    next(batches)
+    assert caplog.messages == []
+    if left == "at its end":
+        list(batches)
+    elif left == "closed":
+        batches.close()
+    elif left == "dropped":
+        del batches
+    else:
+        for shard in range(3):
+            os.truncate(split.shard_path(shard), 0)
+        with pytest.raises(UserError, match="ends within"):
+            list(batches)
+    assert caplog.messages == ["target: 1 pictures of this pass could not be decoded and were replaced"]
+    assert stream.replaced == 1
 
 
 def test_where_nothing_near_can_be_decoded_there_is_no_replacement(split: SplitIndex) -> None:
