@@ -23,6 +23,8 @@ OLDEST_TORCH = (2, 11)
 NCCL_SHM_BYTES = 64 * MIB  # of a rank, for its channels to the host's other ranks
 LEAST_FREE_BYTES = GIB
 CONNECT_SECONDS = 10.0
+GLOO_DEVICES, NCCL_DEVICES = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+LOOPBACK = "lo"
 
 
 def launched(name: str, default: int) -> int:
@@ -126,13 +128,12 @@ def check_shm(config: Config) -> Iterable[Finding]:
 def check_host() -> Iterable[Finding]:
     """This host's own name: gloo listens where it leads to, and tells the other ranks that address."""
     name, hosts = socket.gethostname(), several_hosts()
-    interface = os.environ.get("GLOO_SOCKET_IFNAME") or os.environ.get("NCCL_SOCKET_IFNAME")
-    if interface and not any(device in interface for _, device in socket.if_nameindex()):
-        there = ", ".join(device for _, device in socket.if_nameindex())
-        yield Finding(
-            "host", f"{name} has no network device {interface}", f"set GLOO_SOCKET_IFNAME to one it has: {there}"
-        )
+    wrong = list(_wrong_devices(name, [device for _, device in socket.if_nameindex()], hosts))
+    if wrong:
+        yield from wrong
         return
+    # NCCL's variable does not help here: on GPUs too, gloo connects the ranks for their CPU tensors.
+    interface = os.environ.get(GLOO_DEVICES)
     remedy = (
         f"give {name} its own address in /etc/hosts or DNS, or set GLOO_SOCKET_IFNAME to the network device between "
         "the hosts (ip address lists them); else ranks on other hosts cannot reach this one"
@@ -145,6 +146,46 @@ def check_host() -> Iterable[Finding]:
     loopback = address.startswith("127.")
     text = f"{name} is {address}" + (f", device {interface}" if interface else "")
     yield Finding("host", text, remedy if hosts and loopback and not interface else "")
+
+
+def nccl_devices(value: str, there: list[str]) -> list[str]:
+    """The network devices of `there` that NCCL takes for NCCL_SOCKET_IFNAME=`value`.
+
+    A comma list of prefixes, or with = before it of whole names; ^ before all turns it round. A :port is ignored
+    (matchIfList in NCCL's src/misc/utils.cc; an empty list fits all).
+    """
+    names = value.removeprefix("^")
+    exact, names = names.startswith("="), names.removeprefix("=")
+    wanted = [name for name in (part.partition(":")[0] for part in names.split(",")) if name]
+
+    def fits(device: str) -> bool:
+        return not wanted or any(device == name if exact else device.startswith(name) for name in wanted)
+
+    return [device for device in there if fits(device) != value.startswith("^")]
+
+
+def _wrong_devices(host: str, there: list[str], hosts: bool) -> Iterable[Finding]:
+    """The variables that name network devices, where no rank of another host could be reached by what they name."""
+    usable = ", ".join(device for device in there if device != LOOPBACK or not hosts)
+    gloo, nccl = os.environ.get(GLOO_DEVICES), os.environ.get(NCCL_DEVICES)
+    if gloo:  # whole names, and every one of them is opened
+        remedy = f"set {GLOO_DEVICES} to the whole name of a device, or several with commas; it has: {usable}"
+        absent = [device for device in gloo.split(",") if device not in there]
+        if absent:
+            yield Finding("host", f"{host} has no network device {', '.join(absent)} ({GLOO_DEVICES}={gloo})", remedy)
+        elif hosts and LOOPBACK in gloo.split(","):
+            yield Finding("host", f"{GLOO_DEVICES}={gloo} does not lead from {host} to the other hosts", remedy)
+    if nccl:
+        remedy = (
+            f"set {NCCL_DEVICES} to the beginning of a device's name (=NAME for the whole name, ^NAME for all but "
+            f"these, or several with commas); {host} has: {usable}"
+        )
+        chosen = nccl_devices(nccl, there)
+        if not chosen:
+            yield Finding("host", f"{host} has no network device that fits {NCCL_DEVICES}={nccl}", remedy)
+        elif hosts and LOOPBACK in chosen:
+            fits = f"{NCCL_DEVICES}={nccl} fits {LOOPBACK} on {host}, which does not lead to the other hosts"
+            yield Finding("host", fits, remedy)
 
 
 def check_rendezvous() -> Iterable[Finding]:

@@ -27,7 +27,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME"):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -114,11 +116,82 @@ def test_rendezvous_name_that_is_every_hosts_own(monkeypatch: pytest.MonkeyPatch
     assert "every host's own address" in only(host_checks.check_rendezvous()).text
 
 
+def network_of(monkeypatch: pytest.MonkeyPatch, *devices: str, address: str = "10.0.0.5", hosts: int = 1) -> None:
+    """This host has these network devices, its name leads to `address`, and it is one of `hosts`."""
+    monkeypatch.setattr(socket, "if_nameindex", lambda: list(enumerate(devices, 1)))
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: address)
+    monkeypatch.setenv("WORLD_SIZE", str(hosts))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+
+
 def test_network_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no-such-device")
     finding = only(host_checks.check_host())
     assert "no-such-device" in finding.text
     assert "lo" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "right"),
+    [
+        ("GLOO_SOCKET_IFNAME", "eth0", True),
+        ("GLOO_SOCKET_IFNAME", "eth0,ib0", True),
+        ("GLOO_SOCKET_IFNAME", "eth", False),  # whole names
+        ("GLOO_SOCKET_IFNAME", "eth0,ib1", False),  # gloo opens every one
+        ("GLOO_SOCKET_IFNAME", "slow0", False),  # "lo" is a part of it
+        ("GLOO_SOCKET_IFNAME", "lo", False),  # there, and leads to no other host
+        ("NCCL_SOCKET_IFNAME", "e", True),
+        ("NCCL_SOCKET_IFNAME", "eth", True),
+        ("NCCL_SOCKET_IFNAME", "wlan,ib", True),  # one that fits is enough
+        ("NCCL_SOCKET_IFNAME", "=eth0", True),
+        ("NCCL_SOCKET_IFNAME", "=eth0:17,ib0", True),
+        ("NCCL_SOCKET_IFNAME", "^lo,docker", True),
+        ("NCCL_SOCKET_IFNAME", "^=lo", True),
+        ("NCCL_SOCKET_IFNAME", "eth01", False),
+        ("NCCL_SOCKET_IFNAME", "slow0", False),
+        ("NCCL_SOCKET_IFNAME", "=eth", False),
+        ("NCCL_SOCKET_IFNAME", "^lo,eth,ib", False),  # nothing is left
+        ("NCCL_SOCKET_IFNAME", "^docker", False),  # lo is left, and comes first
+    ],
+)
+def test_variables_that_name_network_devices(
+    variable: str, value: str, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network_of(monkeypatch, "lo", "eth0", "ib0", hosts=2)
+    monkeypatch.setenv(variable, value)
+    finding = only(host_checks.check_host())
+    assert finding.ok == right, finding
+    if not right:
+        other = {"GLOO_SOCKET_IFNAME": "NCCL_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME": "GLOO_SOCKET_IFNAME"}[variable]
+        assert f"{variable}={value}" in finding.text
+        assert f"set {variable} to" in finding.remedy
+        assert "has: eth0, ib0" in finding.remedy
+        assert other not in finding.text + finding.remedy
+
+
+def test_both_variables_that_name_network_devices_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    network_of(monkeypatch, "lo", "eth0")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth9")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib")
+    gloo, nccl = host_checks.check_host()
+    assert "GLOO_SOCKET_IFNAME=eth9" in gloo.text
+    assert "NCCL_SOCKET_IFNAME=ib" in nccl.text
+
+
+def test_loopback_is_well_on_one_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    network_of(monkeypatch, "lo", address="127.0.0.1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "lo")
+    assert only(host_checks.check_host()).ok
+
+
+def test_own_name_that_leads_to_loopback_is_mended_by_the_device_of_gloo_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    network_of(monkeypatch, "lo", "eth0", address="127.0.1.1", hosts=2)
+    assert "/etc/hosts" in only(host_checks.check_host()).remedy
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth0")
+    assert "/etc/hosts" in only(host_checks.check_host()).remedy
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    assert only(host_checks.check_host()).ok
 
 
 def test_output_folder_that_cannot_be_written() -> None:
