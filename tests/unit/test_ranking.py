@@ -176,3 +176,18 @@ def test_accelerator_gives_the_same() -> None:
 def assert_close(result: RankingResult, expected: RankingResult) -> None:
     for name in ("mAP", "mAP_stepwise", "mINP", "cmc", "true_positive_rates"):
         assert getattr(result, name) == pytest.approx(getattr(expected, name), abs=1e-12), name
+
+
+@pytest.mark.parametrize("dim", [512, 2048])
+def test_features_on_one_line_are_ranked_exactly(dim: int) -> None:
+    # All entries of a feature are equal, so that the roundings of a dot product repeat instead of cancelling.
+    generator = torch.Generator().manual_seed(dim)
+
+    def draw(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        places = torch.randn(size, 1, generator=generator).sign() * (
+            0.1 + 0.01 * torch.rand(size, 1, generator=generator)
+        )
+        return places.expand(-1, dim).contiguous(), torch.randint(0, 40, (size,), generator=generator)
+
+    case = Case(*draw(40), None, *draw(6000), None)
+    assert_equals_oracle(evaluate_ranking(*case.args, false_positive_rates=()), case)
