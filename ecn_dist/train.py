@@ -94,7 +94,8 @@ def train(
 ) -> bool:
     """Train to the end, evaluate, and write exported weights, summary.json, figures and report. Collective.
 
-    False where training stopped, saved, on a request to `stop`.
+    The report is made from summary.json, which says only at the very end that the run is finished. False where training
+    stopped, saved, on a request to `stop`.
     """
     output_dir = Path(config.output_dir)
     size = InputSize(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
@@ -137,10 +138,12 @@ def train(
         network, card = trainer.strategy.network, output_dir / model_card.NAME
         export_weights(network, output_dir / run_folder.WEIGHTS)
         model_card.write_card(card, network.backbone, config, model_card.Facts(summary))
-        run_folder.write_summary(output_dir, summary)
+        run_folder.write_summary(output_dir, summary, finished=False)
     if evaluation is not None and config.logging.figures:
         with tracking.pictures_for_tensorboard(output_dir, config.logging.tensorboard) as writer:
             write_figures(output_dir, evaluation, source, target, writer=writer, step=trainer.step)
+    if distributed.is_main():
+        run_folder.write_summary(output_dir, summary, finished=True)
     distributed.barrier()
     return True
 

@@ -4,7 +4,6 @@ Mitchell et al., "Model Cards for Model Reporting" (2019). A card is passed on w
 layout, counts and fingerprint, never by where they lay, and says plainly what is not known.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,7 +12,7 @@ from typing import Any
 from ecn_dist.config import Config, flatten
 from ecn_dist.data import ShardIndex
 from ecn_dist.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from ecn_dist.engine.run_folder import CARD, CONFIG, SUMMARY, WEIGHTS, fingerprint
+from ecn_dist.engine.run_folder import CARD, CONFIG, SUMMARY, WEIGHTS, fingerprint, read_summary
 from ecn_dist.errors import UserError
 from ecn_dist.evaluation import report_words as words
 from ecn_dist.models import Backbone
@@ -75,15 +74,8 @@ def facts_of(path: Path, config_file: Path | None = None) -> Facts:
         )
     if not (folder / CONFIG).is_file() or not weights.is_file() or path not in (folder, weights):
         return Facts(None, "The weights are those of a checkpoint within a run, which was not evaluated by itself.")
-    if not (folder / SUMMARY).is_file():
-        return Facts(None, "The run folder has no summary.json.")
-    try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder / SUMMARY}: cannot be read ({error}); evaluate the run again") from error
-    if not isinstance(summary, dict):
-        raise UserError(f"{folder / SUMMARY}: holds no object; evaluate the run again")
-    return Facts(summary)
+    summary = read_summary(folder)
+    return Facts(summary, "" if summary is not None else f"The run folder has no {SUMMARY}.")
 
 
 def has_card(path: Path, model: str) -> bool:

@@ -23,6 +23,7 @@ WEIGHTS = "weights.safetensors"
 CARD = "MODEL_CARD.md"
 REPORT = "report.html"
 FIGURES = "figures"
+FINISHED = "finished"  # in the summary; one without it was written as the last thing of a run
 
 # Options that change how a run goes, not what comes out of it. The data are known by their index, not by their place.
 _NO_RESULT = ("output_dir", "device", "timeout_seconds", "resume", "resume_changed", "data.workers", "source", "target")
@@ -90,7 +91,8 @@ def _is_to_train(folder: Path, config: Config) -> bool:
             "Name a new folder, give the stored options to continue that run, or continue it with the new ones by "
             "--resume_changed allow"
         )
-    if changed or not (folder / SUMMARY).is_file():
+    summary = read_summary(folder)
+    if changed or summary is None or not summary.get(FINISHED, True):
         return True
     if config.resume == "auto":
         return False
@@ -189,8 +191,27 @@ def _check_same_training(checkpoint: Path, config: Config, data: dict[str, str])
     log.warning("continuing from %s with changes: %s", checkpoint, "; ".join(changed))
 
 
-def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Write summary.json, atomically, with the machine's description. Rank 0 only."""
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """What `write_summary` wrote, or None where there is none. Raises `UserError` where it cannot be read."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); remove it and start the training again, which repeats its end alone"
+        ) from error
+    if not isinstance(summary, dict):
+        raise UserError(f"{path}: holds no object; remove it and start the training again, which repeats its end alone")
+    return summary
+
+
+def write_summary(folder: Path, summary: dict[str, Any], *, finished: bool) -> None:
+    """Write summary.json, atomically, with the machine's description. Rank 0 only.
+
+    The report is made from it, so it is there before the report is: `finished` says that nothing more is to come.
+    """
     machine = {
         "host": platform.node(),
         "cpu_count": os.cpu_count(),
@@ -200,7 +221,7 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
         "torch": torch.__version__,
         "accelerator": str(torch.accelerator.current_accelerator() or "none"),
     }
-    _write_atomically(folder / SUMMARY, json.dumps(summary | {"machine": machine}, indent=1))
+    _write_atomically(folder / SUMMARY, json.dumps({FINISHED: finished} | summary | {"machine": machine}, indent=1))
 
 
 def _write_atomically(path: Path, text: str) -> None:

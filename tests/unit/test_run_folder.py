@@ -102,6 +102,23 @@ def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     assert summary.exists()
 
 
+def test_a_run_is_finished_when_its_summary_says_so(tmp_path: Path) -> None:
+    """The report is drawn from summary.json, and so it comes later; a run killed between them makes it up."""
+    run = tmp_path / "run"
+    run_folder.claim(config(tmp_path))
+    run_folder.write_summary(run, {"steps": 7}, finished=False)
+    assert run_folder.claim(config(tmp_path))
+    run_folder.write_summary(run, {"steps": 7}, finished=True)
+    assert not run_folder.claim(config(tmp_path))
+    summary = run_folder.read_summary(run)
+    assert summary is not None
+    assert summary["steps"] == 7
+    assert summary["machine"]["torch"] == torch.__version__
+    (run / run_folder.SUMMARY).write_text('{"steps": 7')
+    with pytest.raises(UserError, match=r"summary\.json.*remove it"):
+        run_folder.claim(config(tmp_path))
+
+
 RESULTS = ("summary.json", "MODEL_CARD.md", "report.html", "figures/cmc.png", "figures/findings.json")
 
 
