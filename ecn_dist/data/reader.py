@@ -6,7 +6,7 @@ A read takes exactly the member's bytes: no tar header, and no style copy that w
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from ecn_dist.data import jpeg
-from ecn_dist.data.cache import ShardCache
+from ecn_dist.data.cache import FOLDER_VARIABLE, ShardCache
 from ecn_dist.data.index import SplitIndex, is_url
 from ecn_dist.errors import UserError
 
@@ -68,14 +68,15 @@ class ShardReader:
             slot: c for the copy in camera c's style, `split.num_cameras` for the real picture.
 
         Raises:
-            UserError: there is no such member, or its shard is gone, cannot be fetched, or is shorter than when it was
-                packed.
+            UserError: there is no such member, or its shard is gone, cannot be fetched or read, or is shorter than when
+                it was packed.
         """
         return self.read_batch(split, [row], [slot])[0]
 
     def read_batch(self, split: SplitIndex, rows: ArrayLike, slots: ArrayLike) -> list[bytes]:
         """`read` of several members, in the given order; shard by shard, so that only one at a time is held."""
-        members = np.asarray(split.members)[np.asarray(rows)]
+        rows = np.asarray(rows)
+        members = np.asarray(split.members)[rows]
         every, slots = np.arange(len(members)), np.asarray(slots)
         offsets, lengths = members["offset"][every, slots], members["length"][every, slots]
         missing = np.flatnonzero(lengths == 0)
@@ -94,12 +95,13 @@ class ShardReader:
             with self._shard(split, shard) as descriptor:
                 for place in places:
                     length, offset = parts[place]
-                    data[place] = os.pread(descriptor, length, offset)
+                    data[place] = self._read(split, rows[place], descriptor, length, offset)
                     self.bytes_read += len(data[place])
                     if len(data[place]) != length:
                         raise UserError(
-                            f"{split.shard_path(shard)} ends within the picture at byte {offset}: it was cut short or "
-                            "changed after it was packed. Copy it again, or pack the data set again"
+                            f"{split.shard_path(shard)} ends within the picture at byte {offset}, "
+                            f"{_sample(split, rows[place])}: it was cut short or changed after it was packed. Copy it "
+                            "again, or pack the data set again"
                         )
         return data
 
@@ -117,12 +119,11 @@ class ShardReader:
         member = split.members[row]
         shard = int(member["shard"])
         with self._shard(split, shard) as descriptor:
-            header = os.pread(descriptor, TAR_NAME, max(0, int(member["offset"][slot]) - TAR_BLOCK))
+            header = self._read(split, row, descriptor, TAR_NAME, max(0, int(member["offset"][slot]) - TAR_BLOCK))
         name = header.split(b"\0", 1)[0].decode("ascii", "replace")
         return PictureError(
-            f"{split.shard_path(shard)}: {name} (sample {int(member['index'])} of split {split.name!r}) cannot be "
-            f"decoded: {error}. Repair the picture and pack again, or let up to N bad pictures be replaced: "
-            "--data.max_bad_samples N"
+            f"{split.shard_path(shard)}: {name} ({_sample(split, row)}) cannot be decoded: {error}. Repair the picture "
+            "and pack again, or let up to N bad pictures be replaced: --data.max_bad_samples N"
         )
 
     def close(self) -> None:
@@ -130,11 +131,26 @@ class ShardReader:
         while self._open:
             os.close(self._open.popitem()[1])
 
+    def _read(self, split: SplitIndex, row: int, descriptor: int, length: int, offset: int) -> bytes:
+        try:
+            return os.pread(descriptor, length, offset)
+        except OSError as error:
+            where, remedy = "", "Check the file system it is on. Copy the shard folder again, or to another disk"
+            if self.cache and is_url(split.folder):
+                where = f" in the shard cache {self.cache.folder}"
+                remedy = f"Check the disk it is on, or name another folder with {FOLDER_VARIABLE}"
+            raise UserError(
+                f"{split.shard_path(int(split.members['shard'][row]))}{where} cannot be read at byte {offset}, "
+                f"{_sample(split, row)} ({error.strerror}). {remedy}"
+            ) from error
+
     def _announce(self, split: SplitIndex, parts: Iterable[tuple[int, int, int]]) -> None:
         """Have the system read (shard, length, offset) from a cold disk together, and not each when its turn comes."""
         if hasattr(os, "posix_fadvise"):
             for shard, length, offset in parts:
-                os.posix_fadvise(self._local(split.shard_path(shard)), offset, length, os.POSIX_FADV_WILLNEED)
+                descriptor = self._local(split.shard_path(shard))
+                with suppress(OSError):  # only a hint: what is wrong shows in the read that follows
+                    os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
     @contextmanager
     def _shard(self, split: SplitIndex, shard: int) -> Iterator[int]:
@@ -170,14 +186,18 @@ class ShardReader:
         self.close()
 
 
+def _sample(split: SplitIndex, row: int) -> str:
+    return f"sample {int(split.members['index'][row])} of split {split.name!r}"
+
+
 def check_shards(*splits: SplitIndex) -> None:
-    """Compare the size of every local shard with the index, before the first step.
+    """Open every local shard and compare its size with the index, before the first step.
 
     A shard behind a URL is checked when it is fetched. No collective: call it through `distributed.together`, so that
     a shard that one host alone lacks is an error on all ranks.
 
     Raises:
-        UserError: shards are missing or of another size; the first few are named.
+        UserError: shards are missing, may not be read, or are of another size; the first few are named.
     """
     wrong = []
     for split in splits:
@@ -186,7 +206,11 @@ def check_shards(*splits: SplitIndex) -> None:
         for number, shard in enumerate(split.shards):
             path = split.shard_path(number)
             try:
-                size = os.stat(path).st_size
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # one that may not be read has a size, too
+                try:
+                    size = os.fstat(descriptor).st_size
+                finally:
+                    os.close(descriptor)
             except OSError as error:
                 wrong.append(f"{path}: {error.strerror}")
                 continue

@@ -1,5 +1,6 @@
 """Reading members by offset, decoding them, and what is said when that fails."""
 
+import errno
 import io
 import os
 import pickle
@@ -14,6 +15,7 @@ from ecn_dist.data import reader as reader_module
 from ecn_dist.data.index import SplitIndex
 from ecn_dist.data.jpeg import UnreadablePicture
 from ecn_dist.data.reader import PictureError, ShardReader, check_shards, decode
+from ecn_dist.data.stream import EvaluationStream
 from ecn_dist.errors import UserError
 from tests.tiny_shards import write_split
 
@@ -109,6 +111,44 @@ def test_a_shard_cut_short_and_a_shard_gone_are_named(split: SplitIndex) -> None
         ShardReader().read(split, 4, 3)
 
 
+def fail_to_read(split: SplitIndex, shard: int) -> None:
+    """Put a file in a shard's place that can be opened, and gives an input/output error where a member would be."""
+    path = Path(split.shard_path(shard))
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # whose first pages no process has
+
+
+def test_a_shard_that_the_file_system_cannot_read_is_named(split: SplitIndex) -> None:
+    fail_to_read(split, 1)
+    index = split.indices[5]
+    with pytest.raises(
+        UserError,
+        match=rf"train-000001.tar cannot be read at byte \d+, sample {index} of split 'train' \(Input/output error\)"
+        r".*Copy the shard folder again",
+    ):
+        ShardReader().read(split, 5, 3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failing_file_system_is_an_error_in_the_batch(split: SplitIndex, workers: int) -> None:
+    for shard in range(3):
+        fail_to_read(split, shard)
+    batches = iter(EvaluationStream(split, height=32, width=16, batch_size=4, workers=workers))
+    with pytest.raises(UserError, match=r"train-000000.tar cannot be read at byte \d+, sample \d+ of split 'train'"):
+        next(batches)
+
+
+def test_a_picture_is_named_by_its_index_where_its_header_cannot_be_read(
+    split: SplitIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(*_: object) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "pread", stale)
+    with pytest.raises(UserError, match=rf"sample {split.indices[6]} of split 'train' \(Stale file handle\)"):
+        ShardReader().picture_error(split, 6, 3, UnreadablePicture("no JPEG"))
+
+
 def test_a_style_copy_that_was_not_packed_is_named(split: SplitIndex) -> None:
     own = int(split.members["camid"][0])
     with pytest.raises(UserError, match=rf"sample {split.indices[0]} .* no copy in the style of camera {own}"):
@@ -146,3 +186,18 @@ def test_the_check_before_the_first_step_names_every_shard_that_changed(split: S
     assert f"train-000000.tar: 2048 bytes, where the index says {split.shards[0].bytes}" in text
     assert "train-000001.tar" not in text
     assert "train-000002.tar: No such file" in text
+
+
+def test_the_check_before_the_first_step_finds_shards_that_cannot_be_opened(
+    split: SplitIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def refuse(path: str, *options: int) -> int:
+        if path == split.shard_path(1):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)  # root would be let in
+        return opened(path, *options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UserError, match=r"1 shards are missing(?s:.*)train-000001.tar: Permission denied"):
+        check_shards(split)
