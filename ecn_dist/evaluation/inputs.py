@@ -17,7 +17,7 @@ def check_features(query: Tensor, gallery: Tensor, gallery_sharded: bool) -> tup
     """Features (Q, D) and (G, D) as tensors, of the gallery this rank's part, and the place of its first picture.
 
     A rank's part is what it gives with `gallery_sharded`, else its share of what all give alike. Collectives: gathers
-    of errors, shapes and sizes; a `UserError` on every rank if anything does not fit.
+    of errors, shapes and sizes; a `UserError` on every rank if anything does not fit or the gallery is empty.
     """
     query, gallery = torch.as_tensor(query).detach(), torch.as_tensor(gallery).detach()
     error = _feature_error("query", query) or _feature_error("gallery", gallery)
@@ -28,6 +28,8 @@ def check_features(query: Tensor, gallery: Tensor, gallery_sharded: bool) -> tup
     distributed.raise_together(error)
     _check_same_queries((f"{len(query)} queries", f"length {query.shape[1]}"))
     part = slice(0, len(gallery)) if gallery_sharded else own_share(len(gallery))
+    if not distributed.any_rank(len(gallery) > 0):
+        raise UserError("the gallery has no pictures", on_all_ranks=True)
     return query, gallery[part], first_of_part(part.stop - part.start)
 
 

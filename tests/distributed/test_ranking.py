@@ -10,6 +10,8 @@ from ecn_dist.errors import UserError
 from ecn_dist.evaluation import KReciprocal, RankingResult, evaluate_ranking, expand_queries, nearest_pictures
 from tests.unit.ranking_cases import Case, assert_same, clustered_case, random_case
 
+DIRECT = "donot_use_mm_for_euclid_dist"
+
 
 def cases() -> list[Case]:
     clustered = clustered_case(0, num_queries=60, num_gallery=500, dim=32)
@@ -47,12 +49,16 @@ def check_neighbors(expected: list[tuple]) -> None:
             nearest, expanded, reranked = neighborly_results(case, own, sharded)
             for found, wanted in zip(nearest, one_rank[0], strict=True):
                 assert torch.equal(found, wanted)
+            distances = torch.cdist(case.query_features.double(), case.gallery_features.double(), compute_mode=DIRECT)
+            assert torch.equal(nearest[1], distances.argsort(dim=1, stable=True)[:, : nearest[1].shape[1]])
             torch.testing.assert_close(expanded, one_rank[1], rtol=1e-6, atol=1e-7)
             assert_same(reranked, one_rank[2], tolerance=1e-12)
 
 
 def neighbor_cases() -> list[Case]:
-    return [clustered_case(2, num_queries=15, num_gallery=90, dim=16), random_case(3), random_case(5)]
+    alike = clustered_case(3, num_queries=6, num_gallery=240, dim=16)
+    alike.gallery_features[:] = alike.gallery_features[:4].repeat(60, 1)  # more equals than a search has spare places
+    return [clustered_case(2, num_queries=15, num_gallery=90, dim=16), random_case(3), random_case(5), alike]
 
 
 def check_features_stay(num_gallery: int) -> int:
@@ -83,8 +89,9 @@ def test_equals_one_rank_to_the_bit(ranks, world_size: int) -> None:
     ranks(world_size).run(check_ranks, expected)
 
 
-def test_neighbors_expansion_and_reranking_equal_one_rank(ranks) -> None:
-    ranks(3).run(check_neighbors, [neighborly_results(case, case, False) for case in neighbor_cases()])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_neighbors_expansion_and_reranking_equal_one_rank(ranks, world_size: int) -> None:
+    ranks(world_size).run(check_neighbors, [neighborly_results(case, case, False) for case in neighbor_cases()])
 
 
 def test_no_features_cross_the_network(ranks) -> None:

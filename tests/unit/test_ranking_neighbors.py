@@ -20,7 +20,6 @@ def sorted_neighbors(query: torch.Tensor, gallery: torch.Tensor, k: int) -> tupl
 @pytest.mark.parametrize("k", [1, 7, 1000])
 @pytest.mark.parametrize("budget", [SMALL_BUDGET, 2**28])
 def test_nearest_pictures_are_those_of_a_sort(k: int, budget: int) -> None:
-    # Integer features have many equal distances, but fewer than the search has spare candidates for.
     cases = [random_case(seed) for seed in (1, 3, 5, 7)]
     cases += [random_case(2, num_queries=8, num_gallery=12), clustered_case(0, 70, 600, 24)]
     for case in cases:
@@ -59,3 +58,29 @@ def test_mistakes_are_named() -> None:
         nearest_pictures(x, torch.zeros(3, 5), 2)
     with pytest.raises(UserError, match="there are no queries"):
         nearest_pictures(x[:0], x, 2)
+    with pytest.raises(UserError, match="the gallery has no pictures"):
+        nearest_pictures(x, x[:0], 2)
+    for k in (0, -1):
+        with pytest.raises(UserError, match=f"the {k} nearest pictures"):
+            nearest_pictures(x, x, k)
+
+
+def many_alike() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Queries and galleries with more pictures about as far as the k-th nearest than a search has spare candidates."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.nn.functional.normalize(torch.randn(20, 64, generator=generator))
+    query = torch.nn.functional.normalize(base[:6] + 0.05 * torch.randn(6, 64, generator=generator))
+    copies = base.repeat_interleave(40, 0)
+    shaken = copies.double() + 1e-9 * torch.randn(copies.shape, generator=generator, dtype=torch.float64)
+    mixed = copies[torch.randperm(len(copies), generator=generator)]
+    return [(query, base[:1].repeat(200, 1)), (query, copies), (query, mixed), (query.double(), shaken)]
+
+
+@pytest.mark.parametrize("budget", [SMALL_BUDGET, 2**28])
+def test_pictures_alike_are_told_apart_and_equals_stay_in_order(budget: int) -> None:
+    for query, gallery in many_alike():
+        for k in (1, 5, 50):
+            distances, pictures = nearest_pictures(query, gallery, k, memory_budget=budget)
+            expected_distances, expected = sorted_neighbors(query, gallery, k)
+            np.testing.assert_array_equal(pictures, expected)
+            np.testing.assert_allclose(distances, expected_distances, rtol=1e-13)

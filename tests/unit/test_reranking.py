@@ -54,6 +54,17 @@ def test_ranking_is_that_of_the_table(settings: KReciprocal) -> None:
         assert_same(reranked, in_parts, tolerance=1e-12)
 
 
+def test_many_equal_pictures() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, others = torch.randn(1, 64, generator=generator), torch.randn(150, 64, generator=generator)
+    gallery = torch.nn.functional.normalize(torch.cat([one.repeat(200, 1), others]))
+    query = torch.nn.functional.normalize(torch.randn(12, 64, generator=generator) + 0.3 * one)
+    found = rerank_distances(query, gallery)
+    np.testing.assert_allclose(found, dense_reranking(query, gallery, KReciprocal()), atol=1e-6)
+    with pytest.raises(UserError, match="the gallery has no pictures"):
+        rerank_distances(query, gallery[:0])
+
+
 def test_helps_where_people_are_clusters() -> None:
     case = clustered_case(3, num_queries=60, num_gallery=500, dim=32)
     before, after = (evaluate_ranking(*case.args, rerank=rerank).mAP for rerank in (None, KReciprocal()))
