@@ -36,7 +36,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return write_pictures(tmp_path_factory.mktemp("pictures"), 7)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp64"])
 def test_features_are_those_of_evaluate(precision: str, tmp_path: Path) -> None:
     run = write_trained_run(tmp_path / "run", precision=precision)
     split = write_split(tmp_path, [5, 4], sizes=((32, 16), (70, 41)))
@@ -53,6 +53,7 @@ def test_features_are_those_of_evaluate(precision: str, tmp_path: Path) -> None:
     features = Embedder.load(run, device="cpu")(files, batch_size=4)
     np.testing.assert_array_equal(features, evaluated.query.features.numpy())
     np.testing.assert_array_equal(features, evaluated.gallery_part.features.numpy())
+    np.testing.assert_allclose(np.linalg.norm(features.astype(np.float64), axis=1), 1, atol=1e-6)
 
 
 def test_features_follow_the_definition(run: Path, embedder: Embedder, paths: list[Path]) -> None:
