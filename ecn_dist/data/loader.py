@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ecn_dist.data.batches import Batches, RawBatch
+from ecn_dist.data.fetch import end_commands
 from ecn_dist.errors import UserError
 
 BATCHES_AHEAD = 2  # of each worker
@@ -108,4 +109,5 @@ def _end_when_told(trainer: int) -> None:
         received = signal.sigtimedwait({signal.SIGTERM}, ALIVE_SECONDS)
         if received is not None and received.si_pid == trainer:
             break
+    end_commands()
     os._exit(0)
