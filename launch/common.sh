@@ -12,6 +12,13 @@ fail() {
   exit 2
 }
 
+# whole_number NAME LEAST WHAT: refuses a variable that is set to anything but a decimal number from LEAST (0 or 1) on.
+whole_number() {
+  local value=${!1:-}
+  [[ -z "$value" || "$value" =~ ^[1-9][0-9]{0,8}$ || ("$value" == 0 && "$2" == 0) ]] ||
+    fail "$1 is '$value'; give a whole number from $2 on: $3"
+}
+
 prepare_host() {
   local home
   if [[ -n "${ECN_SETUP:-}" ]]; then
@@ -24,7 +31,9 @@ prepare_host() {
     [[ ! -x "$home/.venv/bin/python" ]] || PYTHON=$home/.venv/bin/python
   fi
   MODULE=${MODULE:-ecn_dist.train}
-  NPROC_PER_NODE=${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}
+  whole_number NPROC_PER_NODE 1 "the ranks on this host; or leave it unset for one for each GPU"
+  [[ "${SLURM_GPUS_ON_NODE:-0}" == 0 ]] || NPROC_PER_NODE=${NPROC_PER_NODE:-$SLURM_GPUS_ON_NODE}
+  NPROC_PER_NODE=${NPROC_PER_NODE:-}
   if [[ -z "$NPROC_PER_NODE" ]]; then
     NPROC_PER_NODE=$("$PYTHON" -c 'import torch; print(max(torch.accelerator.device_count(), 1))') ||
       fail "$PYTHON cannot import torch on $(hostname); set PYTHON to an interpreter that can, or ECN_SETUP"

@@ -15,6 +15,7 @@ set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
+whole_number MASTER_PORT 1 "a free port on the first host"
 prepare_host
 "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("deepspeed") is None)' || fail "$PYTHON has no deepspeed; pip install 'ecn_dist[deepspeed]'"
 where=(--master_port "${MASTER_PORT:-29500}")

@@ -11,6 +11,7 @@ set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
+whole_number MAX_RESTARTS 0 "how often ranks that failed are started again"
 prepare_host
 exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$NPROC_PER_NODE" \
   --max_restarts "${MAX_RESTARTS:-0}" -m "$MODULE" "$@"

@@ -24,6 +24,10 @@ set -euo pipefail
 
 [[ -n "${NNODES:-}" ]] || fail "NNODES is not set: the number of hosts, or MIN:MAX"
 [[ -n "${MASTER_ADDR:-}" ]] || fail "MASTER_ADDR is not set: the name of the host where all meet"
+[[ "$NNODES" =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || fail "NNODES is '$NNODES'; give the number of hosts, or MIN:MAX"
+whole_number MAX_RESTARTS 0 "how often ranks that failed are started again"
+whole_number MASTER_PORT 1 "a free port on $MASTER_ADDR"
+whole_number NODE_RANK 0 "the number of this host, at most NNODES - 1"
 node_rank=${NODE_RANK:-${SLURM_NODEID:-${JOB_COMPLETION_INDEX:-}}}
 meeting=$MASTER_ADDR:${MASTER_PORT:-29500}
 

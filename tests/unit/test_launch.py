@@ -31,6 +31,14 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
     )
 
 
+def printer(folder: Path) -> str:
+    """An interpreter that prints its arguments and its environment."""
+    script = folder / "python"
+    script.write_text('#!/bin/sh\necho "$@"\nenv\n')
+    script.chmod(0o755)
+    return str(script)
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck(script: Path) -> None:
     if shutil.which("shellcheck") is None:
@@ -87,10 +95,7 @@ def test_what_a_multinode_launch_lacks_is_named(environment: dict[str, str], sai
 )  # fmt: skip
 def test_multinode_command(environment: dict[str, str], wanted: str, unwanted: str, tmp_path: Path) -> None:
     """The command line that torchrun gets, seen by an interpreter that prints it."""
-    printer = tmp_path / "python"
-    printer.write_text('#!/bin/sh\necho "$@"\nenv\n')
-    printer.chmod(0o755)
-    finished = run(LAUNCH / "torchrun_multinode.sh", "--seed", "a b", PYTHON=str(printer), **environment)
+    finished = run(LAUNCH / "torchrun_multinode.sh", "--seed", "a b", PYTHON=printer(tmp_path), **environment)
     assert finished.returncode == 0, finished.stderr
     command, environment_seen = finished.stdout.split("\n", 1)
     assert wanted in command
@@ -107,6 +112,60 @@ def test_setup_file_is_sourced_and_may_choose_the_interpreter(tmp_path: Path) ->
     (tmp_path / "python").chmod(0o755)
     finished = run(LAUNCH / "local.sh", ECN_SETUP=str(tmp_path / "setup"), NPROC_PER_NODE="3")
     assert "--standalone --nproc_per_node 3 --max_restarts 0 -m ecn_dist.doctor" in finished.stdout, finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "value"),
+    [
+        ("local.sh", "NPROC_PER_NODE", "auto"),
+        ("local.sh", "NPROC_PER_NODE", "gpu"),
+        ("local.sh", "NPROC_PER_NODE", "0"),
+        ("local.sh", "NPROC_PER_NODE", "08"),
+        ("local.sh", "NPROC_PER_NODE", "-1"),
+        ("local.sh", "MAX_RESTARTS", "abc"),
+        ("torchrun_multinode.sh", "NPROC_PER_NODE", "auto"),
+        ("torchrun_multinode.sh", "MAX_RESTARTS", "abc"),
+        ("torchrun_multinode.sh", "MAX_RESTARTS", "3 "),
+        ("torchrun_multinode.sh", "MAX_RESTARTS", "a[$(echo ran >&2)]"),  # arithmetic would run it
+        ("torchrun_multinode.sh", "NNODES", "two"),
+        ("torchrun_multinode.sh", "NNODES", "1:"),
+        ("torchrun_multinode.sh", "NODE_RANK", "first"),
+        ("torchrun_multinode.sh", "MASTER_PORT", "http"),
+        ("deepspeed.sh", "NPROC_PER_NODE", "all"),
+        ("deepspeed.sh", "MASTER_PORT", "http"),
+    ],
+)
+def test_what_is_not_a_number_is_refused_with_the_remedy(script: str, name: str, value: str, tmp_path: Path) -> None:
+    sound = {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "localhost", "PYTHON": printer(tmp_path)}
+    finished = run(LAUNCH / script, **(sound | {name: value}))
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert finished.stderr.startswith(f"{script}: {name} is '{value}'; give "), finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
+    assert finished.stdout == ""  # nothing was started
+
+
+@pytest.mark.parametrize(("given", "ranks"), [("0", "1"), ("", "1"), ("4", "4")])
+def test_slurm_without_gpus_is_counted_by_torch(given: str, ranks: str, tmp_path: Path) -> None:
+    # This interpreter is asked for the number of GPUs first; it says 1.
+    counting = tmp_path / "python"
+    counting.write_text('#!/bin/sh\ncase "$1" in -c) echo 1 ;; *) echo "$@" ;; esac\n')
+    counting.chmod(0o755)
+    finished = run(LAUNCH / "local.sh", PYTHON=str(counting), SLURM_GPUS_ON_NODE=given, OMP_NUM_THREADS="")
+    assert finished.returncode == 0, finished.stderr
+    assert f"--nproc_per_node {ranks} " in finished.stdout
+    assert finished.stderr == ""
+
+
+def test_folder_with_a_space_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "my project").symlink_to(REPOSITORY)
+    finished = run(
+        tmp_path / "my project" / "launch" / "local.sh",
+        "--output_dir",
+        "my runs",
+        PYTHON=printer(tmp_path),
+        NPROC_PER_NODE="2",
+    )
+    assert "--nproc_per_node 2 --max_restarts 0 -m ecn_dist.train --output_dir my runs\n" in finished.stdout
 
 
 def directives(script: Path) -> dict[str, str]:
