@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ecn_dist import distributed
@@ -96,7 +96,7 @@ class Embedder:
         Args:
             pictures: paths, `PictureFile`s, PIL pictures, and arrays (h, w, 3) uint8 in the order red, green, blue, in
                 any mix. A generator is read as it is needed, two batches at a time. Pictures are turned upright as
-                their EXIF orientation says.
+                their EXIF orientation says; of 16-bit grey ones, values are divided by 257.
             batch_size: pictures that go through the network at once. It changes memory and speed, and features by
                 rounding alone.
 
@@ -153,7 +153,7 @@ def _pixels_of(picture: Picture, place: int) -> np.ndarray:
         return np.array(picture, order="C")
     if isinstance(picture, Image.Image):
         try:
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+            return np.array(jpeg.to_rgb(picture))
         except Exception as error:  # a file that PIL opened is decoded here, and its readers raise almost anything
             raise _unreadable(f"picture {place}", error) from error
     file = _file_of(picture, place)

@@ -2,14 +2,18 @@
 
 from io import BytesIO
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 JPEG_QUALITY = 95
+WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16-bit grey
+FORMATS_OF_WIDE_GREY = ("PNG", "PPM")  # whose 16-bit grey is also opened as mode I, by some versions of Pillow
+UNKNOWN_RANGE = ("I", "F")
 EXIF_ORIENTATION = 0x0112
 
 
 class UnreadablePicture(Exception):
-    """The bytes are no whole picture; the text says why."""
+    """The bytes are no whole picture, or none with a way to 8 bits; the text says why."""
 
 
 def decode(data: bytes) -> Image.Image:
@@ -17,14 +21,39 @@ def decode(data: bytes) -> Image.Image:
     return _load(data)[0]
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture as upright RGB of 8 bits a channel: every picture comes into the program here.
+
+    16-bit grey, as infrared cameras give, is divided by 257 and rounded, so that 0..65535 becomes 0..255 evenly.
+    `UnreadablePicture` for Pillow's modes I and F, of which nobody can tell which value is white.
+    """
+    image.load()
+    upright = image if _is_upright(image) else ImageOps.exif_transpose(image)
+    if image.mode in WIDE_GREY or (image.mode == "I" and image.format in FORMATS_OF_WIDE_GREY):
+        grey_hw = (np.asarray(upright).astype(np.uint32) + 128) // 257
+        upright = Image.fromarray(grey_hw.astype(np.uint8))
+    elif image.mode in UNKNOWN_RANGE:
+        raise UnreadablePicture(
+            f"it is of Pillow's mode {image.mode}, whose range of values is unknown; convert it to 8 or 16 bits"
+        )
+    return upright.convert("RGB")
+
+
+def _is_upright(image: Image.Image) -> bool:
+    return image.getexif().get(EXIF_ORIENTATION, 1) == 1
+
+
 def _load(data: bytes) -> tuple[Image.Image, bool]:
     """The picture, and whether the bytes are a JPEG that any decoder shows just so."""
     try:
         with Image.open(BytesIO(data)) as image:
             image.load()
-            upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
-            plain = image.format == "JPEG" and image.mode in ("RGB", "L") and upright
-            return (image if upright else ImageOps.exif_transpose(image)).convert("RGB"), plain
+            plain = image.format == "JPEG" and image.mode in ("RGB", "L") and _is_upright(image)
+            return to_rgb(image), plain
+    except UnreadablePicture:
+        raise
+    except UnidentifiedImageError as error:  # whose own text names an object in memory
+        raise UnreadablePicture("its bytes are of no picture format that Pillow knows") from error
     except Exception as error:  # PIL's readers of damaged files raise almost anything
         raise UnreadablePicture(str(error) or type(error).__name__) from error
 

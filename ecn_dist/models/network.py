@@ -75,8 +75,8 @@ class ReIDNetwork(nn.Module):
 def normalized_features(backbone: Backbone, images: Tensor) -> Tensor:
     """The evaluation feature f_pool / ||f_pool||: (b, 3, H, W) -> (b, C) of unit length, float32 or float64.
 
-    Whatever precision the backbone ran in: rounded to bfloat16, lengths would be off by up to 0.2 %. Autocast may be on,
-    since it lowers no operation of `normalize`.
+    Whatever precision the backbone ran in: rounded to bfloat16, lengths would be off by up to 0.2 %. Autocast may be
+    on, since it lowers no operation of `normalize`.
     """
     pooled_bC = backbone(images)
     return F.normalize(pooled_bC if pooled_bC.dtype == torch.float64 else pooled_bC.float(), dim=1)

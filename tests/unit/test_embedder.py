@@ -108,6 +108,25 @@ def test_pictures_are_turned_upright(embedder: Embedder, paths: list[Path], tmp_
     np.testing.assert_array_equal(embedder([Image.open(on_its_side)]), expected)
 
 
+def test_16_bit_grey_pictures_are_told_apart(embedder: Embedder, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    values = [random.integers(20_000, 60_000, (64, 32)).astype(np.uint16) for _ in range(2)]
+    files = [tmp_path / f"infrared{i}.png" for i in range(2)]
+    for file, pixels in zip(files, values, strict=True):
+        Image.fromarray(pixels).save(file)
+    features = embedder(files)
+    assert np.linalg.norm(features[0] - features[1]) > 1e-3
+    grey = [np.repeat(np.rint(pixels / 257).astype(np.uint8)[..., None], 3, axis=2) for pixels in values]
+    np.testing.assert_array_equal(features, embedder(grey))
+    np.testing.assert_array_equal(features, embedder([Image.open(file) for file in files]))
+    depth = Image.fromarray(values[0].astype(np.float32))
+    with pytest.raises(UserError, match=r"picture 1: .*mode F, .*unknown"):
+        embedder([files[0], depth])
+    depth.save(tmp_path / "depth.tif")
+    with pytest.raises(UserError, match=r"depth\.tif: .*mode F, .*unknown"):
+        embedder([tmp_path / "depth.tif"])
+
+
 def test_a_generator_is_read_two_batches_at_a_time(embedder: Embedder, paths: list[Path]) -> None:
     taken = []
 
@@ -135,7 +154,10 @@ def test_a_generator_is_read_two_batches_at_a_time(embedder: Embedder, paths: li
         (np.zeros((4, 4, 3)), r"picture 1: an array must be uint8 .*float64 of shape \(4, 4, 3\)"),
         (np.zeros((4, 4), np.uint8), r"picture 1: .*uint8 of shape \(4, 4\)"),
         (np.zeros((0, 4, 3), np.uint8), r"picture 1: .*shape \(0, 4, 3\)"),
-        (PictureFile("shop/7.jpg", b"no picture"), r"shop/7\.jpg: cannot be decoded"),
+        (
+            PictureFile("shop/7.jpg", b"no picture"),
+            r"^shop/7\.jpg: cannot be decoded as a picture \(its bytes are of no",
+        ),
         ("missing/picture.jpg", r"missing/picture\.jpg: cannot be read as picture 1: No such file"),
         (3.5, r"picture 1: must be a path.*not float"),
         (b"\xff\xd8", r"picture 1: must be a path.*not bytes"),
