@@ -1,20 +1,28 @@
-"""A folder of fetched shards, limited in bytes, that the processes of a host may share.
+"""A folder of fetched shards and of the rows that tell their members, limited in bytes, that the processes of a host
+may share.
 
-A file is named by the shard's checksum, so another packing never takes its place, and it is there whole or not at all:
-it is fetched under the name `*.part`, verified, and renamed. Locks (flock, which ends with its holder) keep order:
+A file is named by its content's checksum, so another packing never takes its place, and it is there whole or not at
+all: it is made under the name `*.part`, verified, and renamed. Locks (flock, which ends with its holder) keep order:
 
 - exclusive on a `.part` by the one that fetches it; who needs the same shard waits for that lock and finds it fetched;
-- shared on a `.tar` while it is read, so that it is not removed to make room;
+- shared on a `.tar` while it is read, and on a `.members.npy` while it is mapped, so that it is not removed to make
+  room;
 - exclusive on the folder's `lock` while files come and go: a `.part` has its final length from the start, so the
   lengths in the folder are what is taken.
+
+Several users share a folder in which each may write and remove (no sticky bit), with a umask that lets each write the
+others' files: 002 with a common group, or 000.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +35,15 @@ FOLDER_VARIABLE, GIB_VARIABLE = "ECN_DIST_CACHE_DIR", "ECN_DIST_CACHE_GIB"
 DEFAULT_GIB = "32"
 WAIT_SECONDS = 0.05
 LOCK_NAME = "lock"
+FILE_MODE = 0o666  # less what the umask takes
+NPY_HEADER_BYTES = 4096  # at most
+KEPT = ("*.tar", "*.members.npy", "*.part")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class ShardCache:
-    """Fetched shards.
+    """Fetched shards, and mapped rows.
 
     Args:
         folder: on a disk of this host, or one that knows flock; made if need be.
@@ -45,12 +58,8 @@ class ShardCache:
         self.folder = folder
         self.limit_bytes = limit_bytes
         self.patience = patience or Patience()
-        try:
+        with self._told():
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"shard cache {self.folder}: {error.strerror}; name another with {FOLDER_VARIABLE}"
-            ) from error
 
     @classmethod
     def of_host(cls) -> "ShardCache":
@@ -66,12 +75,13 @@ class ShardCache:
         users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return cls(Path(os.environ.get(FOLDER_VARIABLE) or users / "ecn_dist" / "shards"), limit_bytes)
 
-    def check_room(self, shards: Sequence[ShardInfo]) -> None:
-        """`UserError` unless two of the largest of `shards` fit: one in use, and one on its way."""
-        needed = 2 * max(shard.bytes for shard in shards)
+    def check_room(self, shards: Sequence[ShardInfo], members_bytes: int = 0) -> None:
+        """`UserError` unless the rows and two of the largest of `shards` fit: one in use, and one on its way."""
+        largest = max(shard.bytes for shard in shards)
+        needed = 2 * largest + members_bytes
         if needed > self.limit_bytes:
             raise UserError(
-                f"the cache {self.folder} is limited to {self.limit_bytes} bytes, and shards are up to {needed // 2} "
+                f"the cache {self.folder} is limited to {self.limit_bytes} bytes, and shards are up to {largest} "
                 f"bytes large: raise {GIB_VARIABLE} to at least {needed / 2**30:.3g}"
             )
 
@@ -80,67 +90,70 @@ class ShardCache:
         """A descriptor of the shard's file, fetched first if need be, which stays while the block lasts.
 
         Raises:
-            UserError: the URL cannot be fetched, is not the shard that was packed, or finds no room.
+            UserError: the URL cannot be fetched, is not the shard that was packed, or finds no room; the folder may not
+                be written, or its disk is full.
         """
         path = self._path(shard, "tar")
-        while True:
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                break
-            except FileNotFoundError:
+        with self._told():
+            while (descriptor := _open_shared(path)) is None:
                 self.fetch(url, shard)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            os.utime(descriptor)
             yield descriptor
         finally:
             os.close(descriptor)
 
     def fetch(self, url: str, shard: ShardInfo, patience: Patience | None = None) -> None:
         """Have the shard here; at once if it is. Errors as for `open`."""
-        while not self._touch(shard):
-            descriptor = self._reserve(url, shard)
-            if descriptor is None:
-                continue  # another process fetched it, or failed to
-            part = self._path(shard, "part")
-            try:
-                self._receive(url, shard, descriptor, patience or self.patience)
-                with self._locked():
-                    part.rename(self._path(shard, "tar"))
-            except BaseException:
-                with self._locked():
-                    part.unlink()
-                raise
-            finally:
-                os.close(descriptor)
+        path, part = self._path(shard, "tar"), self._path(shard, "part")
+        with self._told():
+            while not _touch(path):
+                descriptor = self._reserve(url, shard)
+                if descriptor is None:
+                    continue  # another process fetched it, or failed to
+                try:
+                    self._receive(url, shard, descriptor, patience or self.patience)
+                    with self._locked():
+                        part.rename(path)
+                except BaseException:
+                    with self._locked():
+                        part.unlink()
+                    raise
+                finally:
+                    os.close(descriptor)
 
     def map_members(self, members: np.ndarray) -> np.ndarray:
-        """The same rows, memory-mapped from a file here: pickled to a worker, they are mapped again and not copied."""
-        path = self.folder / f"{hashlib.sha256(members.tobytes()).hexdigest()}.members.npy"
-        if not path.exists():
-            unfinished = path.with_suffix(f".{os.getpid()}")
-            with unfinished.open("wb") as file:
-                np.save(file, members, allow_pickle=False)
-            unfinished.rename(path)
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        """The same rows, memory-mapped from a file here: pickled to a worker, they are mapped again and not copied.
 
-    def _touch(self, shard: ShardInfo) -> bool:
-        """Whether the shard is here; it then is the last to be removed."""
-        with suppress(FileNotFoundError):
-            os.utime(self._path(shard, "tar"))
-            return True
-        return False
+        The file stays while the returned array does.
+
+        Raises:
+            UserError: there is no room; the folder may not be written, or its disk is full.
+        """
+        path = self.folder / f"{hashlib.sha256(members.tobytes()).hexdigest()}.members.npy"
+        end = self._end_of_patience()
+        with self._told():
+            while True:
+                with self._locked():
+                    if not path.exists() and self._make_room(members.nbytes + NPY_HEADER_BYTES):
+                        _save(path, members)
+                    descriptor = _open_shared(path)
+                if descriptor is not None:
+                    break
+                self._wait_for_room(end, "the index", members.nbytes)
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        weakref.finalize(mapped, os.close, descriptor)
+        return mapped
 
     def _path(self, shard: ShardInfo, suffix: str) -> Path:
         return self.folder / f"{shard.sha256}.{suffix}"
 
     def _reserve(self, url: str, shard: ShardInfo) -> int | None:
         """The locked, empty `.part` of full length; None after waiting for another process that fetches it."""
-        end = time.monotonic() + self.patience.attempts * self.patience.stall_seconds
+        end = self._end_of_patience()
         path = self._path(shard, "part")
         while True:
             with self._locked():
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                descriptor = _create(path)
                 if not _try_lock(descriptor):
                     break
                 if self._path(shard, "tar").exists():
@@ -153,20 +166,26 @@ class ShardCache:
                     return descriptor
                 path.unlink()
                 os.close(descriptor)
-            if time.monotonic() > end:
-                raise UserError(
-                    f"no room for {url} ({shard.bytes} bytes) in {self.folder}, which is limited to {self.limit_bytes} "
-                    f"bytes that are in use: raise {GIB_VARIABLE}"
-                )
-            time.sleep(WAIT_SECONDS)
+            self._wait_for_room(end, url, shard.bytes)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         os.close(descriptor)
         return None
 
+    def _end_of_patience(self) -> float:
+        return time.monotonic() + self.patience.attempts * self.patience.stall_seconds
+
+    def _wait_for_room(self, end: float, what: str, needed: int) -> None:
+        if time.monotonic() > end:
+            raise UserError(
+                f"no room for {what} ({needed} bytes) in {self.folder}, which is limited to {self.limit_bytes} "
+                f"bytes that are in use: raise {GIB_VARIABLE}"
+            )
+        time.sleep(WAIT_SECONDS)
+
     def _make_room(self, needed: int) -> bool:
         """Remove the least recently used files that nobody holds until `needed` bytes are free."""
         files = []
-        for path in [*self.folder.glob("*.tar"), *self.folder.glob("*.part")]:
+        for path in chain.from_iterable(map(self.folder.glob, KEPT)):
             status = path.stat()
             files.append((status.st_mtime_ns, status.st_size, path))
         taken = sum(size for _, size, _ in files)
@@ -187,7 +206,9 @@ class ShardCache:
                 if position + len(chunk) > shard.bytes:
                     raise FetchError(f"more than the {shard.bytes} bytes that were packed")
                 checksum.update(chunk)
-                position += os.pwrite(descriptor, chunk, position)
+                with self._told():  # or it would be taken for a failure of the source
+                    _write(descriptor, chunk, position)
+                position += len(chunk)
             if position != shard.bytes:
                 raise FetchError(f"{position} of {shard.bytes} bytes")
             if checksum.hexdigest() != shard.sha256:
@@ -197,12 +218,77 @@ class ShardCache:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = _create(self.folder / LOCK_NAME)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors of this host's disk as `UserError`, which tells them from those of the source."""
+        try:
+            yield
+        except OSError as error:
+            problem = f"{error.filename or self.folder}: {error.strerror}"
+            if error.errno in DISK_FULL:
+                problem = f"{self.folder}: the disk is full"
+                remedy = f"Free some of it, lower {GIB_VARIABLE} to what it has room for"
+            elif error.errno in DENIED:
+                remedy = (
+                    "Where several users share it, each needs the right to write the folder and the others' files "
+                    "(a common group and umask 002, and chmod -R g+rwX for what is there)"
+                )
+            else:
+                remedy = "Check the path and the disk"
+            raise UserError(f"shard cache {problem}. {remedy}, or name another with {FOLDER_VARIABLE}") from error
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+
+
+def _open_shared(path: Path) -> int | None:
+    """A descriptor that keeps the file from being removed; None where there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    _touch(path)
+    return descriptor
+
+
+def _touch(path: Path) -> bool:
+    """Whether the file is here; it then is the last to be removed."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        pass  # another user's: it can be read all the same, and only its place in the order stays
+    return True
+
+
+def _write(descriptor: int, chunk: bytes, position: int) -> None:
+    """All of `chunk`: a disk that gets full takes a part of it first."""
+    rest = memoryview(chunk)
+    while rest:
+        written = os.pwrite(descriptor, rest, position)
+        rest, position = rest[written:], position + written
+
+
+def _save(path: Path, members: np.ndarray) -> None:
+    """Written under the folder's lock, so a `.part` that others can see is what a killed process left."""
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as file:
+            np.save(file, members, allow_pickle=False)
+        part.rename(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _try_lock(descriptor: int) -> bool:

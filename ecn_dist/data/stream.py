@@ -91,7 +91,7 @@ def _reader(split: SplitIndex, cache: ShardCache | None) -> tuple[SplitIndex, Sh
     if not is_url(split.folder):
         return split, ShardReader()
     cache = cache or ShardCache.of_host()
-    cache.check_room(split.shards)
+    cache.check_room(split.shards, split.members.nbytes)
     return replace(split, members=cache.map_members(split.members)), ShardReader(cache)
 
 

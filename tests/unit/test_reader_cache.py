@@ -1,10 +1,12 @@
 """Shards behind URLs: patience with the source, and a cache that is bounded, shared and never half written."""
 
+import errno
 import hashlib
 import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +109,8 @@ def test_folder_and_limit_come_from_the_environment(
     monkeypatch.setenv("ECN_DIST_CACHE_GIB", "0.00001")
     cache = ShardCache.of_host()
     assert (cache.folder, cache.limit_bytes) == (tmp_path / "disk", 10737)
+    with pytest.raises(UserError, match=r"limited to 50000 bytes"):
+        ShardCache(tmp_path / "disk", 50_000).check_room([ShardInfo("a", 1, 20_000, "")], members_bytes=10_001)
     with pytest.raises(UserError, match=r"limited to 10737 bytes, .* raise ECN_DIST_CACHE_GIB to at least"):
         cache.check_room(shards)
     monkeypatch.setenv("ECN_DIST_CACHE_GIB", "much")
@@ -113,7 +118,7 @@ def test_folder_and_limit_come_from_the_environment(
         ShardCache.of_host()
     monkeypatch.setenv("ECN_DIST_CACHE_GIB", "1")
     monkeypatch.setenv("ECN_DIST_CACHE_DIR", f"{tmp_path}/shards/{shards[0].name}/below")
-    with pytest.raises(UserError, match="Not a directory; name another with ECN_DIST_CACHE_DIR"):
+    with pytest.raises(UserError, match=r"below: Not a directory\. .*name another with ECN_DIST_CACHE_DIR"):
         ShardCache.of_host()
 
 
@@ -277,3 +282,124 @@ def test_a_shard_wanted_by_many_is_fetched_once(server: FolderServer, shards: li
         data = list(pool.map(lambda cache: content(cache, server.url, shards[5]), caches))
     assert len(set(data)) == 1
     assert server.requests[shards[5].name] == 1
+
+
+def test_rows_are_counted_and_removed_like_shards_but_not_while_they_are_mapped(
+    server: FolderServer, shards: list[ShardInfo], tmp_path: Path
+) -> None:
+    cache = ShardCache(tmp_path / "cache", 3 * SHARD_BYTES, IMPATIENT)
+    rows = np.arange(SHARD_BYTES // 8 - 100)
+    mapped = cache.map_members(rows)
+    again = ShardCache(cache.folder, cache.limit_bytes, IMPATIENT).map_members(rows)
+    (file,) = cache.folder.glob("*.members.npy")
+    del mapped
+    for number in range(4):
+        content(cache, server.url, shards[number])
+        assert taken(cache.folder) <= cache.limit_bytes
+        assert file.exists()
+    assert len(list(cache.folder.glob("*.tar"))) == 2
+    assert np.array_equal(again, rows)
+    del again
+    content(cache, server.url, shards[4])
+    assert not file.exists()
+    assert len(list(cache.folder.glob("*.tar"))) == 3
+    assert np.array_equal(cache.map_members(rows), rows)  # which removes a shard
+    assert taken(cache.folder) <= cache.limit_bytes
+    cache.limit_bytes = SHARD_BYTES // 2
+    cache.patience = Patience(attempts=1, stall_seconds=0.1)
+    with pytest.raises(UserError, match=r"no room for the index \(\d+ bytes\)"):
+        cache.map_members(rows + 1)
+
+
+@pytest.mark.parametrize("takes_a_part", [False, True])
+def test_a_full_disk_is_not_taken_for_a_failing_source(
+    server: FolderServer,
+    shards: list[ShardInfo],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    takes_a_part: bool,
+) -> None:
+    pwrite, room = os.pwrite, 20_000
+
+    def limited(descriptor: int, data: bytes, position: int) -> int:
+        if position + len(data) <= room:
+            return pwrite(descriptor, data, position)
+        if takes_a_part and position < room:
+            return pwrite(descriptor, data[: room - position], position)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", limited)
+    cache = ShardCache(tmp_path / "cache", 10 * SHARD_BYTES, IMPATIENT)
+    with pytest.raises(
+        UserError, match=rf"shard cache {cache.folder}: the disk is full\. .*ECN_DIST_CACHE_GIB"
+    ) as caught:
+        content(cache, server.url, shards[0])
+    assert "cannot be fetched" not in str(caught.value)
+    assert server.requests[shards[0].name] == 1  # another attempt would not help
+    assert taken(cache.folder) == 0
+    monkeypatch.undo()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert content(cache, server.url, shards[0])
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_mode_that_the_umask_allows(
+    server: FolderServer, shards: list[ShardInfo], tmp_path: Path, umask: int, mode: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        cache = ShardCache(tmp_path / "cache", 10 * SHARD_BYTES, IMPATIENT)
+        content(cache, server.url, shards[0])
+        cache.map_members(np.arange(10))
+    finally:
+        os.umask(before)
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in cache.folder.iterdir()}
+    assert modes == {".tar": mode, ".npy": mode, "": mode}
+
+
+NOBODY = 65534
+
+
+def as_another_user(folder: Path, url: str, shards: list[ShardInfo], results: Any) -> None:
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+    try:
+        cache = ShardCache(folder, 2 * SHARD_BYTES, IMPATIENT)
+        results.put([hashlib.sha256(content(cache, url, shard)).hexdigest() for shard in shards])
+    except UserError as error:
+        results.put(str(error))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_two_users_share_a_cache_or_are_told_what_keeps_them_out(server: FolderServer, shards: list[ShardInfo]) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+
+    def other_user(*wanted: ShardInfo) -> Any:
+        process = context.Process(target=as_another_user, args=(folder, server.url, wanted, results))
+        process.start()
+        process.join()
+        return results.get()
+
+    with tempfile.TemporaryDirectory() as outer:
+        os.chmod(outer, 0o755)
+        for umask in (0o000, 0o022):
+            folder = Path(outer) / f"{umask:03o}"
+            before = os.umask(umask)
+            try:
+                cache = ShardCache(folder, 2 * SHARD_BYTES, IMPATIENT)
+                content(cache, server.url, shards[0])
+                content(cache, server.url, shards[1])
+            finally:
+                os.umask(before)
+            assert other_user(*shards[:2]) == [shard.sha256 for shard in shards[:2]]  # what is there can be read
+            told = other_user(shards[2])
+            if umask:
+                assert told.startswith(f"shard cache {folder}/lock: Permission denied. ")
+                assert "umask 002" in told
+                assert "ECN_DIST_CACHE_DIR" in told
+            else:
+                assert told == [shards[2].sha256]
+        (folder / f"{shards[0].sha256}.tar").chmod(0o600)
+        assert other_user(shards[0]).startswith(f"shard cache {folder}/{shards[0].sha256}.tar: Permission denied. ")
