@@ -21,6 +21,7 @@ ROUNDINGS = 10.0
 # Of a dot product, in one call of BLAS, whose kernels sum them up before they add what was there: a long sum is less
 # exact, and its error, when bounded for whatever the features are, leaves many more pairs to the exact distances.
 TERMS = 256
+NORM_TERMS = 64  # of a norm, summed up in float32; these sums are added in float64
 SAMPLE = 4096  # pictures whose mean is near enough to that of all
 ALIGNMENT = 16  # columns of a product; BLAS libraries take half as long again for a result whose rows are not aligned
 MAX_BLOCK = 2048  # queries; more gain nothing
@@ -104,9 +105,13 @@ class ProductSpace:
         return torch.sub(features, self._offset.to(features.dtype), out=out)
 
     def _norms(self, features: Tensor, chunk: int) -> Tensor:
-        return torch.cat(
-            [torch.linalg.vector_norm(self._shift(part), dim=1, dtype=torch.float64) for part in features.split(chunk)]
-        )
+        norms = []
+        whole = self.dim // NORM_TERMS * NORM_TERMS
+        for part in features.split(chunk):
+            shifted = self._shift(part)
+            terms = shifted[:, :whole].unflatten(1, (whole // NORM_TERMS, NORM_TERMS)), shifted[:, None, whole:]
+            norms.append(torch.cat([torch.linalg.vector_norm(few, dim=2) for few in terms], dim=1).double().norm(dim=1))
+        return torch.cat(norms)
 
     def query_side(self, queries: Tensor, origin: Tensor, scale: Tensor, start: float) -> Tensor:
         """Left factor (Q, D + 2) of a product whose entries are `start` + `scale` (squared distance - `origin`).
@@ -155,7 +160,8 @@ class ProductSpace:
         norms = self._query_norms[queries] * self.factor  # those of the gallery are at most 1
         num_roundings = min(self.dim, TERMS) + -(-self.dim // TERMS)
         gamma = 1.0 / (1.0 / (num_roundings * UNIT_ROUNDOFF) - 1.0)
-        return 2.0 * gamma * norms + ROUNDINGS * UNIT_ROUNDOFF * (norms + 1.0).square()
+        of_norms = (NORM_TERMS + 2) * UNIT_ROUNDOFF * (norms.square() + 1.0)
+        return 2.0 * gamma * norms + of_norms + ROUNDINGS * UNIT_ROUNDOFF * (norms + 1.0).square()
 
 
 class Scratch:
