@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ecn_dist.command import command
+from ecn_dist.engine.run_folder import is_finished
 from ecn_dist.errors import UserError
 from ecn_dist.evaluation.comparison import Comparison
 from ecn_dist.evaluation.report import write_report
@@ -93,7 +94,7 @@ class Demo:
 
     def _train(self, row: Row, *options: str) -> Path:
         run = self.folder / row.folder
-        if not (run / "summary.json").is_file():
+        if not is_finished(run):
             say(f"training: {row.meaning}")
             places = ["--config", str(self.config), *self._shard_options(), "--output_dir", str(run)]
             execute(*self._torchrun("ecn_dist.train"), *places, "--seed", str(self.seed), *row.options, *options)
@@ -106,7 +107,9 @@ class Demo:
         say(f"evaluating: {row.meaning}")
         places = ["--checkpoint", str(start), "--data", str(self.folder / "shards" / "target"), "--output", str(output)]
         execute(*self._torchrun("ecn_dist.evaluate"), *places, "--workers", "0", *row.options)
-        return json.loads(output.read_text(encoding="utf-8"))
+        figures = json.loads(output.read_text(encoding="utf-8"))
+        del figures["camera_pairs"]
+        return figures
 
     def _shard_options(self) -> list[str]:
         shards = self.folder / "shards"

@@ -41,18 +41,18 @@ def main(argv: list[str] | None = None) -> int:
     config.check_ranks(distributed.world_size())
     source, target = building.open_domains(config)
     output_dir = Path(config.output_dir)
-    if not run_folder.claim(config):
+    data = {"source": run_folder.fingerprint(source), "target": run_folder.fingerprint(target)}
+    if not run_folder.claim(config, data):
         if distributed.is_main():
             print(f"{output_dir} holds this very run, finished; its results are in {output_dir / run_folder.SUMMARY}")
         return 0
     tracking.start_logs(output_dir)
-    data = {"source": run_folder.fingerprint(source), "target": run_folder.fingerprint(target)}
     checkpoint = run_folder.starting_point(config, data)
     with stop_on_signals() as stop:
         trainer = build_trainer(config, source, target, device, output_dir, data)
         if checkpoint is not None:
             trainer.resume(checkpoint)
-        run_folder.begin(config)
+        run_folder.begin(config, checkpoint)
         finished = train(config, trainer, source, target, device, stop)
     return 0 if finished else EXIT_PREEMPTED
 
@@ -126,6 +126,7 @@ def train(
         "wall_seconds": wall_seconds,
         "images_per_second": trainer.images_since(first_step) / wall_seconds,
         "skipped_steps": trainer.skipped_steps,
+        "replaced_pictures": trainer.replaced_pictures,
         "data": {"source": model_card.describe_data(source), "target": model_card.describe_data(target)},
     }
     evaluation = evaluate() if has_evaluation(target) else None

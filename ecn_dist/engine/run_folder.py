@@ -56,11 +56,12 @@ def fingerprint(index: ShardIndex) -> str:
     return hashlib.sha256(json.dumps(index.about, sort_keys=True).encode()).hexdigest()
 
 
-def claim(config: Config) -> bool:
+def claim(config: Config, data: dict[str, str]) -> bool:
     """Make the run folder this run's own; False where this very run is there already, finished. Collective.
 
-    A folder that holds a run is only looked at: `begin` changes it, once it is certain that the run goes on. Raises
-    `UserError` on all ranks where the folder holds another run, or `resume` cannot be followed.
+    `data` has the fingerprints of source and target. A folder that holds a run is only looked at: `begin` changes it,
+    once it is certain that the run goes on. Raises `UserError` on all ranks where the folder holds another run, or
+    `resume` cannot be followed.
     """
     folder = Path(config.output_dir)
 
@@ -68,7 +69,7 @@ def claim(config: Config) -> bool:
         if not distributed.is_main():
             return True
         if (folder / CONFIG).is_file():
-            return _is_to_train(folder, config)
+            return _is_to_train(folder, config, data)
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"output_dir: {folder} has files in it but no run; name a new folder, or empty this one")
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,21 +79,25 @@ def claim(config: Config) -> bool:
     return distributed.broadcast_object(distributed.together(on_main))
 
 
-def _is_to_train(folder: Path, config: Config) -> bool:
+def _is_to_train(folder: Path, config: Config, data: dict[str, str]) -> bool:
+    if not _has_trained(folder):
+        return True  # a mistake in the options or the data ended it before its first step
     if config.resume == "never":
         raise UserError(
             f"output_dir: {folder} already holds a run, and resume is never; name a new folder, delete this one, "
             "or continue it with --resume auto"
         )
     changed = differences(flatten(load(folder / CONFIG)), flatten(config))
+    newest = CheckpointStore(folder / "checkpoints").newest()
+    if newest is not None:
+        changed += _other_data(read_meta(newest), data)
     if changed and config.resume_changed == "refuse":
         raise UserError(
             f"output_dir: {folder} already holds another run; these options differ: {'; '.join(changed)}. "
             "Name a new folder, give the stored options to continue that run, or continue it with the new ones by "
             "--resume_changed allow"
         )
-    summary = read_summary(folder)
-    if changed or summary is None or not summary.get(FINISHED, True):
+    if changed or not is_finished(folder):
         return True
     if config.resume == "auto":
         return False
@@ -102,19 +107,34 @@ def _is_to_train(folder: Path, config: Config) -> bool:
     )
 
 
-def begin(config: Config) -> None:
-    """Training begins, in a claimed run folder: what an earlier end left goes, and config.yaml is this run's.
+def _has_trained(folder: Path) -> bool:
+    """Whether a run in `folder` left anything of its training."""
+    metrics = folder / "metrics.jsonl"
+    return (
+        (metrics.is_file() and metrics.stat().st_size > 0)
+        or any((folder / "checkpoints").glob("*step-*"))
+        or any((folder / name).is_file() for name in (SUMMARY, WEIGHTS))
+    )
+
+
+def begin(config: Config, checkpoint: Path | None) -> None:
+    """Training begins, in a claimed run folder, from `checkpoint`: what an earlier end left goes.
 
     Weights, card, figures and report of an earlier end are not of this configuration, and a run cut off from here on
-    is known by its checkpoints. Call it when nothing can refuse the run any more. Collective; rank 0 acts.
+    is known by its checkpoints, of which later ones get other names; config.yaml is this run's. Call it when nothing
+    can refuse the run any more. Collective; rank 0 acts.
     """
     folder = Path(config.output_dir)
+    own = CheckpointStore(folder / "checkpoints")
 
     def on_main() -> None:
         if not distributed.is_main():
             return
         try:
             _remove_results(folder)
+            if checkpoint is not None and checkpoint.absolute().parent == own.folder.absolute():
+                for aside in own.set_aside_after(read_meta(checkpoint)["step"]):
+                    log.warning("%s is of another continuation, and kept under this name", aside)
             _write_atomically(folder / CONFIG, dump(config))
         except OSError as error:
             raise UserError(f"output_dir: {folder} cannot be written ({error}); mend that, or name another") from error
@@ -158,9 +178,6 @@ def starting_point(config: Config, data: dict[str, str]) -> Path | None:
             )
     if checkpoint is not None:
         distributed.together(lambda: _check_same_training(checkpoint, config, data))
-        if distributed.is_main() and checkpoint.absolute().parent == own.folder.absolute():
-            for aside in own.set_aside_after(read_meta(checkpoint)["step"]):
-                log.warning("%s is of another continuation, and kept under this name", aside)
     return checkpoint
 
 
@@ -177,10 +194,14 @@ def _named_by_user(path: Path) -> bool:
     return distributed.broadcast_object(distributed.together(on_main))
 
 
+def _other_data(meta: dict[str, Any], data: dict[str, str]) -> list[str]:
+    stored = meta.get("data") or {}
+    return [f"{domain}: other data" for domain in data if stored.get(domain) != data[domain]]
+
+
 def _check_same_training(checkpoint: Path, config: Config, data: dict[str, str]) -> None:
     meta = read_meta(checkpoint)
-    changed = [f"{domain}: other data" for domain in data if meta.get("data", {}).get(domain) != data[domain]]
-    changed += differences(meta.get("config", {}), flatten(config))
+    changed = _other_data(meta, data) + differences(meta.get("config", {}), flatten(config))
     if not changed:
         return
     if config.resume_changed == "refuse":
@@ -189,6 +210,12 @@ def _check_same_training(checkpoint: Path, config: Config, data: dict[str, str])
             "name a new output_dir, or continue with the new ones by --resume_changed allow"
         )
     log.warning("continuing from %s with changes: %s", checkpoint, "; ".join(changed))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run of this folder came to its end. Raises `UserError` as `read_summary` does."""
+    summary = read_summary(folder)
+    return summary is not None and bool(summary.get(FINISHED, True))
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""World size is a detail: the real trainer on 1, 2, 3 and 4 ranks gives the same losses and the same memory."""
+"""World size is a detail: the trainer on 1, 2, 3 and 4 ranks gives the same losses and the same memory."""
 
 from pathlib import Path
 
@@ -8,7 +8,9 @@ import torch
 from ecn_dist.data import ShardIndex
 from ecn_dist.distributed import load_sharded
 from ecn_dist.engine.tracking import read_metrics
-from tests.integration.conftest import Domains, Torchrun
+from tests.integration.conftest import Domains
+from tests.integration.training import train_on
+from tests.ranks import RankPool
 
 NUM_EXEMPLARS, DIM = 600, 256
 # Ten steps an epoch: one on the source alone, then the first 50 steps with the target loss, neighbours among them.
@@ -16,9 +18,10 @@ RECIPE = ["--optim.source_only_epochs", "1", "--logging.every_steps", "1"]
 QUIET = ["--logging.tensorboard", "false", "--logging.figures", "false"]
 
 
-def train(torchrun: Torchrun, domains: Domains, folder: Path, world_size: int, *options: str) -> Path:
+def train(ranks: RankPool, domains: Domains, folder: Path, world_size: int, *options: str) -> Path:
     run = folder / f"ranks-{world_size}"
-    torchrun(world_size, "-m", "ecn_dist.train", *domains.options, "--output_dir", str(run), *RECIPE, *QUIET, *options)
+    argv = [*domains.options, "--output_dir", str(run), *RECIPE, *QUIET, *options]
+    assert train_on(ranks, world_size, argv) == {0}
     return run
 
 
@@ -38,9 +41,9 @@ def memory_rows(run: Path) -> torch.Tensor:
 
 
 @pytest.mark.timeout(1500)
-def test_float64_runs_are_equal(torchrun: Torchrun, small_domains: Domains, tmp_path: Path) -> None:
+def test_float64_runs_are_equal(ranks: RankPool, small_domains: Domains, tmp_path: Path) -> None:
     options = ["--precision", "fp64", "--epochs", "5"]
-    one = train(torchrun, small_domains, tmp_path, 1, *options)
+    one = train(ranks, small_domains, tmp_path, 1, *options)
     expected, expected_rows = losses(one), memory_rows(one)
     assert expected.shape == (60, 3)
     assert (expected[10:, 2] > 0).all()
@@ -48,16 +51,14 @@ def test_float64_runs_are_equal(torchrun: Torchrun, small_domains: Domains, tmp_
     assert len(ShardIndex.load(str(small_domains.target)).split("train")) == NUM_EXEMPLARS
     assert (expected_rows.norm(dim=1) > 0.999).all()
     for world_size in (2, 3, 4):
-        run = train(torchrun, small_domains, tmp_path, world_size, *options)
+        run = train(ranks, small_domains, tmp_path, world_size, *options)
         torch.testing.assert_close(losses(run), expected, rtol=1e-6, atol=0)
         torch.testing.assert_close(memory_rows(run), expected_rows, rtol=0, atol=1e-6)
 
 
 @pytest.mark.timeout(900)
-def test_float32_runs_are_close_over_three_steps(torchrun: Torchrun, small_domains: Domains, tmp_path: Path) -> None:
+def test_float32_runs_are_close_over_three_steps(ranks: RankPool, small_domains: Domains, tmp_path: Path) -> None:
     options = ["--epochs", "1", "--optim.source_only_epochs", "0"]
-    first_three = [
-        losses(train(torchrun, small_domains, tmp_path, world_size, *options))[:3] for world_size in (1, 2, 3)
-    ]
+    first_three = [losses(train(ranks, small_domains, tmp_path, world_size, *options))[:3] for world_size in (1, 2, 3)]
     for other in first_three[1:]:
         torch.testing.assert_close(other, first_three[0], rtol=1e-4, atol=0)
