@@ -380,6 +380,7 @@ def test_two_users_share_a_cache_or_are_told_what_keeps_them_out(server: FolderS
         process = context.Process(target=as_another_user, args=(folder, server.url, wanted, results))
         process.start()
         process.join()
+        assert process.exitcode == 0
         return results.get()
 
     with tempfile.TemporaryDirectory() as outer:
