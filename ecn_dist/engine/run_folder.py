@@ -64,12 +64,13 @@ def claim(config: Config, data: dict[str, str]) -> bool:
     `resume` cannot be followed.
     """
     folder = Path(config.output_dir)
+    newest = CheckpointStore(folder / "checkpoints").newest()  # collective
 
     def on_main() -> bool:
         if not distributed.is_main():
             return True
         if (folder / CONFIG).is_file():
-            return _is_to_train(folder, config, data)
+            return _is_to_train(folder, newest, config, data)
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"output_dir: {folder} has files in it but no run; name a new folder, or empty this one")
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ def claim(config: Config, data: dict[str, str]) -> bool:
     return distributed.broadcast_object(distributed.together(on_main))
 
 
-def _is_to_train(folder: Path, config: Config, data: dict[str, str]) -> bool:
+def _is_to_train(folder: Path, newest: Path | None, config: Config, data: dict[str, str]) -> bool:
     if not _has_trained(folder):
         return True  # a mistake in the options or the data ended it before its first step
     if config.resume == "never":
@@ -88,7 +89,6 @@ def _is_to_train(folder: Path, config: Config, data: dict[str, str]) -> bool:
             "or continue it with --resume auto"
         )
     changed = differences(flatten(load(folder / CONFIG)), flatten(config))
-    newest = CheckpointStore(folder / "checkpoints").newest()
     if newest is not None:
         changed += _other_data(read_meta(newest), data)
     if changed and config.resume_changed == "refuse":
