@@ -7,6 +7,7 @@ sizes, and only then gets its name.
 Shape letters: n pictures, C feature length, H x W network input.
 """
 
+import importlib
 import json
 import warnings
 from collections.abc import Callable
@@ -122,9 +123,8 @@ def check_export(kind: str, path: Path) -> None:
         raise UserError(f"--output: there is no folder {path.parent}; make it first")
     if kind == "onnx":
         try:
-            import onnx  # noqa: F401
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401
+            for package in ("onnx", "onnxruntime", "onnxscript"):
+                importlib.import_module(package)
         except ImportError as error:
             raise UserError(
                 f"--format onnx needs the package {error.name}, which is not installed: pip install 'ecn_dist[export]'"

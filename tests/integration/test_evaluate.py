@@ -1,5 +1,6 @@
 """`evaluate` as a command: its options, on one rank and on two."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def run(argv: list[str]) -> int:
-    return evaluate.__wrapped__(argv)  # type: ignore[attr-defined]
+    return inspect.unwrap(evaluate)(argv)
 
 
 def figures(arguments: list[str], output: Path, *options: str) -> dict[str, Any]:

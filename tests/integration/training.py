@@ -4,6 +4,7 @@ Top-level functions, for `ranks(n).run`. Everything that `ecn_dist.train` does h
 end.
 """
 
+import inspect
 import os
 import signal
 import threading
@@ -41,7 +42,7 @@ def train(argv: list[str], stop_rank: int | None = None, stop_step: int = 0) -> 
     stopper = threading.Thread(target=_send, args=(output_dir, stop_step, signal.SIGUSR2), daemon=True)
     if stop_rank == distributed.rank():
         stopper.start()
-    status = main.__wrapped__(argv)  # type: ignore[attr-defined]
+    status = inspect.unwrap(main)(argv)
     if stop_rank == distributed.rank():
         stopper.join()
     return status

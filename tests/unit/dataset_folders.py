@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ecn_dist.data.index import ShardIndex
+from ecn_dist.data.index import ShardIndex, SplitIndex
 from ecn_dist.data.layouts import read_dataset
 from ecn_dist.data.packing import pack
 from ecn_dist.data.styles import find_styles
@@ -64,3 +64,10 @@ def pack_folder(
     options = {"workers": 1} | options
     pack(dataset, output, find_styles(dataset, camera_style, workers=1), **options)
     return ShardIndex.load(str(output))
+
+
+def member(split: SplitIndex, row: np.void, slot: int) -> bytes:
+    """A member's bytes, by offset alone."""
+    with open(split.shard_path(int(row["shard"])), "rb") as file:
+        file.seek(row["offset"][slot])
+        return file.read(row["length"][slot])
