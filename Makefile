@@ -47,7 +47,7 @@ test: $(READY) $(DEEPSPEED)  ## all tests
 	@$(BIN)/python -m pytest tests --ignore tests/cluster
 
 test-triton: $(TRITON)/triton  ## the memory's GPU kernels in Triton's interpreter
-	@PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/unit/test_memory_triton.py
+	@PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/unit/memory/test_rows_pass_triton.py
 
 test-faults: $(READY)  ## training through twenty SIGKILLs, twice; takes minutes
 	@echo "==> training through kills"

@@ -15,7 +15,6 @@ VERBS = {
     "export": "a trained model as ONNX, TorchScript or PT2, checked, with its model card",
     "report": "one self-contained HTML file of a run: what was trained, how well it does, where it fails",
     "doctor": "is everything well where a run is to be started? (under torchrun also between the ranks)",
-    "bench": "measure the memory, the data path and the evaluation",
 }
 
 
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"error: no such verb: {verb!r}\n{usage()}" if verb else usage(), file=sys.stderr)
         return 2
-    module = importlib.import_module(f"ecn_dist.{verb}" if verb != "bench" else "ecn_dist.bench.__main__")
+    module = importlib.import_module(f"ecn_dist.{verb}")
     return module.main(rest)
 
 

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ecn_dist.command import command
-from ecn_dist.engine.run_folder import is_finished
 from ecn_dist.errors import UserError
-from ecn_dist.evaluation.comparison import Comparison
-from ecn_dist.evaluation.report import write_report
-from ecn_dist.evaluation.run_folder import read_run
+from ecn_dist.reporting.comparison import Comparison
+from ecn_dist.reporting.report import write_report
+from ecn_dist.reporting.run_reader import read_run
+from ecn_dist.training.run_folder import is_finished
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 ABLATION_SEEDS = 3

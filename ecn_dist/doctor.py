@@ -14,11 +14,11 @@ from functools import partial
 
 from ecn_dist import config as configuration
 from ecn_dist import distributed
+from ecn_dist.checks import group_checks, host_checks
+from ecn_dist.checks.dry_run import Plan, make_plan
+from ecn_dist.checks.host_checks import Finding, guarded, launched
 from ecn_dist.command import command
 from ecn_dist.config import Config
-from ecn_dist.engine import group_checks, host_checks
-from ecn_dist.engine.dry_run import Plan, make_plan
-from ecn_dist.engine.host_checks import Finding, guarded, launched
 from ecn_dist.errors import UserError
 
 EXIT_PROBLEMS = 1

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import track
 
 from ecn_dist.command import command
-from ecn_dist.data.layouts import PICTURE_SUFFIXES
-from ecn_dist.embedder import Embedder, PictureFile
 from ecn_dist.errors import UserError
-from ecn_dist.evaluation.feature_file import FeatureFile, check_output
+from ecn_dist.packing.layouts import PICTURE_SUFFIXES
+from ecn_dist.serving.embedder import Embedder, PictureFile
+from ecn_dist.serving.feature_file import FeatureFile, check_output
 
 DESCRIPTION = """\
 Write the features of all pictures below a folder to one file, with their names and SHA-256 checksums. The file is

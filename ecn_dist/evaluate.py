@@ -9,10 +9,10 @@ from typing import Any
 from ecn_dist import distributed
 from ecn_dist.command import at_least, command
 from ecn_dist.data import ShardIndex
-from ecn_dist.engine import building, tracking
-from ecn_dist.engine.evaluating import InputSize, Protocol, adapt_batchnorm, evaluate_backbone, has_evaluation
-from ecn_dist.engine.trained import load_trained
 from ecn_dist.errors import UserError
+from ecn_dist.ranking.evaluating import InputSize, Protocol, adapt_batchnorm, evaluate_backbone, has_evaluation
+from ecn_dist.training import building, tracking
+from ecn_dist.training.trained import load_trained
 
 EXAMPLE = "example: torchrun --nproc_per_node 2 -m ecn_dist.evaluate --checkpoint runs/m2d --data shards/duke"
 

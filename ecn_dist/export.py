@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ecn_dist.command import command
 from ecn_dist.embed import add_model_options
-from ecn_dist.embedder import Embedder
-from ecn_dist.engine import exporting, model_card
+from ecn_dist.serving import exporting
+from ecn_dist.serving.embedder import Embedder
+from ecn_dist.training import model_card
 
 DESCRIPTION = """\
 Write a trained model as ONNX, TorchScript or PT2 (torch.export): normalised pictures (n, 3, H, W) float32 in, features

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ecn_dist.command import at_least, command
 from ecn_dist.data.index import ShardIndex
-from ecn_dist.data.layouts import LAYOUTS, STYLES_FOLDER, read_dataset
-from ecn_dist.data.packing import check_output, check_queries, pack
-from ecn_dist.data.records import first_few
-from ecn_dist.data.styles import KINDS, find_styles
-from ecn_dist.data.validation import print_summary
-from ecn_dist.data.work import progress_bar
 from ecn_dist.errors import UserError
+from ecn_dist.packing.layouts import LAYOUTS, STYLES_FOLDER, read_dataset
+from ecn_dist.packing.records import first_few
+from ecn_dist.packing.shards import check_output, check_queries, pack
+from ecn_dist.packing.styles import KINDS, find_styles
+from ecn_dist.packing.validation import print_summary
+from ecn_dist.packing.work import progress_bar
 
 EPILOG = r"""
 layouts

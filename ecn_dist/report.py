@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ecn_dist.command import command
 from ecn_dist.errors import UserError
-from ecn_dist.evaluation.comparison import Comparison
-from ecn_dist.evaluation.report import write_report
-from ecn_dist.evaluation.run_folder import read_run
+from ecn_dist.reporting.comparison import Comparison
+from ecn_dist.reporting.report import write_report
+from ecn_dist.reporting.run_reader import read_run
 
 DESCRIPTION = """\
 Write one self-contained HTML file of a run: configuration, training curves, results, ranked lists, failures, machine.

@@ -11,12 +11,12 @@ from PIL import Image
 from ecn_dist.command import command
 from ecn_dist.data import jpeg
 from ecn_dist.embed import add_model_options, read_picture
-from ecn_dist.embedder import Embedder, PictureFile
 from ecn_dist.errors import UserError
-from ecn_dist.evaluation.feature_file import FeatureFile
-from ecn_dist.evaluation.nearest import ExactSearch, FaissSearch, Matches, nearest
-from ecn_dist.evaluation.pictures import save_figure
-from ecn_dist.evaluation.pictures.answers import draw_answers
+from ecn_dist.ranking.nearest import ExactSearch, FaissSearch, Matches, nearest
+from ecn_dist.reporting.pictures import save_figure
+from ecn_dist.reporting.pictures.answers import draw_answers
+from ecn_dist.serving.embedder import Embedder, PictureFile
+from ecn_dist.serving.feature_file import FeatureFile
 
 DESCRIPTION = """\
 Print, and draw, the gallery pictures whose features are nearest to those of query pictures: rank, Euclidean distance

@@ -6,7 +6,7 @@ import sys
 import time
 
 from ecn_dist.command import command
-from ecn_dist.data.synthetic import PRESETS, write_domain
+from ecn_dist.synthetic import PRESETS, write_domain
 
 EPILOG = """
 Train, test and validation identities never overlap, and a picture depends on nothing but the seed, the domain, the

@@ -14,16 +14,17 @@ import torch
 
 from ecn_dist import config as configuration
 from ecn_dist import distributed
+from ecn_dist.checks import dry_run
 from ecn_dist.command import command
 from ecn_dist.config import Config
 from ecn_dist.data import ShardIndex
-from ecn_dist.engine import building, dry_run, model_card, run_folder, tracking
-from ecn_dist.engine.evaluating import Evaluation, InputSize, evaluate_backbone, has_evaluation
-from ecn_dist.engine.figures import write_figures
-from ecn_dist.engine.preemption import EXIT_PREEMPTED, StopRequest, stop_on_signals
-from ecn_dist.engine.tracking import log
-from ecn_dist.engine.trainer import Trainer
 from ecn_dist.models import average_local_statistics, export_weights
+from ecn_dist.ranking.evaluating import Evaluation, InputSize, evaluate_backbone, has_evaluation
+from ecn_dist.reporting.figures import write_figures
+from ecn_dist.training import building, model_card, run_folder, tracking
+from ecn_dist.training.signals import EXIT_PREEMPTED, StopRequest, stop_on_signals
+from ecn_dist.training.tracking import log
+from ecn_dist.training.trainer import Trainer
 
 DESCRIPTION = "Train ECN on a labelled source and an unlabelled target domain."
 

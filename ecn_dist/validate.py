@@ -5,8 +5,8 @@ import sys
 
 from ecn_dist.command import command
 from ecn_dist.data.index import ShardIndex
-from ecn_dist.data.validation import print_summary, validate
-from ecn_dist.data.work import progress_bar
+from ecn_dist.packing.validation import print_summary, validate
+from ecn_dist.packing.work import progress_bar
 
 EXIT_PROBLEMS = 1
 

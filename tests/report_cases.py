@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from ecn_dist.evaluation import FeatureSet, evaluate_ranking
-from ecn_dist.evaluation.pictures import Domain, write_run_figures
+from ecn_dist.ranking import FeatureSet, evaluate_ranking
+from ecn_dist.reporting.pictures import Domain, write_run_figures
 from tests.picture_cases import plain_picture, random_case
 
 CONFIG = {

@@ -3,12 +3,16 @@
 Shape letters: b images here, C backbone features, D embedding dimension, P source identities.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecn_dist.models.backbones import Backbone
 from ecn_dist.models.dropout import GlobalDropout
+
+_AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Embedding(nn.Module):
@@ -80,3 +84,9 @@ def normalized_features(backbone: Backbone, images: Tensor) -> Tensor:
     """
     pooled_bC = backbone(images)
     return F.normalize(pooled_bC if pooled_bC.dtype == torch.float64 else pooled_bC.float(), dim=1)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The context in which a network runs in `precision`, in training and outside it."""
+    dtype = _AUTOCAST_DTYPES.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

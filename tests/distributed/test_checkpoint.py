@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.distributed import RowPartition
-from ecn_dist.engine.checkpoint import OF_RANKS, CheckpointStore, damage, load, read_meta
 from ecn_dist.errors import UserError
+from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, damage, load, read_meta
 
 
 def full_rows(num_rows: int) -> Tensor:

@@ -6,12 +6,12 @@ import pytest
 
 from ecn_dist import distributed
 from ecn_dist import train as train_main
+from ecn_dist.checks.dry_run import make_plan
 from ecn_dist.config import parse
 from ecn_dist.data import ShardIndex
 from ecn_dist.distributed import count_traffic
-from ecn_dist.engine.dry_run import make_plan
+from tests.dataset_folders import pack_folder, write_market
 from tests.ranks import RankPool
-from tests.unit.dataset_folders import pack_folder, write_market
 
 FLAGS = 64  # bytes of the step's yes-or-no questions (is a batch bad, is the step skipped, ...), which no plan lists
 

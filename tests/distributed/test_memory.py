@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.ecn import ExemplarMemory
+from ecn_dist.memory import ExemplarMemory
 from tests import reference
 
 GLOBAL_BATCH = 12

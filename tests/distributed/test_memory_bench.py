@@ -2,7 +2,7 @@
 
 import pytest
 
-from ecn_dist.bench import memory as bench
+from benchmarks import memory as bench
 
 
 def check_case(dtype: str) -> None:

@@ -5,8 +5,8 @@ import torch
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
-from ecn_dist.evaluation import FeatureSet, evaluate_ranking
-from ecn_dist.evaluation.pictures import first_answers, ranked_lists, write_run_figures
+from ecn_dist.ranking import FeatureSet, evaluate_ranking
+from ecn_dist.reporting.pictures import first_answers, ranked_lists, write_run_figures
 from tests.picture_cases import random_case
 
 

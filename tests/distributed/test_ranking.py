@@ -7,8 +7,8 @@ import torch
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
-from ecn_dist.evaluation import KReciprocal, RankingResult, evaluate_ranking, expand_queries, nearest_pictures
-from tests.unit.ranking_cases import Case, assert_same, clustered_case, random_case
+from ecn_dist.ranking import KReciprocal, RankingResult, evaluate_ranking, expand_queries, nearest_pictures
+from tests.ranking_cases import Case, assert_same, clustered_case, random_case
 
 DIRECT = "donot_use_mm_for_euclid_dist"
 

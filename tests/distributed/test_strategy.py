@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.ecn import ExemplarMemory
-from ecn_dist.engine.deepspeed_strategy import DeepSpeed
-from ecn_dist.engine.strategy import DataParallel, Strategy
 from ecn_dist.errors import UserError
+from ecn_dist.memory import ExemplarMemory
 from ecn_dist.models import Backbone, ReIDNetwork, convert_batchnorm
+from ecn_dist.training.deepspeed_strategy import DeepSpeed
+from ecn_dist.training.strategy import DataParallel, Strategy
 
 CPU = torch.device("cpu")
 BATCH, DIM, IDENTITIES, EXEMPLARS, STEPS = 12, 16, 5, 24, 4

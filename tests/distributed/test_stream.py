@@ -12,8 +12,8 @@ from ecn_dist.data.reader import check_shards
 from ecn_dist.data.stream import Batch, EvaluationStream
 from ecn_dist.errors import UserError
 from tests.tiny_shards import write_split
-from tests.unit.test_reader import overwrite
-from tests.unit.test_stream import train_stream
+from tests.unit.data.test_reader import overwrite
+from tests.unit.data.test_stream import train_stream
 
 
 def gather(batches: list[Batch]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

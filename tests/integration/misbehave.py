@@ -8,8 +8,8 @@ from unittest.mock import patch
 from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.engine.trainer import Trainer
 from ecn_dist.train import main
+from ecn_dist.training.trainer import Trainer
 
 how, bad_rank, bad_step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 train_step = Trainer.train_step

@@ -11,8 +11,8 @@ import torch
 from ecn_dist.data import ShardIndex
 from ecn_dist.evaluate import main as evaluate
 from ecn_dist.models import Backbone, ReIDNetwork, export_weights
+from tests.dataset_folders import pack_folder, write_market
 from tests.integration.conftest import DEMO_CONFIG
-from tests.unit.dataset_folders import pack_folder, write_market
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ecn_dist.evaluation.comparison import Comparison
-from ecn_dist.evaluation.report import write_report
+from ecn_dist.reporting.comparison import Comparison
+from ecn_dist.reporting.report import write_report
 from tests.chromium import Chromium, find_chromium
 from tests.integration.conftest import Domains
 from tests.integration.training import train_on

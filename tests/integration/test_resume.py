@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ecn_dist.engine.preemption import EXIT_PREEMPTED
+from ecn_dist.training.signals import EXIT_PREEMPTED
 from tests.integration.conftest import Domains
 from tests.integration.training import (
     SHORT,

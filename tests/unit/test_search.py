@@ -12,8 +12,8 @@ from PIL import Image
 
 from ecn_dist import Embedder, embed, search
 from ecn_dist.errors import UserError
-from ecn_dist.evaluation.feature_file import FeatureFile
-from ecn_dist.evaluation.nearest import ExactSearch, FaissSearch, check_features, nearest
+from ecn_dist.ranking.nearest import ExactSearch, FaissSearch, check_features, nearest
+from ecn_dist.serving.feature_file import FeatureFile
 from tests.trained_cases import write_pictures, write_trained_run
 
 

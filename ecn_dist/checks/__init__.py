@@ -1,0 +1,1 @@
+"""Before a run: dry run and doctor."""

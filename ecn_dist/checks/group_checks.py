@@ -1,0 +1,142 @@
+"""What `doctor` looks at between the ranks it was started on. Collective throughout; findings are on every rank."""
+
+import secrets
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from ecn_dist import distributed
+from ecn_dist.checks.host_checks import MIB, Finding
+from ecn_dist.config import Config
+from ecn_dist.distributed.measure import measure_all_reduce, measure_clocks
+
+# A rendezvous takes a host for dead whose heartbeat, stamped by that host's clock, is 15 s old (torch.distributed.run,
+# dynamic rendezvous: 3 heartbeats of 5 s).
+MOST_CLOCK_SECONDS = 5.0
+SHARED_FOLDER_SECONDS = 5.0  # for a network file system to show what another host wrote
+BANDWIDTH_SECONDS = 6.0
+LARGEST_BYTES = {"cpu": 32 * MIB}
+LARGEST_BYTES_ACCELERATOR = 256 * MIB
+
+
+def join(config: Config, device: torch.device) -> Finding:
+    """Join the process group. Where that fails the finding has the remedy, and nothing else here may be called."""
+    try:
+        distributed.start(device, config.timeout_seconds)
+    except RuntimeError as error:
+        return Finding(
+            "group",
+            f"the ranks could not be connected in {config.timeout_seconds:g} s: {str(error).splitlines()[0]}",
+            "look at the findings on host and rendezvous of every rank; name the network device between the hosts in "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME (NCCL_DEBUG=INFO shows what NCCL chose); open all TCP ports "
+            "between the hosts",
+        )
+    backend = "nccl and gloo" if device.type == "cuda" else "gloo"
+    return Finding("group", f"{distributed.world_size()} ranks are connected ({backend})")
+
+
+def check_versions(own: str) -> Iterable[Finding]:
+    """`own` describes this rank's software: it must be the same on all ranks."""
+    versions = distributed.gather_objects(own)
+    if len(set(versions)) == 1:
+        yield Finding("versions", "the same on all ranks")
+        return
+    ranks = {version: [rank for rank, other in enumerate(versions) if other == version] for version in versions}
+    text = "; ".join(f"ranks {', '.join(map(str, at))}: {version}" for version, at in ranks.items())
+    yield Finding(
+        "versions", text, "install the same versions on every host (requirements.txt, or one container image)"
+    )
+
+
+def judge_clocks(offsets: list[float]) -> Finding:
+    """From every rank's clock against rank 0's, in seconds."""
+    spread = max(offsets) - min(offsets)
+    text = f"the ranks' clocks agree to {1000 * spread:.0f} ms"
+    if spread <= MOST_CLOCK_SECONDS:
+        return Finding("clock", text)
+    worst = max(range(len(offsets)), key=lambda rank: abs(offsets[rank]))
+    return Finding(
+        "clock",
+        f"rank {worst}'s clock is {offsets[worst]:+.1f} s off rank 0's",
+        "set the hosts' clocks by NTP (timedatectl set-ntp true): an elastic rendezvous takes a host for dead whose "
+        "clock is 15 s late",
+    )
+
+
+def check_clock() -> Iterable[Finding]:
+    """Whether the ranks' clocks agree."""
+    yield judge_clocks(measure_clocks())
+
+
+def check_shared_folder(config: Config) -> Iterable[Finding]:
+    """A file that rank 0 writes into the run folder's place is seen by all ranks."""
+    if not config.output_dir:
+        return
+    name = distributed.broadcast_object(f".doctor-{secrets.token_hex(8)}")
+    folder = Path(config.output_dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    folder = distributed.broadcast_object(folder)
+    probe, error = folder / name, None
+    if distributed.is_main():
+        try:
+            probe.touch()
+        except OSError as failure:
+            error = f"rank 0 cannot write into {folder} ({failure})"
+    if error := distributed.broadcast_object(error):
+        yield Finding("shared", error, "name a folder that can be written; see the finding on disk")
+        return
+    deadline = time.monotonic() + SHARED_FOLDER_SECONDS
+    while not (seen := probe.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    blind = [rank for rank, sees in enumerate(distributed.gather_objects(seen)) if not sees]
+    if distributed.is_main():
+        probe.unlink()
+    if blind:
+        yield Finding(
+            "shared",
+            f"ranks {', '.join(map(str, blind))} do not see what rank 0 writes into {folder}",
+            "name an output_dir on a file system that all hosts share (in containers: the same volume)",
+        )
+    else:
+        yield Finding("shared", f"all ranks see the same {folder}")
+
+
+def check_all_reduce(
+    device: torch.device, gradient_bytes: int | None, *, least_bandwidth: float, most_latency: float
+) -> Iterable[Finding]:
+    """Latency and bandwidth of the collective that carries the gradients, against limits in bytes/s and seconds."""
+    most_bytes = LARGEST_BYTES.get(device.type, LARGEST_BYTES_ACCELERATOR)
+    speed = measure_all_reduce(device, most_bytes=most_bytes, most_seconds=BANDWIDTH_SECONDS)
+    bandwidth = speed.bus_bandwidth(distributed.world_size())
+    text = (
+        f"latency {1000 * speed.latency_seconds:.2f} ms, bandwidth {bandwidth / 1e6:.0f} MB/s "
+        f"({speed.num_bytes / MIB:.0f} MiB in {1000 * speed.seconds:.1f} ms)"
+    )
+    if gradient_bytes:
+        text += f"; this run's gradients take about {speed.seconds * gradient_bytes / speed.num_bytes:.3f} s a step"
+    remedies = []
+    if bandwidth < least_bandwidth:
+        remedies.append(
+            f"below {least_bandwidth / 1e6:g} MB/s: name the fastest network device in GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME, see that NCCL finds InfiniBand (NCCL_DEBUG=INFO), and that no other job fills the "
+            "link; --min_bandwidth sets the limit"
+        )
+    if speed.latency_seconds > most_latency:
+        remedies.append(
+            f"above {1000 * most_latency:g} ms: use hosts nearer to each other, and see that no core has more ranks "
+            "than it can run (OMP_NUM_THREADS, cores of the job); --max_latency sets the limit"
+        )
+    yield Finding("all_reduce", text, "; ".join(remedies))
+
+
+def collect(own: list[Finding]) -> list[tuple[Finding, list[int]]]:
+    """All ranks' findings, equal ones together with the ranks that found them, in the order of the checks."""
+    together: dict[Finding, list[int]] = {}
+    for rank, findings in enumerate(distributed.gather_objects(own)):
+        for finding in findings:
+            together.setdefault(finding, []).append(rank)
+    order = {check: at for at, check in enumerate(dict.fromkeys(finding.check for finding in own))}
+    return sorted(together.items(), key=lambda item: order.get(item[0].check, len(order)))

@@ -1,0 +1,1 @@
+"""From a dataset folder to shards, offline: layouts, style copies, writing, validation."""

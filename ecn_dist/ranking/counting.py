@@ -1,0 +1,215 @@
+"""How many gallery pictures are closer to a query than each of its true matches: exact, no sort, no Q x G matrix.
+
+All that the metrics need of a ranking is, for each true match, the number of other pictures before it. A chunk of
+the gallery is multiplied with a block of queries, and every entry of the product (an approximate squared distance) is
+looked up in a table of its query: the line of distances is cut into fine buckets, and a bucket that no true match's
+distance is near (within the product's error) says at once how many true matches are closer. Pictures in the other
+buckets, about one in a hundred, are placed by a search among the true matches; those that stay within the error of
+one, about one in a thousand, have their exact score computed.
+
+Shape letters: R queries of a block, G gallery pictures on this rank, n pictures of a chunk, C groups of the gallery
+(cameras, or one), T true matches of the query that has most, B buckets, P pairs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ecn_dist.ranking.distances import UNIT_ROUNDOFF, ProductSpace, Scratch
+from ecn_dist.ranking.matches import TrueMatches
+from ecn_dist.ranking.scores import Score
+
+MARGIN = 2.0  # buckets before the closest and after the farthest true match, so that the outermost are never near one
+BATCH = 2**19  # unsure entries at a time: with many equal features all are
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """This rank's gallery in the order in which it is scanned: chunk after chunk, each of one group."""
+
+    order: Tensor | None  # (G,) rows in the order of the scan; None: as given
+    place: Tensor | None  # (G,) the inverse of `order`
+    chunks: list[tuple[int, int, int]]  # group, first place, one past the last
+    num_groups: int
+    first_position: int  # place of this rank's first picture in the whole gallery
+
+    @classmethod
+    def plan(cls, size: int, groups: Tensor | None, num_groups: int, chunk: int, first_position: int) -> "Gallery":
+        """Chunks of at most `chunk` pictures, each of one of the `groups` (G,) 0..C-1; None: all are one group."""
+        if groups is None:
+            return cls(None, None, [(0, *span) for span in _spans(0, size, chunk)], 1, first_position)
+        order = groups.argsort(stable=True)
+        ends = torch.bincount(groups, minlength=num_groups).cumsum(0).tolist()
+        starts = [0, *ends[:-1]]
+        spans = [(g, *span) for g in range(num_groups) for span in _spans(starts[g], ends[g], chunk)]
+        return cls(order, order.argsort(), spans, num_groups, first_position)
+
+    def cut(self, pairs: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """For each chunk, of pairs of something and gallery rows (P,), the something and the place in the scan."""
+        others, places = pairs
+        places, order = (places if self.place is None else self.place[places]).sort()
+        others = others[order]
+        bounds = torch.tensor([span[1:] for span in self.chunks], dtype=torch.int64, device=places.device)
+        cuts = torch.searchsorted(places, bounds.reshape(-1, 2)).tolist()
+        return [(others[start:stop], places[start:stop]) for start, stop in cuts]
+
+    def rows(self, first: int, last: int) -> Tensor | slice:
+        """The rows of the gallery at these places of the scan."""
+        return slice(first, last) if self.order is None else self.order[first:last]
+
+
+def _spans(start: int, stop: int, length: int) -> list[tuple[int, int]]:
+    return [(at, min(at + length, stop)) for at in range(start, stop, length)]
+
+
+@dataclass(frozen=True)
+class Closer:
+    """For each true match, how many pictures of each group come before it that are no match of its query."""
+
+    counts: Tensor  # (3, C, R, T) int64
+
+    @property
+    def strictly(self) -> Tensor:
+        """(C, R, T) closer."""
+        return self.counts[0]
+
+    @property
+    def or_equal(self) -> Tensor:
+        """(C, R, T) closer or as close."""
+        return self.counts[1]
+
+    @property
+    def in_order(self) -> Tensor:
+        """(C, R, T) closer, or as close and earlier in the gallery."""
+        return self.counts[2]
+
+    def whole(self) -> "Closer":
+        """All groups as one: (3, 1, R, T)."""
+        return Closer(self.counts.sum(1, keepdim=True))
+
+
+class Buckets:
+    """The line of squared distances of each query of a block, cut at its true matches.
+
+    A squared distance x of a query lies at `MARGIN` + `scale` (x - `origin`) on its line. Lines are B long.
+    """
+
+    def __init__(self, squared: Tensor, valid: Tensor, error: Tensor, num_buckets: int) -> None:
+        """From the true matches' squared distances (R, T), which are true matches, and the product's error (R,)."""
+        self.num_buckets = num_buckets
+        rows, self.num_matches = squared.shape
+        last = squared.masked_fill(~valid, -torch.inf).amax(1)
+        self.origin = squared[:, 0] - 2 * error
+        self.scale = (num_buckets - 3 * MARGIN) / (last + 2 * error - self.origin)
+        # The error on the line (R, 1); the second term is the rounding of a place itself.
+        self.reach = reach = (self.scale * error + 4 * UNIT_ROUNDOFF * num_buckets)[:, None]
+        line = MARGIN + self.scale[:, None] * (squared - self.origin[:, None])
+        line = torch.where(valid, line, float(num_buckets))
+
+        self.codes_per_row = 2 * self.num_matches + 2
+        first_near = (line - reach).floor().long().clamp(0, num_buckets)
+        after_near = (line + reach).floor().long().clamp(-1, num_buckets - 1) + 1
+        ones = valid.to(torch.int32)
+        delta = ones.new_zeros((rows, num_buckets + 1))
+        below = delta.scatter_add(1, after_near, ones).cumsum(1, dtype=torch.int32)[:, :-1]
+        near = delta.scatter_add(1, first_near, ones).cumsum(1, dtype=torch.int32)[:, :-1] > below
+        row = torch.arange(rows, device=squared.device, dtype=torch.int32)[:, None]
+        # Code of a bucket: twice the number of matches below it, plus 1 where a match is near; numbered on over rows.
+        self._codes = (2 * below + near + self.codes_per_row * row).flatten()
+        self._first_bucket = num_buckets * row
+
+        # Ends of the stretches near each match, on one line for all rows. Where stretches overlap the ends are not in
+        # order, but a search still stops between one that is below and one that is above: at an even place no
+        # stretch is around, since the ends of one kind are in order.
+        ends = torch.stack([line - reach, line + reach], dim=2).flatten(1).clamp(0.0, float(num_buckets))
+        self._ends = (ends + num_buckets * row).flatten()
+
+    def lookup(self, line: Tensor) -> Tensor:
+        """The codes of places (R, n) on the lines, flat (R n,) int32. Overwrites `line`."""
+        buckets = line.clamp_(0, self.num_buckets - 1).to(torch.int32).add_(self._first_bucket)
+        return torch.index_select(self._codes, 0, buckets.flatten())
+
+    def search(self, row: Tensor, line: Tensor) -> Tensor:
+        """The codes, without the numbering over rows, of single places (P,) on the lines of `row` (P,)."""
+        place = torch.searchsorted(self._ends, line.double() + self.num_buckets * row, right=True)
+        return place - 2 * self.num_matches * row
+
+
+Watch = Callable[[Tensor, Buckets, Tensor | slice, Tensor], None]
+
+
+class CloserCounter:
+    """Counts pictures of this rank before the true matches of queries."""
+
+    def __init__(
+        self, space: ProductSpace, score: Score, gallery: Gallery, scratch: Scratch, watch: Watch | None = None
+    ) -> None:
+        """`watch` is shown every product: places on the lines (R, n), infinite where there is no pair to count; the
+        lines; gallery rows; query rows (R,)."""
+        self._space, self._score, self._gallery, self._scratch, self._watch = space, score, gallery, scratch, watch
+
+    def count(self, queries: Tensor, matches: TrueMatches, left_out: tuple[Tensor, Tensor], num_buckets: int) -> Closer:
+        """For each true match of `queries` (R,), this rank's pictures before it, those in `left_out` excepted.
+
+        `left_out` are places in `queries` and gallery rows, both (P,): the true matches themselves and the junk.
+        """
+        space, gallery = self._space, self._gallery
+        squared = self._score.squared_distance(queries, matches.score) * space.factor**2
+        # Beside the product's error, the rounding of a large origin and of a lowered place.
+        largest = squared.masked_fill(~matches.valid, 0.0).abs().amax(1)
+        error = space.error_bound(queries) + 4 * UNIT_ROUNDOFF * largest
+        lines = Buckets(squared, matches.valid, error, num_buckets)
+        left = space.query_side(queries, lines.origin, lines.scale, MARGIN)
+        shape = (gallery.num_groups, len(queries))
+        codes = squared.new_zeros((shape[0], shape[1] * lines.codes_per_row), dtype=torch.int64)
+        exact = squared.new_zeros((3, *shape, lines.num_matches + 1), dtype=torch.int64)
+        for (group, first, last), out in zip(gallery.chunks, gallery.cut(left_out), strict=True):
+            pictures = gallery.rows(first, last)
+            line = space.multiply(left, pictures, self._scratch)
+            lowering = self._score.lowering(queries, pictures)
+            if lowering is not None:
+                line[:, : last - first] -= lowering * (space.factor**2 * lines.scale[:, None])
+            line[out[0], out[1] - first] = torch.inf
+            if self._watch is not None:
+                self._watch(line, lines, pictures, queries)
+            code = lines.lookup(line)
+            codes[group] += torch.bincount(code, minlength=codes.shape[1])
+            unsure = code.bitwise_and_(1).bool().nonzero().squeeze(1)
+            for entries in unsure.split(BATCH):
+                row = entries // line.shape[1]
+                code = lines.search(row, line.flatten()[entries])
+                codes[group] += torch.bincount(code + lines.codes_per_row * row, minlength=codes.shape[1])
+                near = code.bitwise_and(1).bool()
+                row, column = row[near], (entries - row * line.shape[1])[near]
+                picture = first + column if gallery.order is None else gallery.order[first + column]
+                scores = self._score.of_pairs(queries[row], picture)
+                _add_exact(exact[:, group], matches, row, scores, gallery.first_position + picture)
+        # An even code is that of pictures between matches; odd ones were placed by their exact score.
+        sure = codes.view(*shape, -1)[:, :, ::2]
+        return Closer((exact + sure).cumsum(3)[..., :-1])
+
+
+def _add_exact(counts: Tensor, matches: TrueMatches, row: Tensor, scores: Tensor, position: Tensor) -> None:
+    """Add pictures (P,) to `counts` (3, R, T + 1) in the bin of the number of matches that stay before each."""
+    width = matches.score.shape[1]
+    line, places = matches.score.flatten(), matches.position.flatten()
+    start = row * width
+    end = start + matches.count[row]
+    equal_or_closer = _bisect(start, end, width, lambda at: line[at] <= scores)
+    closer = _bisect(start, end, width, lambda at: line[at] < scores)
+    earlier = _bisect(closer, equal_or_closer, width, lambda at: places[at] < position)
+    for bins, place in zip(counts.view(3, -1), (equal_or_closer, closer, earlier), strict=True):
+        bins.scatter_add_(0, place + row, torch.ones_like(place))  # rows of T + 1 bins
+
+
+def _bisect(low: Tensor, high: Tensor, longest: int, passes: Callable[[Tensor], Tensor]) -> Tensor:
+    """Where `passes` turns from true to false within low..high (P,), which are at most `longest` apart."""
+    for _ in range(longest.bit_length()):
+        middle = (low + high) // 2
+        open_ = low < high
+        passed = open_ & passes(middle.clamp_max(high - 1).clamp_min(0))
+        low = torch.where(passed, middle + 1, low)
+        high = torch.where(open_ & ~passed, middle, high)
+    return low

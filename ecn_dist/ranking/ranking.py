@@ -1,0 +1,244 @@
+"""Retrieval metrics of queries against a gallery: mAP, CMC, mINP and more (METHOD.md, "Evaluation").
+
+Exact, in bounded memory: true matches first, then exact counts of the pictures before them (counting.py), then the
+figures (measures.py). Queries never all meet all gallery features at once: a rank multiplies blocks of queries with
+chunks of its own part of the gallery, and the counts add up.
+
+Shape letters: Q queries, G gallery pictures, D feature length, C cameras, K CMC length, L recall levels, R queries of
+a block, n pictures of a chunk, B buckets.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ecn_dist import distributed
+from ecn_dist.errors import UserError
+from ecn_dist.ranking.counting import Closer, CloserCounter, Gallery
+from ecn_dist.ranking.distances import PairDistances, ProductSpace, Scratch, full_precision
+from ecn_dist.ranking.inputs import NumberedLabels, check_features, check_labels
+from ecn_dist.ranking.matches import Labels, TrueMatches, gather_true_matches
+from ecn_dist.ranking.measures import measure, only_group
+from ecn_dist.ranking.reranking import Encodings, KReciprocal, RerankedScore
+from ecn_dist.ranking.scores import DistanceScore, Score
+from ecn_dist.ranking.verification import ClosestFalsePairs, num_accepted, true_positive_rates
+
+MEMORY_BUDGET = 256 * 2**20
+MIN_CMC = 50
+NUM_RECALL_LEVELS = 101
+
+
+@dataclass(frozen=True)
+class CameraPairs:
+    """The ranking of one camera's gallery pictures alone for one camera's queries; [query camera, gallery camera].
+
+    NaN where no query has a true match, so on the diagonal, whose true matches are junk. mAP by the trapezoid rule.
+    """
+
+    camids: np.ndarray  # (C,)
+    mAP: np.ndarray  # (C, C)
+    rank1: np.ndarray  # (C, C)
+    num_valid_queries: np.ndarray  # (C, C) int64
+
+
+@dataclass(frozen=True)
+class RankingResult:
+    """What `evaluate_ranking` measures; all shares are fractions in 0..1.
+
+    mAP is the published figure (area under the precision-recall curve by the trapezoid rule), mAP_stepwise the average
+    precision of most other toolboxes, mINP that of Ye et al. (TPAMI 2021). `cmc[k - 1]` is rank-k.
+    """
+
+    mAP: float
+    mAP_stepwise: float
+    mINP: float
+    cmc: np.ndarray  # (K,)
+    num_valid_queries: int
+    average_precision: np.ndarray  # (Q,) by the trapezoid rule; NaN for a query without a true match
+    first_match_rank: np.ndarray  # (Q,) rank of the first true match, from 1; NaN without one
+    recall_levels: np.ndarray  # (L,) 0..1
+    precision_at_recall: np.ndarray  # (L,) mean over queries of the highest precision at this recall or beyond
+    true_positive_rates: dict[float, float]  # by false positive rate, over all pairs of query and gallery picture
+    camera_pairs: CameraPairs | None
+
+    def summary(self) -> dict[str, float]:
+        """The figures of a run's summary: mAP, mAP_stepwise, rank1, rank5, rank10, mINP."""
+        ranks = {f"rank{k}": float(self.cmc[k - 1]) for k in (1, 5, 10)}
+        return {"mAP": self.mAP, "mAP_stepwise": self.mAP_stepwise, **ranks, "mINP": self.mINP}
+
+
+def evaluate_ranking(
+    query_features: Tensor,
+    query_pids: Tensor,
+    query_camids: Tensor | None,
+    gallery_features: Tensor,
+    gallery_pids: Tensor,
+    gallery_camids: Tensor | None,
+    *,
+    gallery_sharded: bool = False,
+    max_rank: int = MIN_CMC,
+    false_positive_rates: Sequence[float] = (1e-3, 1e-4),
+    camera_pairs: bool = False,
+    rerank: KReciprocal | None = None,
+    device: torch.device | str | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+) -> RankingResult:
+    """Rank the gallery for every query by Euclidean distance and measure the ranking; the same result on every rank.
+
+    Features are (Q, D) and (G, D) floats, used as given; pids and camids are (Q,) and (G,) integers. Gallery pictures
+    with the query's pid and camid are junk and left out; with camids None, for data without cameras, nothing is.
+    Queries without a true match are not counted. The areas take equal distances as one threshold, as scikit-learn
+    does; CMC and mINP take them in gallery order. Distances are those of float64 arithmetic on the features, whatever
+    their type, the device and the number of ranks.
+
+    Every rank gives the same queries and the same gallery (and each works on a part), or with `gallery_sharded` its
+    own part of the gallery, in rank order, at times empty. `device` is where to compute, by default where the
+    gallery's features are; features may lie elsewhere and are moved in chunks. `memory_budget` (bytes) bounds the
+    chunks' memory; the false positive rates need about 60 bytes more for each pair that the largest of them accepts.
+    `camera_pairs` adds the table of rankings by camera. The CMC has max(max_rank, 50) entries. With `rerank` the
+    gallery is ranked by k-reciprocal re-ranking; every rank then needs all features (a gallery in parts is gathered),
+    and there are no true positive rates, since such distances of two queries do not compare.
+
+    Raises `UserError`, on every rank: features and labels that do not fit each other, features that are not finite, no
+    query with a true match. Collectives: of the labels' facts, then for each block of queries a gather of its true
+    matches and a sum of counts; never of features, but for `rerank`.
+    """
+    device = torch.device(device) if device is not None else torch.as_tensor(gallery_features).device
+    with full_precision(device):
+        sizes = len(query_features), len(gallery_features)
+        query, gallery, first_position = check_features(query_features, gallery_features, gallery_sharded)
+        labels = check_labels(
+            (sizes[0], query_pids, query_camids), (sizes[1], gallery_pids, gallery_camids), gallery_sharded, device
+        )
+        if camera_pairs and not len(labels.camids):
+            raise UserError("a table of camera pairs needs camids", on_all_ranks=True)
+        evaluation = _Evaluation(query, gallery, first_position, labels, camera_pairs, memory_budget)
+        if rerank is not None:
+            whole = (
+                distributed.all_gather_uneven_rows(gallery) if gallery_sharded else torch.as_tensor(gallery_features)
+            )
+            encodings = Encodings(query, whole, rerank, device, memory_budget)
+            evaluation.score = RerankedScore(encodings, evaluation.distances, first_position)
+            false_positive_rates = ()
+        return evaluation.run(max(max_rank, MIN_CMC), false_positive_rates)
+
+
+class _Evaluation:
+    """One call of `evaluate_ranking`: what its blocks of queries share."""
+
+    def __init__(
+        self,
+        query_features: Tensor,
+        gallery_features: Tensor,
+        first_position: int,
+        labels: NumberedLabels,
+        by_camera: bool,
+        budget: int,
+    ) -> None:
+        self.device = labels.query_pids.device
+        self.camids, self.by_camera, self.budget = labels.camids, by_camera, budget
+        self.labels = Labels(labels)
+        self.num_true = self.labels.count_true()
+        if not self.num_true.any():
+            raise UserError(
+                f"none of the {len(query_features)} queries has a true match (same pid, other camid) in the gallery; "
+                "check that pids and camids of both come from the same data set",
+                on_all_ranks=True,
+            )
+        self.scratch = Scratch(query_features.shape[1], self._bytes_per_query(1), budget, self.device)
+        self.space = ProductSpace(query_features, gallery_features, self.device, self.scratch.chunk)
+        self.distances = PairDistances(query_features, gallery_features, self.device)
+        self.score: Score = DistanceScore(self.distances)
+        groups = labels.gallery_cameras if by_camera else None
+        self.gallery = Gallery.plan(
+            len(gallery_features), groups, len(labels.camids), self.scratch.chunk, first_position
+        )
+
+    def run(self, num_ranks: int, false_positive_rates: Sequence[float]) -> RankingResult:
+        valid = self.num_true > 0
+        num_queries, num_cameras, num_valid = len(valid), len(self.camids), int(valid.sum())
+        figures = torch.full((4, num_queries), torch.nan, dtype=torch.float64, device=self.device)
+        precision = torch.zeros(NUM_RECALL_LEVELS, dtype=torch.float64, device=self.device)
+        pair_sums = torch.zeros((3, num_cameras, num_cameras), dtype=torch.float64, device=self.device)
+        true_distances = []
+        num_false = int(self.labels.count_different()[valid].sum())
+        num_kept = max((num_accepted(rate, num_false) + 1 for rate in false_positive_rates), default=0)
+        closest = ClosestFalsePairs(num_kept, len(self.labels.gallery_pids), self.device)
+        watch = closest.watch if num_kept else None
+        counter = CloserCounter(self.space, self.score, self.gallery, self.scratch, watch)
+
+        for queries in self._blocks():
+            pairs = self.labels.same_pairs(queries)
+            matches = gather_true_matches(self.labels, queries, pairs, self.score, self.gallery.first_position)
+            closer = counter.count(queries, matches, pairs, _num_buckets(matches.score.shape[1]))
+            closer = Closer(distributed.all_reduce(closer.counts))
+            measures = measure(matches, closer.whole(), NUM_RECALL_LEVELS)
+            figures[:, queries] = torch.stack(
+                [measures.trapezoid, measures.stepwise, measures.inverse_penalty, measures.first_rank]
+            )
+            precision += measures.precision.sum(0)
+            if num_kept:
+                true_distances.append(matches.score[matches.valid])
+            if self.by_camera:
+                self._add_camera_pairs(pair_sums, queries, matches, closer)
+
+        rates = {}
+        if num_kept:
+            error = float(self.space.error_bound(valid.nonzero().squeeze(1)).max())
+            rates = true_positive_rates(
+                false_positive_rates, closest, num_false, torch.cat(true_distances), self.distances, error
+            )
+        average_precision, stepwise, inverse_penalty, first_rank = figures.cpu().numpy()
+        accepted = np.searchsorted(np.sort(first_rank[np.isfinite(first_rank)]), np.arange(num_ranks) + 1, side="right")
+        return RankingResult(
+            mAP=float(np.nanmean(average_precision)),
+            mAP_stepwise=float(np.nanmean(stepwise)),
+            mINP=float(np.nanmean(inverse_penalty)),
+            cmc=accepted / num_valid,
+            num_valid_queries=num_valid,
+            average_precision=average_precision,
+            first_match_rank=first_rank,
+            recall_levels=np.linspace(0.0, 1.0, NUM_RECALL_LEVELS),
+            precision_at_recall=(precision / num_valid).cpu().numpy(),
+            true_positive_rates=rates,
+            camera_pairs=self._camera_pairs(pair_sums) if self.by_camera else None,
+        )
+
+    def _blocks(self) -> Iterator[Tensor]:
+        """Queries with true matches (R,), fewest matches first, in blocks whose tables keep to the budget."""
+        order = self.num_true.argsort(stable=True)
+        order = order[self.num_true[order] > 0]
+        num_true = self.num_true[order].tolist()
+        start = 0
+        while start < len(order):
+            size = min(self.scratch.max_queries, len(order) - start)
+            while size > 1 and size * self._bytes_per_query(num_true[start + size - 1]) > self.budget // 2:
+                size //= 2
+            yield order[start : start + size]
+            start += size
+
+    def _bytes_per_query(self, num_true: int) -> int:
+        groups = len(self.camids) if self.by_camera else 1
+        return 24 * _num_buckets(num_true) + (128 + 96 * groups) * (num_true + 1)
+
+    def _add_camera_pairs(self, sums: Tensor, queries: Tensor, matches: TrueMatches, closer: Closer) -> None:
+        """Add areas, first places and number of the queries that have a match in a camera to `sums` (3, C, C)."""
+        query_cameras = self.labels.query_cameras[queries]
+        for camera in range(len(self.camids)):
+            seen = measure(*only_group(matches, closer, camera))
+            counted = ~seen.trapezoid.isnan()
+            values = torch.stack([seen.trapezoid, (seen.first_rank == 1).double(), counted.double()])
+            sums[:, :, camera].index_add_(1, query_cameras[counted], values[:, counted])
+
+    def _camera_pairs(self, sums: Tensor) -> CameraPairs:
+        area, first, count = sums.cpu().numpy()
+        divisor = np.where(count > 0, count, np.nan)
+        return CameraPairs(self.camids.cpu().numpy(), area / divisor, first / divisor, count.astype(np.int64))
+
+
+def _num_buckets(num_true: int) -> int:
+    """Some for each true match, so that few pictures fall into a bucket that is near one."""
+    return min(2**15, max(2**10, 2 ** (32 * num_true - 1).bit_length()))

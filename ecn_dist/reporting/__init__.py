@@ -1,0 +1,1 @@
+"""Figures, report and model card of a run."""

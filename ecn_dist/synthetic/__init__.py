@@ -1,0 +1,18 @@
+"""Synthetic domains: procedurally drawn pedestrians in place of pictures of people, written as real data sets are."""
+
+from ecn_dist.synthetic.folder import pids_of, write_domain
+from ecn_dist.synthetic.scene import Studio
+from ecn_dist.synthetic.spec import PRESETS, SOURCE, TARGET, CameraSpec, DomainSpec, PeopleSpec, PlaceSpec
+
+__all__ = [
+    "PRESETS",
+    "SOURCE",
+    "TARGET",
+    "CameraSpec",
+    "DomainSpec",
+    "PeopleSpec",
+    "PlaceSpec",
+    "Studio",
+    "pids_of",
+    "write_domain",
+]

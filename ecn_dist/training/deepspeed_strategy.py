@@ -1,0 +1,179 @@
+"""The step through DeepSpeed: its gradient exchange, ZeRO, and its loss scaling. Imported only when chosen.
+
+DeepSpeed's own bf16 and fp16 modes cast the weights and leave BatchNorm's statistics in fp32, a mixture that torch's
+BatchNorm refuses. So the network keeps fp32 weights and runs under autocast, as with `DataParallel`; in fp16 the
+dynamic loss scaler of DeepSpeed scales, checks all ranks' gradients, and skips.
+"""
+
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecn_dist.distributed import entering, is_distributed
+from ecn_dist.errors import UserError
+from ecn_dist.models import ReIDNetwork, autocast, average_local_statistics
+
+_MOMENTUM = "momentum_buffer"  # torch's name for it in SGD
+
+
+class _WithAutocast(nn.Module):
+    """The network in the run's precision. DeepSpeed turns off an autocast that it meets outside its forward."""
+
+    def __init__(self, network: nn.Module, precision: str, device: torch.device) -> None:
+        super().__init__()
+        self.network = network
+        self._precision, self._device = precision, device
+
+    def forward(self, *inputs: Any) -> Any:
+        with autocast(self._precision, self._device):
+            return self.network(*inputs)
+
+
+class DeepSpeed:
+    """A `Strategy` over a DeepSpeed engine.
+
+    Its checkpoints have the tensors of `DataParallel`'s, gathered from the ranks, so that a run continues under either
+    engine, on any number of ranks and in any ZeRO stage.
+    """
+
+    def __init__(
+        self,
+        network: ReIDNetwork,
+        optimizer: torch.optim.SGD,
+        *,
+        precision: str,
+        zero_stage: int,
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        """`zero_stage` is 0 (nothing divided), 1 (optimiser state) or 2 (gradients too); `batch_size` is a rank's.
+
+        Collective. Raises `UserError` without DeepSpeed, without a process group, for fp64, and for fp16 in stage 0.
+        """
+        deepspeed = _import(device)
+        if precision == "fp64":
+            raise UserError("precision: DeepSpeed has no fp64; use fp32, bf16 or fp16, or engine ddp")
+        if precision == "fp16" and zero_stage == 0:
+            raise UserError("precision: DeepSpeed scales the loss for fp16 from deepspeed.zero_stage 1 on; 0 is as ddp")
+        if not is_distributed():
+            raise UserError("engine: deepspeed needs torchrun's process group, also for one rank: torchrun -m ...")
+        self.network = network
+        self._zero_stage = zero_stage
+        self._sgd = optimizer
+        self._base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self._trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self._engine, *_ = deepspeed.initialize(
+            model=_WithAutocast(network, precision, device),
+            optimizer=optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": batch_size,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": 0.0,  # its default clips to a norm of 1
+                "zero_optimization": {"stage": zero_stage},
+                "zero_allow_untested_optimizer": True,  # SGD works on flat parts as on whole tensors
+            },
+            dist_init_required=False,
+        )
+        self._scaler = _scale_losses(self._engine.optimizer) if precision == "fp16" else None
+        # torch's SGD makes its momentum at the first step; DeepSpeed finds only what is there.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter][_MOMENTUM] = torch.zeros_like(parameter)
+        if zero_stage:
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def forward(self, source: Tensor, target: Tensor | None, step: int) -> tuple[Tensor, Tensor | None]:
+        logits_bP, features_bD = self._engine(source, target, step)
+        return logits_bP.float(), None if features_bD is None else features_bD.float()
+
+    def backward(self, loss: Tensor) -> None:
+        entering("DeepSpeed's gradient exchange")
+        self._engine.backward(loss)
+
+    def step(self, learning_rate_factor: float) -> bool:
+        entering("DeepSpeed's step")
+        for group, lr in zip(self._engine.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = lr * learning_rate_factor
+        self._engine.step()
+        return self._engine.was_step_applied()
+
+    def state(self) -> dict[str, Tensor]:
+        """As `Strategy.state`. Collective with ZeRO: all-reduces of the size of weights and momenta."""
+        average_local_statistics(self.network)
+        entering("DeepSpeed's gathering of weights and momenta")
+        state = {f"network.{key}": tensor for key, tensor in self.network.state_dict().items()}
+        for name, parameter in self._trained.items():
+            state[f"network.{name}"] = self._whole_weight(parameter)
+            state[f"optimizer.momentum.{name}"] = self._whole_momentum(parameter)
+        if self._scaler is not None:
+            since_overflow = (self._scaler.cur_iter - self._scaler.last_overflow_iter) % self._scaler.scale_window
+            state["scaler"] = torch.tensor([self._scaler.cur_scale, since_overflow], dtype=torch.float64)
+        return state
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.network.load_state_dict({key: state[f"network.{key}"] for key in self.network.state_dict()})
+        for name, parameter in self._trained.items():
+            self._keep_part(parameter, state[f"network.{name}"], state[f"optimizer.momentum.{name}"])
+        if self._scaler is not None:
+            scale, since_overflow = state["scaler"].tolist()
+            self._scaler.cur_scale = scale
+            self._scaler.last_overflow_iter = self._scaler.cur_iter - int(since_overflow)
+
+    def _whole_weight(self, parameter: nn.Parameter) -> Tensor:
+        if not self._zero_stage:
+            return parameter.detach()
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return safe_get_full_fp32_param(parameter)
+
+    def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
+        if not self._zero_stage:
+            return self._sgd.state[parameter][_MOMENTUM]
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return safe_get_full_optimizer_state(parameter, _MOMENTUM)
+
+    def _keep_part(self, parameter: nn.Parameter, weight: Tensor, momentum: Tensor) -> None:
+        """Of whole tensors, keep what this rank's part of the optimiser holds."""
+        if not self._zero_stage:
+            self._sgd.state[parameter][_MOMENTUM].copy_(momentum)
+            return
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        safe_set_full_fp32_param(parameter, weight)
+        safe_set_full_optimizer_state(parameter, momentum, _MOMENTUM)
+
+
+def _import(device: torch.device) -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # or it would look for one, and find another than ours
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UserError(
+            f"engine: deepspeed is not installed ({error}); pip install 'ecn_dist[deepspeed]', or use engine ddp"
+        ) from error
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # On the CPU it would compile an exchange through shared memory, for minutes and only where there is a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _scale_losses(optimizer: Any) -> Any:
+    """Give a ZeRO optimiser of fp32 weights the loss scaler that DeepSpeed gives one of fp16 weights."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    # As torch's GradScaler: from 2^16 on, doubled after 2000 steps, halved at every overflow.
+    optimizer.loss_scaler = DynamicLossScaler(
+        init_scale=2.0**16,
+        scale_window=2000,
+        min_scale=1.0,
+        delayed_shift=1,
+        consecutive_hysteresis=False,
+        raise_error_at_min_scale=False,
+    )
+    optimizer.check_grad_overflow = True
+    return optimizer.loss_scaler

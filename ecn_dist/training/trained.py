@@ -1,0 +1,101 @@
+"""A trained backbone from what a run left: its export, a checkpoint of it, or the run folder with either."""
+
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ecn_dist import config as configuration
+from ecn_dist import distributed
+from ecn_dist.config import Config
+from ecn_dist.errors import UserError
+from ecn_dist.models import Backbone, convert_batchnorm, load_backbone
+from ecn_dist.training import run_folder
+from ecn_dist.training.checkpoint import META, CheckpointStore, damage, load
+
+
+class Found(NamedTuple):
+    """What is to be loaded, as rank 0 sees it."""
+
+    config: Config
+    place: str | None  # within the path that was given; empty for the path itself, None for its newest checkpoint
+    is_checkpoint: bool
+
+
+def load_trained(path: Path, device: torch.device, config_file: Path | None = None) -> tuple[Backbone, Config]:
+    """The backbone that `path` holds, in evaluation mode on `device`, and the configuration it was trained with.
+
+    `path` is a run folder (its exported weights, or else its newest checkpoint), a checkpoint folder, or a file of
+    weights. The configuration is `config_file`, or the config.yaml of the run that `path` is or lies in. Rank 0 reads
+    it, and decides what is loaded. Raises `UserError` on all ranks where any of them does not see that. Collective.
+    """
+    of_rank_0 = distributed.broadcast_object(distributed.together(lambda: _find(path, config_file)))
+    assert of_rank_0 is not None
+    config, place, is_checkpoint = of_rank_0
+    found = _newest_checkpoint(path) if place is None else path / place
+    _check_seen(found, is_checkpoint)
+    torch.manual_seed(config.seed)
+    backbone = distributed.together(lambda: Backbone(config.model.arch, config.data.height, config.data.width))
+    if is_checkpoint:
+        load(found, {f"network.backbone.{key}": tensor for key, tensor in backbone.state_dict().items()})
+    else:
+        distributed.together(lambda: load_backbone(backbone, str(found)))
+    if config.precision == "fp64":
+        backbone.double()
+    backbone.to(device)
+    convert_batchnorm(backbone, config.model.batchnorm, device)
+    return backbone.eval(), config
+
+
+def _find(path: Path, config_file: Path | None) -> Found | None:
+    """What `path` holds; None on other ranks than 0, whose view of the disk may differ and does not count."""
+    if not distributed.is_main():
+        return None
+    config = configuration.load(config_file or _config_of(path))
+    if (path / META).is_file():
+        return Found(config, "", is_checkpoint=True)
+    if path.is_file():
+        return Found(config, "", is_checkpoint=False)
+    if (path / run_folder.WEIGHTS).is_file():
+        return Found(config, run_folder.WEIGHTS, is_checkpoint=False)
+    return Found(config, None, is_checkpoint=True)
+
+
+def _config_of(path: Path) -> Path:
+    for folder in (path, *path.absolute().parents[:3]):
+        if (folder / run_folder.CONFIG).is_file():
+            return folder / run_folder.CONFIG
+    raise UserError(
+        f"{path}: neither it nor the folders above it hold a {run_folder.CONFIG}; name a run folder, or give --config"
+    )
+
+
+def _newest_checkpoint(path: Path) -> Path:
+    """The newest complete one of the run folder `path`, as rank 0 sees it. Collective."""
+    newest = CheckpointStore(path / "checkpoints").newest()
+    if newest is None:
+        raise UserError(
+            f"{path} holds neither {run_folder.WEIGHTS} nor a complete checkpoint; name the run folder that `train` "
+            "wrote, one of its checkpoints, or a file of weights",
+            on_all_ranks=True,
+        )
+    return path / "checkpoints" / newest.name
+
+
+def _check_seen(found: Path, is_checkpoint: bool) -> None:
+    """Raise `UserError` on all ranks where any does not see `found` as a whole. Collective."""
+    problem = damage(found) if is_checkpoint else None
+    if not is_checkpoint:
+        try:
+            found.open("rb").close()
+        except OSError as error:
+            problem = error.strerror
+    told = problem and f"rank {distributed.rank()} on host {socket.gethostname()} cannot use {found}: {problem}"
+    problems = list(filter(None, distributed.gather_objects(told)))
+    if problems:
+        more = f"; and {len(problems) - 4} more ranks" if len(problems) > 4 else ""
+        advice = "Every rank must see the same files under this path, as on a file system that all hosts share"
+        if len(problems) == distributed.world_size():
+            advice = "Name another checkpoint or file of weights, or the run folder, whose newest whole one is taken"
+        raise UserError(f"{'; '.join(problems[:4])}{more}. {advice}", on_all_ranks=True)

@@ -1,0 +1,84 @@
+"""Sources that stall, trickle or leave processes behind."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ecn_dist.data.fetch import Patience, fetch, fetch_bytes
+from ecn_dist.errors import UserError
+from tests.unit.data.test_stream_loader import within
+
+IMPATIENT = Patience(attempts=3, stall_seconds=0.5, backoff_seconds=0.02)
+SHARD_BYTES = 50_000
+
+
+def alive(marker: str) -> list[str]:
+    """The processes `sleep MARKER`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (folder / "cmdline").read_bytes() == f"sleep\0{marker}\0".encode():
+                found.append(folder.name)
+    return found
+
+
+def test_a_stalled_command_is_ended_with_all_that_it_started() -> None:
+    marker = f"321.{os.getpid()}"
+    with pytest.raises(UserError, match=r"after 2 attempts: nothing arrived for 0\.2 s"):
+        fetch_bytes(f"pipe:sleep {marker} | cat", Patience(attempts=2, stall_seconds=0.2, backoff_seconds=0.0))
+    assert within(2, lambda: not alive(marker))
+
+
+FETCHING = """
+    import sys, threading, time
+    from ecn_dist.data.fetch import fetch_bytes
+
+    threading.Thread(target=fetch_bytes, args=(f"pipe:sleep {sys.argv[1]} | cat",), daemon=True).start()
+    print(sys.stdin.readline())
+"""
+
+
+def test_commands_do_not_outlive_the_process_that_ends_while_a_thread_fetches() -> None:
+    marker = f"654.{os.getpid()}"
+    arguments = [sys.executable, "-c", textwrap.dedent(FETCHING), marker]
+    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert within(20, lambda: alive(marker))
+    process.communicate(b"end\n", timeout=20)
+    assert within(2, lambda: not alive(marker))
+
+
+@pytest.mark.parametrize("lead", ["", "head -c 3000000 /dev/zero; "])
+def test_a_source_that_trickles_has_stalled(lead: str) -> None:
+    patience = Patience(attempts=2, stall_seconds=0.6, backoff_seconds=0.0, least_rate=1000)
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=r"after 2 attempts: fewer than 1000 bytes a second arrived"):
+        fetch_bytes(f"pipe:{lead}while sleep 0.05; do printf ab; done", patience)
+    assert 1.2 <= time.monotonic() - begun < 4  # however much came at first
+
+
+def test_a_slow_source_above_the_least_rate_is_waited_for() -> None:
+    patience = Patience(attempts=1, stall_seconds=0.4, least_rate=1000)
+    assert (
+        len(fetch_bytes("pipe:for n in 1 2 3 4 5 6 7 8; do sleep 0.1; head -c 400 /dev/zero; done", patience)) == 3200
+    )
+
+
+def test_slow_consumption_is_not_taken_for_a_slow_source() -> None:
+    def receive(chunks: Iterator[bytes]) -> None:
+        for _ in chunks:
+            time.sleep(0.3)
+
+    fetch("pipe:for n in 1 2 3; do head -c 9 /dev/zero; sleep 0.05; done", receive, Patience(1, 0.25, least_rate=1000))
+
+
+def test_the_defaults_give_up_in_time() -> None:
+    patience = Patience()
+    waits = sum(patience.backoff_seconds * 2**n for n in range(patience.attempts - 1))
+    assert patience.attempts * patience.stall_seconds + waits < 180

@@ -1,0 +1,149 @@
+"""The generator of synthetic domains: its folders, and what its pictures depend on."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ecn_dist.errors import UserError
+from ecn_dist.synthesize import main
+from ecn_dist.synthetic import SOURCE, TARGET, Studio, pids_of, write_domain
+
+SMALL: dict[str, Any] = {
+    "seed": 3,
+    "train_identities": 3,
+    "test_identities": 2,
+    "cameras": 2,
+    "pictures_per_camera": 2,
+    "height": 32,
+    "width": 16,
+}
+PARTS = ("bounding_box_train", "bounding_box_test", "query")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Relative path -> checksum, of the pictures."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.jpg")
+    }
+
+
+def test_folder_is_laid_out_as_market(tmp_path: Path) -> None:
+    assert write_domain(tmp_path / "a", TARGET, **SMALL) == 20
+    names = {part: sorted(path.name for path in (tmp_path / "a" / part).iterdir()) for part in PARTS}
+    assert {part: len(files) for part, files in names.items()} == {PARTS[0]: 12, PARTS[1]: 4, PARTS[2]: 4}
+    pattern = re.compile(r"(\d{4,})_c(\d+)s\d_\d{6}_\d{2}\.jpg")
+    seen = {
+        part: [tuple(map(int, pattern.fullmatch(name).groups())) for name in files] for part, files in names.items()
+    }  # type: ignore[union-attr]
+    train, gallery, query = (seen[part] for part in PARTS)
+    assert {pid for pid, _ in train}.isdisjoint({pid for pid, _ in query})
+    assert sorted(query) == sorted(set(query)) == sorted(set(gallery)), "one query per identity and camera"
+    assert {camera for _, camera in train} == {1, 2}
+    with Image.open(next((tmp_path / "a" / "query").iterdir())) as picture:
+        assert (picture.size, picture.mode, picture.format) == ((16, 32), "RGB", "JPEG")
+
+
+def test_bytes_do_not_depend_on_workers_or_on_what_else_is_drawn(tmp_path: Path) -> None:
+    write_domain(tmp_path / "one", TARGET, **SMALL)
+    write_domain(tmp_path / "two", TARGET, **SMALL, workers=2)
+    write_domain(tmp_path / "more", TARGET, **{**SMALL, "train_identities": 4, "pictures_per_camera": 3})
+    one, more = digests(tmp_path / "one"), digests(tmp_path / "more")
+    assert one == digests(tmp_path / "two")
+    assert one.items() <= more.items()
+    assert len(set(more.values())) == len(more), "no picture comes twice"
+
+
+def test_validation_changes_only_query_and_gallery(tmp_path: Path) -> None:
+    write_domain(tmp_path / "test", TARGET, **SMALL)
+    write_domain(tmp_path / "validation", TARGET, **SMALL, test_split="validation")
+    test, validation = digests(tmp_path / "test"), digests(tmp_path / "validation")
+    train = {name for name in test if name.startswith(PARTS[0])}
+    assert {name: validation[name] for name in train} == {name: test[name] for name in train}
+    assert set(test) & set(validation) == train
+    assert set(pids_of("train", 50)) | set(pids_of("test", 50)) | set(pids_of("validation", 50)) == set(range(1, 151))
+
+
+def test_seed_and_name_make_other_people() -> None:
+    def person(spec: Any, seed: int) -> Any:
+        return Studio(spec, seed=seed, cameras=2, height=32, width=16).person(1)
+
+    assert person(SOURCE, 0) == person(SOURCE, 0)
+    assert person(SOURCE, 0) != person(SOURCE, 1)
+    assert person(SOURCE, 0) != person(TARGET, 0)
+
+
+@pytest.mark.parametrize("spec", [SOURCE, TARGET], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("size", [(16, 8), (64, 32), (256, 128), (100, 60)])
+def test_pictures_hold_a_person(spec: Any, size: tuple[int, int]) -> None:
+    """The middle, where the person is, tells people apart: were the pictures all of one person, the variance of the
+    means of 4 would be about 0.3 of that within them."""
+    height, width = size
+    studio = Studio(spec, seed=0, cameras=2, height=height, width=width)
+    rows, columns = slice(round(0.3 * height), round(0.7 * height)), slice(round(0.35 * width), round(0.65 * width))
+    colors = []
+    for pid in pids_of("train", 8):
+        person = studio.person(pid)
+        pictures = [np.asarray(studio.picture(person, pid, 0, number), np.float64) for number in range(4)]
+        assert all(picture.shape == (height, width, 3) for picture in pictures)
+        colors.append([picture[rows, columns].mean((0, 1)) for picture in pictures])
+    within = np.var(colors, axis=1).sum()
+    between = 8 * np.var(np.mean(colors, axis=1), axis=0).sum()
+    assert between > 0.7 * within
+
+
+def test_same_call_again_leaves_the_folder_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    write_domain(folder, SOURCE, **SMALL)
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert write_domain(folder, SOURCE, **SMALL) == 20
+    assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(UserError, match="already holds something else"):
+        write_domain(folder, SOURCE, **{**SMALL, "seed": 4})
+
+
+def test_interrupted_writing_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_domain(tmp_path / "a", SOURCE, **SMALL)
+    assert not (tmp_path / "a").exists()
+    write_domain(tmp_path / "a", SOURCE, **SMALL)
+    assert len(digests(tmp_path / "a")) == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cameras": 1}, "no true match"),
+        ({"pictures_per_camera": 1}, "no true match"),
+        ({"cameras": 0}, "at least one camera"),
+        ({"height": 4}, "at least 16 x 8"),
+        ({"test_split": "tests"}, "test or validation"),
+        ({"workers": 0}, "at least one worker"),
+        ({"train_identities": -1}, "0 or more"),
+    ],
+)
+def test_senseless_sizes_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        write_domain(tmp_path / "a", SOURCE, **{**SMALL, **change})
+    assert not list(tmp_path.iterdir())
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--domain source --train_identities 1 --test_identities 1 --cameras 2 --pictures_per_camera 2 --workers 1"
+    arguments = [*options.split(), "--height", "32", "--width", "16", "--output", str(tmp_path / "s")]
+    assert main(arguments) == 0
+    assert "8 pictures of source" in capsys.readouterr().out
+    assert len(digests(tmp_path / "s")) == 8
+    assert main([*arguments, "--seed", "1"]) == 2
+    assert "already holds" in capsys.readouterr().err
