@@ -35,7 +35,7 @@ from ecn_dist.distributed.process_group import (
     start,
     world_size,
 )
-from ecn_dist.distributed.storage import PendingSave, as_row_sharded, load_sharded, save_sharded
+from ecn_dist.distributed.storage import PendingSave, as_row_sharded, load_sharded, own_part, save_sharded
 
 __all__ = [
     "EXIT_RANK_LOST",
@@ -61,6 +61,7 @@ __all__ = [
     "is_main",
     "load_sharded",
     "local_rank",
+    "own_part",
     "raise_together",
     "rank",
     "reduce_scatter_rows",

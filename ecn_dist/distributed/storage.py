@@ -37,6 +37,11 @@ def as_row_sharded(rows: Tensor, num_rows: int) -> Tensor:
     return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """This rank's part of what `as_row_sharded` gave."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 class PendingSave:
     """This rank's part of a folder of tensors: divided among the ranks, copied to the host, not yet written.
 

@@ -1,5 +1,6 @@
 """The pictures and the report of a finished run: what the lower packages draw, given the run's data."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -16,17 +17,19 @@ from ecn_dist.reporting.report import write_report
 def write_figures(
     run_folder: Path,
     evaluation: Evaluation,
-    source: ShardIndex,
-    target: ShardIndex,
+    indices: Mapping[str, ShardIndex],
     *,
     writer: SummaryWriter | None = None,
     step: int | None = None,
 ) -> None:
     """Draw the run's figures into figures/ and for TensorBoard's `writer`, and write report.html.
 
+    `indices` has the shard folder "target", and perhaps "source".
+
     Collective; rank 0 draws.
     """
     reader = ShardReader()
+    target = indices["target"]
     query, gallery, train = target.split("query"), target.split("gallery"), target.split("train")
 
     def read_copy(row: int, camera: int) -> Image.Image | None:
@@ -41,7 +44,7 @@ def write_figures(
         evaluation.gallery_part,
         read_query=lambda row: reader.read_picture(query, row),
         read_gallery=lambda row: reader.read_picture(gallery, row),
-        domains=[_domain("source", source.split("train"), reader), _domain("target", train, reader)],
+        domains=[_domain(name, index.split("train"), reader) for name, index in indices.items()],
         read_copy=read_copy if train.has_styles else None,
         gallery_sharded=True,
         camera_free=evaluation.camera_free,
