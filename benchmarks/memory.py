@@ -1,9 +1,9 @@
 """`python -m benchmarks memory`: time, memory and traffic of a memory step against N, D, B, k, row type and ranks.
 
 Every case times, in turn within one run: the sharded memory's loss + backward + update; the two bare matrix products
-that it cannot avoid; the published formulation (full matrix, full sort, row-by-row update); and a replicated memory
-(every rank holds all rows). First it checks that all of them give the same loss, gradient and rows. The figures of the
-slowest rank are reported, beside what the cost model of docs/scaling.md expects from rates measured in the same run.
+that it cannot avoid; and the published formulation (full matrix, full sort, row-by-row update). First it checks that
+both memories give the same loss, gradient and rows. The figures of the slowest rank are reported, beside what the cost
+model of docs/scaling.md expects from rates measured in the same run.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks.memory_figure import draw
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
 
-SIDES = ("products", "published", "replicated")
+SIDES = ("products", "published")
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 COLUMNS: dict[str, str | Callable[[harness.Row], str]] = {
@@ -39,7 +39,6 @@ COLUMNS: dict[str, str | Callable[[harness.Row], str]] = {
     "/ products": "over_products",
     "/ floor": "over_floor",
     "published / step": "published_over_step",
-    "replicated / step": "replicated_over_step",
     "model s": "predicted_seconds",
     "peak MB": lambda row: _megabytes(row["peak_bytes"]),
     "resident peak MB": lambda row: _megabytes(row["resident_peak_bytes"]),
@@ -157,9 +156,6 @@ def measure_case(case: memory_sides.Case, rates: memory_model.Rates, options: ar
     if "published" in options.sides:
         sides["published"], rows_ND = memory_sides.published(case)
         _check_agreement("published", sides["published"](), rows_ND, (loss, gradient_bD), memory)
-    if "replicated" in options.sides and world_size > 1:
-        sides["replicated"], rows_ND = memory_sides.replicated(case)
-        _check_agreement("replicated", sides["replicated"](), rows_ND, (loss, gradient_bD), memory)
     if "products" in options.sides:
         sides["products"] = memory_sides.bare_products(case, memory.rows)
 
@@ -202,7 +198,6 @@ def measure_case(case: memory_sides.Case, rates: memory_model.Rates, options: ar
         "over_products": over("step", "products"),
         "over_floor": median["step"] / floor,
         "published_over_step": over("published", "step"),
-        "replicated_over_step": over("replicated", "step"),
         "predicted_seconds": cost.seconds,
         "predicted": asdict(cost),
         "rates": asdict(rates),

@@ -146,16 +146,16 @@ class Trainer:
 
         logits_bP, features_bD = self.strategy.forward(source.images, target.images, step)
         assert features_bD is not None
-        gathered = self.memory.gather(features_bD, target.indices)  # on its way during the source loss
+        batch = self.memory.gather(features_bD, target.indices)  # on its way during the source loss
         loss_source = F.cross_entropy(logits_bP, source.labels)
         num_neighbors = neighbors_in_epoch(loss.num_neighbors, loss.neighbors_from_epoch, epoch)
-        loss_target = self.memory.loss(features_bD, target.indices, num_neighbors, gathered=gathered)
+        loss_target = batch.loss(num_neighbors)
         total = (1 - loss.target_weight) * loss_source + loss.target_weight * loss_target
 
         self.strategy.backward(total)
         took_step = self._optimizer_step(step)
         momentum = memory_momentum(self.config.memory.momentum, epoch)
-        self.memory.update(features_bD, target.indices, momentum, skip=not took_step, gathered=gathered)
+        batch.update(momentum, skip=not took_step)
         return torch.stack([total, loss_source, loss_target]).detach()
 
     def _step_without_target_loss(self, source: Batch, target: Batch | None, step: int) -> Tensor:
