@@ -74,11 +74,11 @@ class ECN(SourceHead):
         if self.weight == 0:  # the control: the target passes, and only BatchNorm sees it
             loss_source = source_loss(outputs, batches)
             return {"loss": loss_source, "loss_source": loss_source, "loss_target": torch.zeros_like(loss_source)}
-        features_bD, indices_b = outputs["features"], batches["target"].indices
-        self._gathered = self.memory.gather(features_bD, indices_b)  # on its way during the source loss
+        # On its way during the source loss.
+        self._batch = self.memory.gather(outputs["features"], batches["target"].indices)
         loss_source = source_loss(outputs, batches)
         num_neighbors = self.loss.num_neighbors if at.epoch >= self.loss.neighbors_from_epoch else 0
-        loss_target = self.memory.loss(features_bD, indices_b, num_neighbors, gathered=self._gathered)
+        loss_target = self._batch.loss(num_neighbors)
         loss = (1 - self.weight) * loss_source + self.weight * loss_target
         return {"loss": loss, "loss_source": loss_source, "loss_target": loss_target}
 
@@ -87,9 +87,7 @@ class ECN(SourceHead):
     ) -> None:
         """v_y <- normalised(m v_y + (1 - m) x_i), m = memory.momentum * epoch (METHOD.md: Memory update)."""
         if self.weight:
-            momentum = self.setting.memory.momentum * at.epoch
-            features_bD, indices_b = outputs["features"], batches["target"].indices
-            self.memory.update(features_bD, indices_b, momentum, skip=not took_step, gathered=self._gathered)
+            self._batch.update(self.setting.memory.momentum * at.epoch, skip=not took_step)
 
     def state(self) -> dict[str, Tensor]:
         divided = {
