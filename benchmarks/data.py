@@ -31,10 +31,10 @@ from torchvision.transforms import functional
 
 from benchmarks import harness
 from ecn_dist.data import transforms
-from ecn_dist.data.batches import TrainBatches, picture_memory
+from ecn_dist.data.dataset import PictureDataset
 from ecn_dist.data.index import ShardIndex, SplitIndex
 from ecn_dist.data.plan import PassPlan
-from ecn_dist.data.reader import ShardReader
+from ecn_dist.data.reader import ShardReader, decode
 from ecn_dist.data.stream import TrainStream
 from ecn_dist.packing.layouts import read_dataset
 from ecn_dist.packing.shards import pack
@@ -115,12 +115,12 @@ class LooseFiles(Dataset[tuple[Tensor, int]]):
             return image
         height, width = INPUT
         for _ in range(transforms.MAX_ERASE_TRIES):
-            area = random.uniform(*transforms.ERASE_AREA) * width * height
-            aspect = random.uniform(*transforms.ERASE_ASPECT)
+            area = random.uniform(*transforms.ECN.erase_area) * width * height
+            aspect = random.uniform(*transforms.ECN.erase_aspect)
             box_height, box_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if box_height <= height and box_width <= width:
                 top, left = random.randint(0, height - box_height), random.randint(0, width - box_width)
-                fill = torch.tensor(transforms.ERASE_FILL).view(3, 1, 1)
+                fill = torch.tensor(transforms.ECN.erase_fill).view(3, 1, 1)
                 image[:, top : top + box_height, left : left + box_width] = fill
                 break
         return image
@@ -152,43 +152,29 @@ def stream_side(split: SplitIndex, batch_size: int) -> Callable[[], int]:
     """A pass of the stream, up to normalised float batches."""
 
     def run() -> int:
-        stream = TrainStream(
-            split,
-            global_batch_size=batch_size,
-            streams=STREAMS,
-            seed=0,
-            domain="target",
-            height=INPUT[0],
-            width=INPUT[1],
-            random_erasing=0.5,
-            camera_style=True,
-            first_step=0,
-            last_step=len(split) // batch_size,
-        )
-        return sum(len(batch.images) for batch in stream)
+        plan = PassPlan(split.shard_samples, batch_size, STREAMS, 0, "target")
+        stream = TrainStream(split, plan, height=INPUT[0], width=INPUT[1], style="random")
+        return sum(len(batch.images) for batch in stream.batches(0, plan.steps_per_pass))
 
     return run
 
 
 def decoding_sides(split: SplitIndex, batch_size: int) -> dict[str, Callable[[], int]]:
-    """A pass read and decoded to uint8 batches of stored size, as the stream does it; and the same JPEGs in memory."""
-    plan = PassPlan([shard.samples for shard in split.shards], batch_size, STREAMS, 0, "target")
-    batches = TrainBatches(
-        split, *STORED, ShardReader(), plan=plan, rank=0, world_size=1, random_erasing=0.5, camera_style=True,
-        labelled=False, replace_bad=False,
-    )  # fmt: skip
-    stored_bytes = STORED[0] * STORED[1] * 3
-    pixels_bx = list(picture_memory(batch_size * stored_bytes).reshape(batch_size, stored_bytes))
+    """A pass read and decoded, as the stream does it; and the same JPEGs in memory."""
+    plan = PassPlan(split.shard_samples, batch_size, STREAMS, 0, "target")
+    reader = ShardReader()
+    dataset = PictureDataset(split, *INPUT, reader, style="random", domain="target")
+    chosen = [dataset.choose(*plan.step(step))[0].ravel() for step in range(plan.steps_per_pass)]
     jpegs = [
         data
-        for step in range(plan.steps_per_pass)
-        for data in batches.reader.read_batch(split, batches.rows(step), batches.choose(batches.rows(step), 0)[0])
+        for step, slots_b in enumerate(chosen)
+        for data in reader.read_batch(split, plan.step(step).rows_b, slots_b)
     ]
 
     def read_and_decode() -> int:
-        for step in range(plan.steps_per_pass):
-            for _ in batches.pictures(batches.rows(step), 0, pixels_bx):
-                pass
+        for step, slots_b in enumerate(chosen):
+            for data in reader.read_batch(split, plan.step(step).rows_b, slots_b):
+                decode(data)
         return plan.steps_per_pass * batch_size
 
     def bare() -> int:

@@ -1,12 +1,12 @@
 """From a configuration to the objects of a run. The lower packages take plain values; here they get them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import torch
 
 from ecn_dist import distributed
 from ecn_dist.config import Config
-from ecn_dist.data import ShardIndex, SplitIndex, TrainStream
+from ecn_dist.data import Augmentation, Batch, PassPlan, ShardIndex, SplitIndex, TrainStream
 from ecn_dist.data.index import UNKNOWN_PID
 from ecn_dist.data.reader import check_shards
 from ecn_dist.errors import UserError
@@ -103,72 +103,54 @@ def build_memory(config: Config, target: SplitIndex, device: torch.device) -> Ex
     return memory
 
 
+def _stream(
+    config: Config, split: SplitIndex, domain: str, device: torch.device, random_erasing: float, camera_style: bool
+) -> TrainStream:
+    data = config.data
+    labels = split.labels if domain == "source" else None
+    plan = PassPlan(split.shard_samples, config.global_batch_size, data.streams, config.seed, domain, labels=labels)
+    return TrainStream(
+        split,
+        plan,
+        height=data.height,
+        width=data.width,
+        augmentation=Augmentation("ecn", random_erasing),
+        style="random" if camera_style else "real",
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        workers=data.workers,
+        device=device,
+        max_bad_samples=data.max_bad_samples,
+    )
+
+
 def build_streams(
     config: Config, source: SplitIndex, target: SplitIndex, device: torch.device
-) -> tuple[Timeline, Callable[[int], tuple[TrainStream, TrainStream]]]:
+) -> tuple[Timeline, Callable[[int], tuple[Generator[Batch], Generator[Batch]]]]:
     """The run's timeline, and the function that opens both streams at a global step.
 
     An epoch is one pass over the source; the target's passes follow each other from the end of source-only training.
     """
+    erasing = config.data.random_erasing
+    source_stream = _stream(config, source, "source", device, erasing, camera_style=False)
+    target_stream = _stream(config, target, "target", device, erasing, config.data.camera_style)
+    timeline = Timeline(source_stream.steps_per_pass, config.optim.source_only_epochs, config.epochs)
 
-    def stream(split: SplitIndex, domain: str, first_step: int, last_step: int) -> TrainStream:
-        return TrainStream(
-            split,
-            global_batch_size=config.global_batch_size,
-            streams=config.data.streams,
-            seed=config.seed,
-            domain=domain,
-            height=config.data.height,
-            width=config.data.width,
-            random_erasing=config.data.random_erasing,
-            camera_style=config.data.camera_style and domain == "target",
-            first_step=first_step,
-            last_step=last_step,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            workers=config.data.workers,
-            device=device,
-            max_bad_samples=config.data.max_bad_samples,
-        )
-
-    steps_per_epoch = stream(source, "source", 0, 0).steps_per_pass
-    timeline = Timeline(steps_per_epoch, config.optim.source_only_epochs, config.epochs)
-    stream(target, "target", 0, 0)  # its mistakes are to show now, not after source-only training
-
-    def streams(first_step: int) -> tuple[TrainStream, TrainStream]:
-        before = timeline.source_only_steps
-        total = timeline.total_steps
+    def streams(first_step: int) -> tuple[Generator[Batch], Generator[Batch]]:
+        target_stream.start()  # its mistakes are to show now, not after source-only training
+        before, total = timeline.source_only_steps, timeline.total_steps
         return (
-            stream(source, "source", first_step, total),
-            stream(target, "target", max(first_step - before, 0), total - before),
+            source_stream.batches(first_step, total),
+            target_stream.batches(max(first_step - before, 0), total - before),
         )
 
     return timeline, streams
 
 
-def adaptation_stream(config: Config, split: SplitIndex, device: torch.device) -> TrainStream:
+def adaptation_stream(config: Config, split: SplitIndex, device: torch.device) -> Generator[Batch]:
     """One pass over training pictures as they are, for `adapt_batchnorm`."""
-
-    def stream(last_step: int) -> TrainStream:
-        return TrainStream(
-            split,
-            global_batch_size=config.global_batch_size,
-            streams=config.data.streams,
-            seed=config.seed,
-            domain="target",
-            height=config.data.height,
-            width=config.data.width,
-            random_erasing=0.0,
-            camera_style=False,
-            first_step=0,
-            last_step=last_step,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            workers=config.data.workers,
-            device=device,
-        )
-
-    return stream(stream(0).steps_per_pass)
+    stream = _stream(config, split, "target", device, random_erasing=0.0, camera_style=False)
+    return stream.batches(0, stream.steps_per_pass)
 
 
 def open_domains(config: Config) -> tuple[ShardIndex, ShardIndex]:

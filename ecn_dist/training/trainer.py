@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.config import Config, flatten
-from ecn_dist.data import Batch, TrainStream
+from ecn_dist.data import Batch
 from ecn_dist.errors import UserError
 from ecn_dist.memory import ExemplarMemory
 from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, Keep, load
@@ -38,7 +38,7 @@ class Trainer:
         strategy: Strategy,
         memory: ExemplarMemory,
         timeline: Timeline,
-        streams: Callable[[int], tuple[TrainStream, TrainStream]],
+        streams: Callable[[int], tuple[Iterator[Batch], Iterator[Batch]]],
         output_dir: Path,
         data: dict[str, str] | None = None,
     ) -> None:
@@ -74,8 +74,7 @@ class Trainer:
         data, losses that are no longer finite, and checkpoints that cannot be written.
         """
         stop = StopRequest() if stop is None else stop
-        source_stream, target_stream = self.streams(self.step)
-        source, target = iter(source_stream), iter(target_stream)
+        source, target = self.streams(self.step)
         tracker = Tracker(
             self.output_dir,
             first_step=self.step,

@@ -122,7 +122,7 @@ def test_where_no_box_fits_nothing_is_erased() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
 def test_pictures_are_erased_as_often_as_asked_for(probability: float) -> None:
-    fill = torch.tensor(transforms.ERASE_FILL).view(3, 1, 1)
+    fill = torch.tensor(transforms.ECN.erase_fill).view(3, 1, 1)
     erased = [
         (transforms.augment_picture(picture(32, 16), draws, erase, 32, 16, probability) == fill).all(dim=0).any()
         for draws, erase in zip(draws_of(400), erase_draws_of(400), strict=True)
@@ -132,7 +132,7 @@ def test_pictures_are_erased_as_often_as_asked_for(probability: float) -> None:
 
 def test_cameras_and_flips_are_drawn_evenly() -> None:
     draws = draws_of(6000)
-    cameras = np.bincount(transforms.draw_camera(np.array(draws), 6), minlength=6)
+    cameras = np.bincount(transforms.draw_camera(np.array(draws)[:, transforms.CAMERA], 6), minlength=6)
     assert len(cameras) == 6
     assert np.abs(cameras / 1000 - 1).max() < 0.15
     assert np.mean([row[transforms.FLIP] < transforms.FLIP_PROBABILITY for row in draws]) == pytest.approx(
@@ -151,7 +151,7 @@ def test_the_definition_is_what_torchvision_computes() -> None:
         image = functional.normalize(image, transforms.IMAGENET_MEAN, transforms.IMAGENET_STD)
         if draws[transforms.ERASE] < 0.5:
             box = transforms.erase_box(erase_draws, 64, 32)
-            image = functional.erase(image, *box, torch.tensor(transforms.ERASE_FILL).view(3, 1, 1))
+            image = functional.erase(image, *box, torch.tensor(transforms.ECN.erase_fill).view(3, 1, 1))
         defined = transforms.augment_picture(picture(height, width), draws, erase_draws, 64, 32, 0.5)
         torch.testing.assert_close(defined, image)
 
