@@ -199,7 +199,7 @@ def part_sides() -> dict[str, Callable[[], int]]:
     grid_bHW2 = F.affine_grid(
         torch.tensor([[[0.8, 0, 0.1], [0, 0.9, -0.05]]] * count), [count, 3, height, width], align_corners=False
     )
-    erased = [(20, 10, 80, 60), transforms.NO_BOX] * (count // 2)
+    erased = torch.tensor([(20, 10, 80, 60), transforms.NO_BOX] * (count // 2))
 
     def each(function: Callable[[Any], object], items: list[Any]) -> Callable[[], int]:
         def run() -> int:

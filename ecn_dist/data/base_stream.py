@@ -4,6 +4,7 @@ b samples of this rank, V views of each, H x W network input.
 """
 
 from collections.abc import Generator, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,7 +19,7 @@ from ecn_dist.data.fetch_ahead import FetchAhead
 from ecn_dist.data.index import SplitIndex, is_url
 from ecn_dist.data.loader import Loader, check_shared_memory, start_fork_server
 from ecn_dist.data.reader import ShardReader
-from ecn_dist.data.transforms import ECN, Augmentation
+from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
 
 NO_LABEL = -1
@@ -36,6 +37,7 @@ class Batch:
     indices: Tensor  # (b V,) int64, exemplar index
     error: str | None = None  # why this batch must not be used; its tensors then hold zeros
     skipped: int = 0  # how many of these b samples stand in for one that could not be decoded; of this rank alone
+    copied: torch.Event | None = None  # on an accelerator: when its tensors are there
 
 
 class Stream:
@@ -83,7 +85,8 @@ class Stream:
             check_shared_memory(dataset.batch_bytes(self._samples()), self._workers)
             start_fork_server()
         self._dataset = dataset
-        self._loader = Loader(dataset, self._workers, pin_memory=self._device.type != "cpu")
+        pin_memory = self._device.type != "cpu" and torch.accelerator.is_available()
+        self._loader = Loader(dataset, self._workers, pin_memory)
 
     def close(self) -> None:
         """End the workers. Another iteration would start others."""
@@ -98,15 +101,29 @@ class Stream:
         raise NotImplementedError
 
     def _load(
-        self, requests: Iterable[Request], ahead: FetchAhead | None = None
-    ) -> Generator[tuple[Request, RawBatch]]:
+        self, requests: Iterable[Request], ahead: FetchAhead | None, labels: np.ndarray | None, how: Augmentation
+    ) -> Generator[tuple[Request, Batch]]:
+        """Each request with its batch, on the device.
+
+        On an accelerator the next batch is already on its way, in a queue of its own, while one is used: nothing here
+        waits for the device, and it waits for nothing that was not copied before.
+        """
         assert self._loader is not None
         made = self._loader.load(requests)
+        on_device = self._device.type != "cpu"
+        queue = torch.Stream(self._device) if on_device and torch.accelerator.is_available() else None
+        following: tuple[Request, Batch] | None = None
         try:
             for request, raw in made:
                 if ahead:
                     ahead.reached(request.step)
-                yield request, raw
+                ready, following = following, (request, self._finish(raw, labels, how, queue))
+                if not on_device:
+                    ready, following = following, None
+                if ready:
+                    yield ready[0], _taken_over(ready[1], queue)
+            if following:
+                yield following[0], _taken_over(following[1], queue)
         finally:
             made.close()
             if ahead:
@@ -117,16 +134,29 @@ class Stream:
         assert self._dataset is not None
         return FetchAhead(self._dataset, requests) if is_url(self._split.folder) else None
 
-    def _finish(self, raw: RawBatch, labels: np.ndarray | None, how: Augmentation = ECN) -> Batch:
-        fields, _ = fields_and_pixels(raw.data, self._height, self._width)
+    def _finish(self, raw: RawBatch, labels: np.ndarray | None, how: Augmentation, queue: torch.Stream | None) -> Batch:
+        rows_b = fields_and_pixels(raw.data, self._height, self._width)[0][ROW]
         if labels is None or raw.error:
-            fields[ROW] = NO_LABEL
+            rows_b.fill_(NO_LABEL)
         else:
-            fields[ROW] = torch.from_numpy(labels[fields[ROW].numpy()])
-        fields, pixels_bHW3 = fields_and_pixels(raw.data.to(self._device, non_blocking=True), self._height, self._width)
-        images_b3HW = transforms.normalise_and_erase(pixels_bHW3, fields[BOX].T.tolist(), how)
-        labels_b, pids, camids, indices = fields[:4].clone()
-        return Batch(images_b3HW, labels_b, pids, camids, indices, raw.error, raw.skipped)
+            rows_b.copy_(torch.from_numpy(labels[rows_b.numpy()]))
+        with queue or nullcontext():
+            data = raw.data.to(self._device, non_blocking=True)
+            fields, pixels_bHW3 = fields_and_pixels(data, self._height, self._width)
+            images_b3HW = transforms.normalise_and_erase(pixels_bHW3, fields[BOX].T, how)
+            labels_b, pids_b, camids_b, indices_b = fields[:4].clone()
+        copied = queue.record_event() if queue else None
+        return Batch(images_b3HW, labels_b, pids_b, camids_b, indices_b, raw.error, raw.skipped, copied)
+
+
+def _taken_over(batch: Batch, queue: torch.Stream | None) -> Batch:
+    """The batch, for the device's present queue, which waits for it to be there."""
+    if queue and batch.copied:
+        present = torch.accelerator.current_stream(queue.device)
+        present.wait_event(batch.copied)
+        for tensor in (batch.images, batch.labels):  # the others are parts of the same memory as the labels
+            tensor.record_stream(present)
+    return batch
 
 
 def _reader(split: SplitIndex, cache: ShardCache | None) -> tuple[SplitIndex, ShardReader]:

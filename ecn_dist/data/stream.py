@@ -132,11 +132,10 @@ class TrainStream(Stream):
         requests = self._requests(plan, range(first_step, last_step))
         ahead = self._ahead(self._requests(plan, range(first_step, last_step)))
         try:
-            for request, raw in self._load(requests, ahead):
+            for request, batch in self._load(requests, ahead, plan.labels, self.augmentation):
                 if request.pass_number != pass_number:
                     self._tell(of_pass)
                     of_pass, pass_number = 0, request.pass_number
-                batch = self._finish(raw, plan.labels, self.augmentation)
                 of_pass += batch.skipped
                 self.replaced += batch.skipped
                 if of_pass > self.max_bad_samples:
@@ -237,8 +236,8 @@ class EvaluationStream(Stream):
     def _batches(self) -> Generator[Batch]:
         self.start()
         try:
-            for _, raw in self._load(self._requests(), self._ahead(self._requests())):
-                yield self._finish(raw, None)
+            for _, batch in self._load(self._requests(), self._ahead(self._requests()), None, ECN):
+                yield batch
         finally:
             self.close()
 

@@ -23,6 +23,7 @@ b pictures, H x W network input, h x w stored picture. A box is (top, left, heig
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -205,21 +206,37 @@ def resize_into(out_HW3: Tensor, pixels: np.ndarray, box: Box | None = None, fli
     out_HW3.copy_(resized_13HW.permute(0, 2, 3, 1)[0])
 
 
-def normalise_and_erase(
-    pixels_bHW3: Tensor, boxes: Sequence[Box] | np.ndarray | None = None, how: Augmentation = ECN
-) -> Tensor:
+def normalise_and_erase(pixels_bHW3: Tensor, boxes_b4: Tensor | None = None, how: Augmentation = ECN) -> Tensor:
     """(b, H, W, 3) uint8 -> (b, 3, H, W) float32, normalised, with each picture's box (if not empty) filled.
 
-    Only single float operations, each rounded once, so that a pixel does not depend on the batch it came in.
+    Only single float operations, each rounded once, so that a pixel does not depend on the batch it came in. An
+    accelerator is not waited for.
     """
-    device = pixels_bHW3.device
-    mean_3 = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1) * 255
-    std_3 = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1) * 255
+    mean_3, std_3, fill_3 = _constants(pixels_bHW3.device, how.erase_fill)
     # Reordered while it is bytes: four times less to move than floats.
     images_b3HW = pixels_bHW3.permute(0, 3, 1, 2).contiguous().to(torch.float32).sub_(mean_3).div_(std_3)
-    if boxes is not None:
-        fill_3 = torch.tensor(how.erase_fill, device=device).view(3, 1, 1)
-        for image_3HW, (top, left, height, width) in zip(images_b3HW, boxes, strict=True):
-            if height:
-                image_3HW[:, top : top + height, left : left + width] = fill_3
+    if boxes_b4 is None:
+        return images_b3HW
+    if pixels_bHW3.device.type != "cpu":
+        return torch.where(box_mask(boxes_b4, *images_b3HW.shape[2:]).unsqueeze(1), fill_3, images_b3HW)
+    # The boxes are a small part of the pixels, and known here: a mask would take a third as long as normalising.
+    for image_3HW, (top, left, height, width) in zip(images_b3HW, boxes_b4.tolist(), strict=True):
+        if height:
+            image_3HW[:, top : top + height, left : left + width] = fill_3
     return images_b3HW
+
+
+def box_mask(boxes_b4: Tensor, height: int, width: int) -> Tensor:
+    """(b, H, W) bool: the pixels inside of each picture's box."""
+    rows_H, columns_W = (torch.arange(size, device=boxes_b4.device) for size in (height, width))
+    top_b1, left_b1, height_b1, width_b1 = boxes_b4.T.unsqueeze(2)
+    inside_bH = (rows_H >= top_b1) & (rows_H < top_b1 + height_b1)
+    inside_bW = (columns_W >= left_b1) & (columns_W < left_b1 + width_b1)
+    return inside_bH.unsqueeze(2) & inside_bW.unsqueeze(1)
+
+
+@cache
+def _constants(device: torch.device, fill: tuple[float, float, float]) -> tuple[Tensor, Tensor, Tensor]:
+    """(3, 1, 1) mean and deviation of bytes, and the fill, made once: to make them waits for the device."""
+    mean_3, std_3, fill_3 = (torch.tensor(three).view(3, 1, 1) for three in (IMAGENET_MEAN, IMAGENET_STD, fill))
+    return (mean_3 * 255).to(device), (std_3 * 255).to(device), fill_3.to(device)

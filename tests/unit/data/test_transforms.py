@@ -166,7 +166,7 @@ def test_the_quick_way_agrees_with_the_definition_within_two_grey_levels(size: t
         transforms.resize_into(out_HW3, np.array(stored), box, flip)
     erase = erase_draws_of(len(draws))
     boxes = [transforms.erase_box(row, 128, 64) if at % 2 else transforms.NO_BOX for at, row in enumerate(erase)]
-    quick = transforms.normalise_and_erase(pixels_bHW3, boxes)
+    quick = transforms.normalise_and_erase(pixels_bHW3, torch.tensor(boxes))
     exact = torch.stack(
         [
             transforms.augment_picture(stored, row, erase_row, 128, 64, at % 2)
@@ -192,3 +192,20 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
     together = transforms.normalise_and_erase(pixels_bHW3)
     for at in range(7):
         assert torch.equal(transforms.normalise_and_erase(pixels_bHW3[at : at + 1])[0], together[at])
+
+
+def test_the_mask_that_accelerators_erase_by_is_the_boxes() -> None:
+    boxes = [transforms.erase_box(row, 64, 32) for row in erase_draws_of(30)] + [transforms.NO_BOX, (0, 0, 64, 32)]
+    expected = torch.zeros(len(boxes), 64, 32, dtype=torch.bool)
+    for mask, (top, left, height, width) in zip(expected, boxes, strict=True):
+        mask[top : top + height, left : left + width] = True
+    assert torch.equal(transforms.box_mask(torch.tensor(boxes), 64, 32), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", [transforms.ECN, transforms.Augmentation("pad")])
+def test_an_accelerator_gives_the_same_pictures(how: transforms.Augmentation) -> None:
+    pixels_bHW3 = torch.randint(0, 256, (30, 64, 32, 3), dtype=torch.uint8)
+    boxes = torch.tensor([transforms.erase_box(row, 64, 32, how) for row in erase_draws_of(30)])
+    there = transforms.normalise_and_erase(pixels_bHW3.to("cuda"), boxes.to("cuda"), how)
+    assert torch.equal(there.cpu(), transforms.normalise_and_erase(pixels_bHW3, boxes, how))
