@@ -28,6 +28,7 @@ from torchvision.transforms import v2
 
 from benchmarks import harness
 from ecn_dist.data.index import ShardIndex, SplitIndex
+from ecn_dist.data.plan import PassPlan
 from ecn_dist.data.stream import TrainStream
 from ecn_dist.packing.layouts import read_dataset
 from ecn_dist.packing.shards import pack
@@ -103,20 +104,10 @@ def stream_side(split: SplitIndex, batch_size: int) -> Callable[[], object]:
     """A pass of the stream, up to normalised float batches."""
 
     def run() -> None:
-        stream = TrainStream(
-            split,
-            global_batch_size=batch_size,
-            streams=STREAMS,
-            seed=0,
-            domain="target",
-            height=INPUT[0],
-            width=INPUT[1],
-            random_erasing=0.5,
-            camera_style=True,
-            first_step=0,
-            last_step=len(split) // batch_size,
-        )
-        assert sum(len(batch.images) for batch in stream) == len(split)
+        plan = PassPlan(split.shard_samples, batch_size, STREAMS, 0, "target")
+        stream = TrainStream(split, plan, height=INPUT[0], width=INPUT[1], style="random")
+        batches = stream.batches(0, plan.steps_per_pass)
+        assert sum(len(batch.images) for batch in batches) == len(split)
 
     return run
 

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{options.data} lacks query or gallery, it has: {', '.join(index.splits)}", on_all_ranks=True)
     backbone, config = load_trained(options.checkpoint, device, options.config)
     if options.adapt_batchnorm:
-        stream = distributed.together(lambda: building.adaptation_stream(config, index.split("train"), device))
+        stream = distributed.together(lambda: building.adaptation_batches(config, index.split("train"), device))
         adapt_batchnorm(backbone, stream, config.precision, device)
     size = InputSize(config.data.height, config.data.width, options.batch_size, options.workers)
     protocol = Protocol(options.camera_free, options.expand_queries, options.rerank)

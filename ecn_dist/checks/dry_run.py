@@ -18,7 +18,8 @@ from ecn_dist.errors import UserError
 from ecn_dist.memory.rows_pass import default_chunk_bytes
 from ecn_dist.methods import load
 from ecn_dist.methods.base import Transfer
-from ecn_dist.training.building import build_feeder, check_ranks
+from ecn_dist.training.building import check_ranks, training_splits
+from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.timeline import Timeline
 
 GIB = 2**30
@@ -109,18 +110,19 @@ def make_plan(config: Config, world_size: int) -> Plan:
     folders = {"source": config.source, "target": config.target}
     domains = {name: ShardIndex.load(folder) for name, folder in folders.items() if folder}
     network = measure(config, domains, world_size)
-    timeline = build_feeder(config, meta_method(config, domains), domains, CPU, world_size).timeline
+    feeder = Feeder(config, meta_method(config, domains), training_splits(domains), CPU, world_size)
     num_exemplars = len(domains["target"].split("train")) if "target" in domains else 0
     element = 8 if config.precision == "fp64" else 4
     costs = load(config.method).costs(
         flatten(config), num_pictures=num_exemplars, world_size=world_size, element=element
     )
-    own_steps = timeline.total_steps - timeline.source_only_steps
+    alone_steps = feeder.timeline.source_only_steps
+    own_flops = (feeder.timeline.total_steps - alone_steps) * (network.flops + costs.flops)
     batch = config.global_batch_size // world_size
     model = (network.parameters + network.trained_parameters) * element + network.buffer_bytes
     return Plan(
         world_size=world_size,
-        timeline=timeline,
+        timeline=feeder.timeline,
         batch_per_rank=batch,
         num_exemplars=num_exemplars,
         network=network,
@@ -128,7 +130,7 @@ def make_plan(config: Config, world_size: int) -> Plan:
         transfers=_transfers(config, network, element) + costs.transfers if world_size > 1 else (),
         checkpoint_bytes=model + costs.checkpoint_bytes,
         checkpoints=config.checkpoint.keep + config.checkpoint.keep_best + len(config.checkpoint.keep_epochs),
-        flops_per_rank=own_steps * (network.flops + costs.flops) + timeline.source_only_steps * network.source_flops,
+        flops_per_rank=own_flops + alone_steps * network.source_flops,
     )
 
 

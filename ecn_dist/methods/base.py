@@ -48,6 +48,8 @@ class Feed:
     """0: shuffled passes; K: batches of K pictures of each of batch_size / K identities (or of `Method.labels`)"""
     style: Literal["real", "random", "other", "all"] = "real"
     """as taken; in the style of a random camera; of a random other one; the picture with all its copies"""
+    augmentation: Literal["ecn", "pad"] = "ecn"
+    """METHOD.md: Training, or METHODS.md: Augmentation of the clustering family"""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class Method(nn.Module):
     """names of what `losses` returns; "loss" is minimised, and all are logged"""
     NECK: ClassVar[bool] = False
     """whether the evaluated feature is that of a BatchNorm neck on the pooled one"""
+    too_few_labels: ClassVar[str] = ""
+    """what to change where `labels` has fewer identities than a batch; the end of that error"""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -201,8 +205,10 @@ class Method(nn.Module):
         return {}
 
     def labels(self, feed: str) -> np.ndarray | None:
-        """(n,) int64 labels of the pictures, in the order of the split's rows, from which a feed with `instances` is
-        planned in this epoch (-1: takes no part); None for the source's identities."""
+        """(N,) int64, by exemplar index, from which a feed with `instances` is planned in this epoch; -1 takes no part.
+
+        None for the source's identities.
+        """
         return None
 
     # What is kept, and told.

@@ -1,13 +1,14 @@
 """Evaluation of a network on a target's query and gallery by all ranks."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ecn_dist import distributed
-from ecn_dist.data import EvaluationStream, ShardIndex, SplitIndex, TrainStream
+from ecn_dist.data import Batch, EvaluationStream, ShardIndex, SplitIndex
 from ecn_dist.models import Backbone, autocast, normalized_features, reestimate_batchnorm
 from ecn_dist.ranking import (
     FeatureSet,
@@ -123,7 +124,7 @@ def _extract(
     return extract_features(embed, stream, num_features=backbone.num_features, device=device)
 
 
-def adapt_batchnorm(backbone: Backbone, stream: TrainStream, precision: str, device: torch.device) -> None:
+def adapt_batchnorm(backbone: Backbone, stream: Iterable[Batch], precision: str, device: torch.device) -> None:
     """AdaBN: give the backbone BatchNorm statistics of the pictures of `stream`. Collective with `sync` BatchNorm."""
     dtype = next(backbone.parameters()).dtype
     with autocast(precision, device):

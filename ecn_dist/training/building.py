@@ -1,21 +1,22 @@
 """From a configuration to the objects of a run. The lower packages take plain values; here they get them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from ecn_dist import distributed, methods
 from ecn_dist.config import Config
-from ecn_dist.data import ShardIndex, SplitIndex, TrainStream
+from ecn_dist.data import Batch, ShardIndex, SplitIndex, TrainStream
 from ecn_dist.data.index import UNKNOWN_PID
-from ecn_dist.data.plan import check_streams
+from ecn_dist.data.plan import PassPlan, check_batch
 from ecn_dist.data.reader import check_shards
+from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
-from ecn_dist.methods.base import Feed, Method, Setting, TargetPictures
+from ecn_dist.methods.base import Method, Setting, TargetPictures
 from ecn_dist.models import Backbone, convert_batchnorm, load_weights
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.strategy import DataParallel, Strategy
-from ecn_dist.training.timeline import Timeline
 from ecn_dist.training.tracking import log
 from ecn_dist.training.trainer import Trainer
 
@@ -41,7 +42,7 @@ def open_domains(config: Config) -> Domains:
 
 def check_ranks(config: Config, world_size: int) -> None:
     """Raise `UserError` where the global batch cannot be cut for `world_size` ranks."""
-    check_streams(config.global_batch_size, config.data.streams, world_size)
+    check_batch(config.global_batch_size, config.data.streams, world_size)
     if config.model.batchnorm == "local" and config.global_batch_size == world_size:
         raise UserError(
             "model.batchnorm: local statistics need at least 2 pictures of a domain on a rank, and here it is 1; "
@@ -61,7 +62,8 @@ def build_method(config: Config, domains: Domains, device: torch.device) -> Meth
     """
     model = config.model
     torch.manual_seed(config.seed)
-    source, target = (domains[name].split("train") if name in domains else None for name in ("source", "target"))
+    splits = training_splits(domains)
+    source, target = splits.get("source"), splits.get("target")
     pictures = None if target is None else _pictures(target)
     with torch.device("meta" if device.type == "meta" else "cpu"):
         method = methods.load(config.method)(
@@ -131,40 +133,9 @@ def build_strategy(config: Config, method: Method, device: torch.device) -> Stra
     )
 
 
-def build_feeder(
-    config: Config, method: Method, domains: Domains, device: torch.device, world_size: int | None = None
-) -> Feeder:
-    """The run's timeline and streams, not yet opened. Raises `UserError` for data that no stream can be made of."""
-    splits = {name: index.split("train") for name, index in domains.items()}
-    source_only = config.optim.source_only_epochs
-    alone = Feed("source", "source", config.global_batch_size) if source_only else None
-
-    def stream(feed: Feed, first_step: int, last_step: int) -> TrainStream:
-        return TrainStream(
-            splits[feed.domain],
-            global_batch_size=feed.batch_size,
-            streams=config.data.streams,
-            seed=config.seed,
-            domain=feed.domain,
-            height=config.data.height,
-            width=config.data.width,
-            random_erasing=config.data.random_erasing,
-            camera_style=feed.style == "random",
-            first_step=first_step,
-            last_step=last_step,
-            rank=distributed.rank() if world_size is None else 0,
-            world_size=world_size or distributed.world_size(),
-            workers=config.data.workers if world_size is None else 0,
-            device=device,
-            max_bad_samples=config.data.max_bad_samples,
-        )
-
-    # Made once to be thrown away: their mistakes are to show now, and not after the epochs on the source alone.
-    lengths = {feed.name: stream(feed, 0, 0).steps_per_pass for feed in method.feeds()}
-    steps = method.steps_per_epoch() or lengths["source"]
-    alone_steps = stream(alone, 0, 0).steps_per_pass if alone else steps
-    timeline = Timeline(steps, source_only, config.epochs, alone_steps)
-    return Feeder(alone, method.feeds(), timeline, stream)
+def training_splits(domains: Domains) -> dict[str, SplitIndex]:
+    """The training split of each domain that has one."""
+    return {name: index.split("train") for name, index in domains.items() if "train" in index.splits}
 
 
 def build_trainer(
@@ -172,9 +143,9 @@ def build_trainer(
 ) -> Trainer:
     """Method, strategy and streams of a run; `data` are the fingerprints of its domains. Collective."""
     method = distributed.together(lambda: build_method(config, domains, device))
-    feeder = distributed.together(lambda: build_feeder(config, method, domains, device))
+    pictures = training_splits(domains)
+    feeder = distributed.together(lambda: Feeder(config, method, pictures, device, distributed.world_size()))
     strategy = build_strategy(config, method, device)
-    pictures = {name: index.split("train") for name, index in domains.items()}
     log.info(
         "%s on %d ranks on %s; %s; %d steps an epoch",
         config.method,
@@ -186,26 +157,19 @@ def build_trainer(
     return Trainer(config, strategy, feeder, output_dir, data)
 
 
-def adaptation_stream(config: Config, split: SplitIndex, device: torch.device) -> TrainStream:
+def adaptation_batches(config: Config, split: SplitIndex, device: torch.device) -> Iterator[Batch]:
     """One pass over training pictures as they are, for `adapt_batchnorm`."""
-
-    def stream(last_step: int) -> TrainStream:
-        return TrainStream(
-            split,
-            global_batch_size=config.global_batch_size,
-            streams=config.data.streams,
-            seed=config.seed,
-            domain="target",
-            height=config.data.height,
-            width=config.data.width,
-            random_erasing=0.0,
-            camera_style=False,
-            first_step=0,
-            last_step=last_step,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            workers=config.data.workers,
-            device=device,
-        )
-
-    return stream(stream(0).steps_per_pass)
+    data, batch_size = config.data, config.global_batch_size
+    plan = PassPlan(split.shard_samples, batch_size, data.streams, config.seed, "target")
+    stream = TrainStream(
+        split,
+        plan,
+        height=data.height,
+        width=data.width,
+        augmentation=Augmentation("ecn", 0.0),
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        workers=data.workers,
+        device=device,
+    )
+    return stream.batches(0, plan.steps_per_pass)

@@ -100,6 +100,7 @@ class Trainer:
             raise
         finally:
             tracker.close()
+            self.feeder.close()
 
     def train_step(self, batches: dict[str, Batch], at: Step) -> Tensor:
         """One step of training; returns this rank's losses, in the order of the method's `LOSSES`. Collective."""
@@ -117,14 +118,13 @@ class Trainer:
     def _begin_epoch(self, at: Step, tracker: Tracker, continues: bool) -> None:
         """What precedes the step `at`, the first of its epoch or of this process."""
         self.strategy.begin_phase(at.source_only)
-        if at.source_only:
-            return
-        if not continues:
+        if not at.source_only and not continues:
             figures = self.method.before_epoch(at.epoch, self.extract)
             if figures:
                 self._write_metrics(tracker, {"step": at.number, "epoch": at.epoch} | figures)
             self.method.train()
             self.interval.started = time.monotonic()
+        self.feeder.begin_epoch(at)
 
     def _after_step(self, at: Step, tracker: Tracker, after_epoch: AfterEpoch | None) -> None:
         """What is due after a step, in this order: a line of metrics, an evaluation, a checkpoint that tells of it."""

@@ -21,6 +21,7 @@ def step_matches_the_plan(options: list[str], folder: str) -> None:
     trainer = build_trainer(config, open_domains(config), device, Path(folder))
     at = trainer.timeline.at(0)
     trainer.strategy.begin_phase(at.source_only)
+    trainer.feeder.begin_epoch(at)
     batches, _ = trainer.feeder.next(at)
     trainer.method.train()
     with count_traffic() as traffic:
