@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ecn_dist import methods
 from ecn_dist.reporting.run_reader import RunFolder
 
 MEASURES = {
@@ -35,20 +36,8 @@ def state(run: RunFolder) -> str:
 
 
 def method(config: Mapping[str, Any]) -> str:
-    """The losses in words."""
-    weight = config.get("loss.target_weight")
-    if weight is None:
-        return ""
-    if weight == 0:
-        return "Control: the target's pictures pass through the network, but there is no target loss (lambda = 0)."
-    parts = ["exemplar-invariance (E)"]
-    if config.get("data.camera_style"):
-        parts.append("camera-invariance (C)")
-    if neighbors := config.get("loss.num_neighbors"):
-        since = config.get("loss.neighbors_from_epoch", 0)
-        parts.append(f"neighbourhood-invariance (N, k = {neighbors}, from epoch {since})")
-    joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"The source's identity loss, and with weight lambda = {weight:g} the target's loss with {joined}."
+    """The method in words."""
+    return methods.describe(config)
 
 
 def trained(config: Mapping[str, Any]) -> list[tuple[str, str]]:
