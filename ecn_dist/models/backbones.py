@@ -29,8 +29,9 @@ class Backbone(nn.Module):
         self.arch = arch
         self.body = SmallResNet() if arch == SMALL_RESNET else _without_classifier(arch)
         self.num_features = _measure_features(arch, self.body, height, width)
-        self._frozen: list[nn.Module] = []
-        self._frozen_but_training: list[nn.Module] = []
+        # What is frozen is looked up when it is needed: the conversion of BatchNorms may replace modules at any time.
+        self._num_frozen = 0
+        self._shortcut_batchnorm_trains = False
 
     def forward(self, images: Tensor) -> Tensor:
         return self.body(images)
@@ -57,24 +58,22 @@ class Backbone(nn.Module):
             raise UserError(
                 f"model.frozen_stages: {num_stages} is out of range; {self.arch} has {len(self.stages)} stages"
             )
-        for stage in self.stages[:num_stages]:
-            for part in stage:
-                part.requires_grad_(False)
-                self._frozen.append(part)
-                if shortcut_batchnorm_trains:
-                    self._frozen_but_training += [
-                        module
-                        for name, module in part.named_modules()
-                        if isinstance(module, _BatchNorm) and "downsample" in name
-                    ]
+        self._num_frozen, self._shortcut_batchnorm_trains = num_stages, shortcut_batchnorm_trains
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
-        for part in self._frozen:
+        for part in self._frozen_parts():
             part.eval()
-        for part in self._frozen_but_training:
-            part.train(mode)
+            for name, module in part.named_modules():
+                if self._shortcut_batchnorm_trains and isinstance(module, _BatchNorm) and "downsample" in name:
+                    module.train(mode)
         return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        return [part for stage in self.stages[: self._num_frozen] for part in stage]
 
 
 def _without_classifier(arch: str) -> nn.Module:

@@ -58,6 +58,28 @@ def check_local_mode_leaves_batchnorm_alone() -> None:
     assert type(convert_batchnorm(nn.Sequential(nn.BatchNorm1d(3)), "local", CPU)[0]) is nn.BatchNorm1d
 
 
+def check_frozen_stages(order: str) -> None:
+    torch.manual_seed(0)
+    backbone = Backbone("resnet18", 32, 16).double()
+    steps = [
+        lambda: backbone.freeze(3, shortcut_batchnorm_trains=True),
+        lambda: convert_batchnorm(backbone, "sync", CPU),
+    ]
+    for step in steps if order == "freeze first" else reversed(steps):
+        step()
+    backbone.train()
+    before = {name: tensor.clone() for name, tensor in backbone.body.state_dict().items()}
+    backbone(own_part(global_batch(3, 32, 16))).square().sum().backward()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.1 * parameter.grad.sign()
+    moved = {name for name, tensor in backbone.body.state_dict().items() if not torch.equal(tensor, before[name])}
+    # The stem, layer1 and layer2 stand still, but for the statistics of layer2's shortcut.
+    wanted = {f"layer2.0.downsample.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert moved == wanted | {name for name in before if name.startswith(("layer3", "layer4"))}
+
+
 def dropout_rows() -> torch.Tensor:
     dropout = GlobalDropout(0.5, seed=3, site=1)
     b = 12 // distributed.world_size()
@@ -94,6 +116,12 @@ def test_batchnorm_on_one_rank_is_torchs() -> None:
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_local_mode(ranks, world_size: int) -> None:
     ranks(world_size).run(check_local_mode_leaves_batchnorm_alone)
+
+
+@pytest.mark.parametrize("order", ["freeze first", "convert first"])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_frozen_stages_stand_still_on_any_number_of_ranks(ranks, world_size: int, order: str) -> None:
+    ranks(world_size).run(check_frozen_stages, order)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
