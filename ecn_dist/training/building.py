@@ -14,7 +14,7 @@ from ecn_dist.data.reader import check_shards
 from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
 from ecn_dist.methods.base import Method, Setting, TargetPictures
-from ecn_dist.models import Backbone, convert_batchnorm, load_weights
+from ecn_dist.models import Backbone, check_statistics, convert_batchnorm, load_weights
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.strategy import DataParallel, Strategy
 from ecn_dist.training.tracking import log
@@ -43,11 +43,7 @@ def open_domains(config: Config) -> Domains:
 def check_ranks(config: Config, world_size: int) -> None:
     """Raise `UserError` where the global batch cannot be cut for `world_size` ranks."""
     check_batch(config.global_batch_size, config.data.streams, world_size)
-    if config.model.batchnorm == "local" and config.global_batch_size == world_size:
-        raise UserError(
-            "model.batchnorm: local statistics need at least 2 pictures of a domain on a rank, and here it is 1; "
-            "use fewer ranks, a larger global_batch_size, or model.batchnorm sync"
-        )
+    check_statistics(config.model.batchnorm, 0, config.global_batch_size, world_size)
 
 
 def build_backbone(config: Config) -> Backbone:
