@@ -42,6 +42,7 @@ class Backbone(nn.Module):
         """
         super().__init__()
         self.arch = arch
+        self.last_stride = last_stride
         self.body = SmallResNet(last_stride) if arch == SMALL_RESNET else _without_classifier(arch)
         if last_stride != 2 and arch != SMALL_RESNET:
             _set_last_stride(arch, self.body, last_stride)

@@ -43,12 +43,14 @@ def open_domains(config: Config) -> Domains:
 def check_ranks(config: Config, world_size: int) -> None:
     """Raise `UserError` where the global batch cannot be cut for `world_size` ranks."""
     check_batch(config.global_batch_size, config.data.streams, world_size)
-    check_statistics(config.model.batchnorm, 0, config.global_batch_size, world_size)
+    model = config.model
+    check_statistics(model.batchnorm, model.batchnorm_group, config.global_batch_size, world_size)
 
 
 def build_backbone(config: Config) -> Backbone:
     """The backbone of `config`, its weights at random, on the CPU."""
-    return Backbone(config.model.arch, config.data.height, config.data.width)
+    model, data = config.model, config.data
+    return Backbone(model.arch, data.height, data.width, model.last_stride, model.pooling)
 
 
 def build_method(config: Config, domains: Domains, device: torch.device) -> Method:
@@ -90,7 +92,7 @@ def build_method(config: Config, domains: Domains, device: torch.device) -> Meth
         method.double()
     method.to(device)
     if device.type != "meta":
-        convert_batchnorm(method, model.batchnorm, device)
+        convert_batchnorm(method, model.batchnorm, device, model.batchnorm_group)
     return method
 
 

@@ -7,6 +7,7 @@ import torch
 
 from ecn_dist.errors import UserError
 from ecn_dist.models import Backbone, load_backbone
+from ecn_dist.models.fingerprint import fingerprint_backbone
 
 HEIGHT, WIDTH = 64, 32
 
@@ -44,6 +45,7 @@ def test_last_stride_1_keeps_the_map_and_the_parameters(arch: str, name: str, he
     found = last_map(dense, name)
     assert found.shape[2:] == (height, height // 2)
     torch.testing.assert_close(dense(images()), found.mean((2, 3)))
+    assert fingerprint_backbone(plain, HEIGHT, WIDTH) != fingerprint_backbone(dense, HEIGHT, WIDTH)
     for (key, a), (_, b) in zip(plain.state_dict().items(), dense.state_dict().items(), strict=True):
         assert torch.equal(a, b), key
 
