@@ -102,23 +102,13 @@ class ExemplarMemory:
         """
         return GatheredBatch(self, features, indices)
 
-    def loss(
-        self, features: Tensor, indices: Tensor, num_neighbors: int = 0, *, gathered: GatheredBatch | None = None
-    ) -> Tensor:
+    def loss(self, features: Tensor, indices: Tensor, num_neighbors: int = 0) -> Tensor:
         """`gather` and `GatheredBatch.loss`."""
-        return (gathered or self.gather(features, indices)).loss(num_neighbors)
+        return self.gather(features, indices).loss(num_neighbors)
 
-    def update(
-        self,
-        features: Tensor,
-        indices: Tensor,
-        momentum: float,
-        skip: bool | Tensor = False,
-        *,
-        gathered: GatheredBatch | None = None,
-    ) -> None:
+    def update(self, features: Tensor, indices: Tensor, momentum: float, skip: bool | Tensor = False) -> None:
         """`gather` and `GatheredBatch.update`, for the rows given to `loss`."""
-        (gathered or self.gather(features, indices)).update(momentum, skip)
+        self.gather(features, indices).update(momentum, skip)
 
     def summarize(
         self, features_BD: Tensor, num_neighbors: int, *, left_out: tuple[Tensor, Tensor] | None = None
