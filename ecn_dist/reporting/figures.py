@@ -51,7 +51,7 @@ def write_figures(
         writer=writer,
         step=step,
     )
-    distributed.together(lambda: _report(run_folder))
+    distributed.together(lambda: _report(run_folder), f"the report in {run_folder}")
 
 
 def _domain(name: str, split: SplitIndex, reader: ShardReader) -> Domain:

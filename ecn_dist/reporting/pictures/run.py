@@ -126,7 +126,7 @@ def write_run_figures(
         write_training_figure(folder, run_folder)
 
     if gallery_sharded:
-        distributed.together(lambda: draw() if distributed.is_main() else None)
+        distributed.together(lambda: draw() if distributed.is_main() else None, f"the figures in {folder.path}")
     else:
         draw()
     return folder.written
