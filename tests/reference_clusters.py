@@ -34,7 +34,9 @@ def random_case(seed: int) -> Case:
     camids = random.choice(7, size=int(random.choice([1, 2, 4])), replace=False)
     camids = random.choice(camids, len(people))
     centres, shifts = random.normal(size=(people.max() + 1, dim)), random.normal(size=(7, dim))
-    features = centres[people] + 0.3 * shifts[camids] + random.uniform(0.1, 0.8) * random.normal(size=(len(people), dim))
+    features = (
+        centres[people] + 0.3 * shifts[camids] + random.uniform(0.1, 0.8) * random.normal(size=(len(people), dim))
+    )
     if seed % 2:  # copies: of some pictures, or of one by the dozen
         of = random.integers(0, len(people), (2, len(people) // 3))
         features[of[0]] = features[of[1]] if seed % 4 == 1 else features[of[1, :1]]
@@ -87,9 +89,7 @@ def dense_jaccard(
         rank = [ranked(i, everything)[:k1] for i in range(size)]
         core = reciprocal(rank)
         half = reciprocal([one[: round(k1 / 2) + 1] for one in rank])
-        members = [
-            near.union(*(half[j] for j in near if 3 * len(half[j] & near) > 2 * len(half[j]))) for near in core
-        ]
+        members = [near.union(*(half[j] for j in near if 3 * len(half[j] & near) > 2 * len(half[j]))) for near in core]
         heads = [one[:k2] for one in rank]
     else:
         cameras = camids.numpy()

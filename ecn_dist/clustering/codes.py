@@ -4,6 +4,7 @@ Letters: N pictures, n of them on this rank, k neighbours, E entries.
 """
 
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -92,14 +93,12 @@ def _check_camids(camids: Tensor, num_pictures: int) -> Tensor:
         error = f"camids must be integers, one for each of all {num_pictures} pictures on every rank, not {found}"
     distributed.raise_together(error)
     camids = camids.to("cpu", torch.int64)
-    if len(set(distributed.gather_objects(hash(camids.numpy().tobytes())))) > 1:
+    if len(set(distributed.gather_objects(crc32(camids.numpy().tobytes())))) > 1:
         raise UserError("every rank must give the same camids of all pictures", on_all_ranks=True)
     return camids
 
 
-def _distances(
-    pictures: Pictures, members: sparse.csr_array, found: list[Neighbors], memory_budget: int
-) -> np.ndarray:
+def _distances(pictures: Pictures, members: sparse.csr_array, found: list[Neighbors], memory_budget: int) -> np.ndarray:
     """(E,) distances from this rank's pictures to the entries of `members` (n, N), most of which are `found`."""
     num_pictures = pictures.total
     row = np.repeat(np.arange(members.shape[0]), np.diff(members.indptr))

@@ -20,6 +20,7 @@ from ecn_dist.ranking.distances import full_precision
 SPARE = 8  # candidates beyond k
 MAX_BLOCK = 2048  # rows of a product
 ROWS_OF_ALL = 256  # pictures at a time whose distances to all are computed
+OTHER_SUM = 1e-10  # more than two ways of summing up in float64 can differ by
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,7 @@ def chunk_size(dim: int, memory_budget: int) -> int:
     return max(16, memory_budget // (16 * MAX_BLOCK + 16 * dim) // 16 * 16)
 
 
-def nearest(
-    pictures: Pictures, rankings: list[Ranking], cameras: Tensor | None, memory_budget: int
-) -> list[Neighbors]:
+def nearest(pictures: Pictures, rankings: list[Ranking], cameras: Tensor | None, memory_budget: int) -> list[Neighbors]:
     """The neighbours of this rank's pictures by each of `rankings`, from one pass over all features.
 
     `cameras` (N,) int64 on the device of the features are needed for rankings by camera. Equal distances: the lower
@@ -68,9 +67,7 @@ def nearest(
         ]
 
 
-def _candidates(
-    pictures: Pictures, rankings: list[Ranking], cameras: Tensor | None, size: int
-) -> list[_Candidates]:
+def _candidates(pictures: Pictures, rankings: list[Ranking], cameras: Tensor | None, size: int) -> list[_Candidates]:
     own, ids = pictures.own, pictures.ids
     found = []
     for ranking in rankings:
@@ -166,7 +163,7 @@ def _exact(
     beyond = _distance(worst.double() + _error_bound(pictures))
     unsure = ((beyond <= distances[:, -1]) & ~worst.isneginf()).nonzero().squeeze(1)
     if distributed.any_rank(len(unsure) > 0):
-        limit = distances[unsure, -1], numbers[unsure, -1]
+        limit = distances[unsure, -1] + OTHER_SUM
         numbers[unsure], distances[unsure] = _among_all(pictures, ranking, unsure, limit, cameras, size)
     itself = numbers == ids[:, None]
     distances = torch.where(itself, _distance(pictures.squares)[:, None], distances)
@@ -194,19 +191,18 @@ def _among_all(
     pictures: Pictures,
     ranking: Ranking,
     rows: Tensor,
-    limit: tuple[Tensor, Tensor],
+    limit: Tensor,
     cameras: Tensor | None,
     size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Numbers and distances (u, k) of the nearest of this rank's `rows` (u,), which are at most `limit`.
+    """Numbers and distances (u, k) of the nearest of this rank's `rows` (u,), of which k are nearer than `limit` (u,).
 
-    The limits are the distance and the number (u,) of a picture that at least k are not behind. Collective as
-    `Pictures.chunks`.
+    Collective as `Pictures.chunks`.
     """
     ids = pictures.ids[rows]
-    last, last_number = (values[:, None].clone() for values in limit)
-    best = last.new_full((len(rows), ranking.k), torch.inf)
+    best = limit.new_full((len(rows), ranking.k), torch.inf)
     kept = torch.full(best.shape, pictures.total, dtype=torch.int64, device=best.device)
+    last, last_number = limit[:, None], kept[:, -1:].clone()  # nothing behind these is needed
     for numbers, features in pictures.chunks(size):
         for columns, right in zip(numbers.split(2 * ROWS_OF_ALL), features.split(2 * ROWS_OF_ALL), strict=True):
             for start in range(0, len(rows), ROWS_OF_ALL):

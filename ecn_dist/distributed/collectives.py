@@ -81,10 +81,12 @@ def all_gather_uneven_rows(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows.detach()
     counts = all_gather_rows(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
+    if not max(counts):
+        return rows.detach()
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: rows.shape[0]] = rows.detach()
-    parts = all_gather_rows(padded).split(max(counts)) if max(counts) else []
-    return torch.cat([padded[:0], *(part[:count] for part, count in zip(parts, counts, strict=True))])
+    parts = all_gather_rows(padded).split(max(counts))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def reduce_scatter_rows(rows: Tensor) -> Tensor:
