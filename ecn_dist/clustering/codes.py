@@ -100,21 +100,15 @@ def _check_camids(camids: Tensor, num_pictures: int) -> Tensor:
 
 def _distances(pictures: Pictures, members: sparse.csr_array, found: list[Neighbors], memory_budget: int) -> np.ndarray:
     """(E,) distances from this rank's pictures to the entries of `members` (n, N), most of which are `found`."""
-    num_pictures = pictures.total
-    row = np.repeat(np.arange(members.shape[0]), np.diff(members.indptr))
-    wanted = row * num_pictures + members.indices
-    known, distances = [], []
+    known = sparse.csr_array(members.shape)
     for one in found:
         there = one.numbers >= 0
-        known.append((there.nonzero()[:, 0] * num_pictures + one.numbers[there]).cpu().numpy())
-        distances.append(one.distances[there].cpu().numpy())
-    keys, values = np.concatenate(known), np.concatenate(distances)
-    order = keys.argsort()
-    place = np.searchsorted(keys[order], wanted).clip(max=max(0, len(keys) - 1))
-    result = values[order[place]]
-    new = np.flatnonzero(keys[order[place]] != wanted)
-    device = pictures.own.device
-    rows, numbers = (torch.from_numpy(part[new].astype(np.int64)).to(device) for part in (row, members.indices))
-    dots = pictures.dots(rows, numbers, chunk_size(pictures.dim, memory_budget))
-    result[new] = (2.0 - 2.0 * dots).clamp_min(0.0).cpu().numpy()
-    return result
+        place = there.nonzero()[:, 0].cpu().numpy(), one.numbers[there].cpu().numpy()
+        known += sparse.csr_array((one.distances[there].cpu().numpy() + 1.0, place), shape=members.shape)
+    row = np.repeat(np.arange(members.shape[0]), np.diff(members.indptr))
+    distances = reciprocal.values_at(known, row, members.indices) - 1.0
+    new = np.flatnonzero(distances < 0)
+    places = (torch.from_numpy(part[new].astype(np.int64)).to(pictures.own.device) for part in (row, members.indices))
+    dots = pictures.dots(*places, chunk_size(pictures.dim, memory_budget))
+    distances[new] = (2.0 - 2.0 * dots).clamp_min(0.0).cpu().numpy()
+    return distances

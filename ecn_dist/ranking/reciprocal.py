@@ -127,6 +127,14 @@ def similarity(overlap: np.ndarray) -> np.ndarray:
     return np.minimum(overlap / (2.0 - overlap), 1.0)
 
 
+def values_at(rows: sparse.csr_array, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """(P,) the values of single places (P,); 0 where there is no entry."""
+    if not len(row):
+        return np.empty(0)
+    rows.sort_indices()  # to be searched, not scanned
+    return np.asarray(rows[row.copy(), column.copy()]).reshape(-1)  # scipy wants arrays that own their memory
+
+
 def expand(starts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For `rows` (P,) all their entries: which of `rows` (E,) ascending, and places among the entries (E,)."""
     counts = starts[rows + 1] - starts[rows]
