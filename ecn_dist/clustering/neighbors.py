@@ -68,76 +68,47 @@ def nearest(pictures: Pictures, rankings: list[Ranking], cameras: Tensor | None,
 
 
 def _candidates(pictures: Pictures, rankings: list[Ranking], cameras: Tensor | None, size: int) -> list[_Candidates]:
-    own, ids = pictures.own, pictures.ids
+    own = pictures.own
     found = []
     for ranking in rankings:
         shape = (len(own), ranking.k + SPARE)
         similarity = torch.full(shape, -torch.inf, dtype=torch.float32, device=own.device)
         found.append(_Candidates(similarity, torch.full(shape, -1, dtype=torch.int64, device=own.device)))
-    order = torch.arange(len(own), device=own.device) if cameras is None else cameras[ids].argsort(stable=True)
-    blocks = [rows for rows in order.split(MAX_BLOCK) if len(rows)]
     for numbers, features in pictures.chunks(size):
-        if cameras is not None:  # a camera's columns side by side
-            column_order = cameras[numbers].argsort(stable=True)
-            numbers, features = numbers[column_order], features[column_order]
         right = features.float().T
-        for rows in blocks:
-            contiguous = cameras is None
-            left = own[rows[0] : rows[-1] + 1] if contiguous else own[rows]
-            product = left.float() @ right
-            if cameras is None:
-                for candidates in found:
-                    _merge(candidates, rows, product, numbers)
-            else:
-                _merge_by_camera(rankings, found, rows, product, numbers, cameras[ids[rows]], cameras[numbers])
+        for start in range(0, len(own), MAX_BLOCK):
+            rows = slice(start, start + MAX_BLOCK)
+            product = own[rows].float() @ right
+            for ranking, candidates in zip(rankings, found, strict=True):
+                out = _left_out(ranking, pictures.ids[rows], numbers, cameras)
+                _merge(candidates, rows, product if out is None else product.masked_fill(out, -torch.inf), numbers)
     return found
 
 
-def _merge_by_camera(
-    rankings: list[Ranking],
-    found: list[_Candidates],
-    rows: Tensor,
-    product: Tensor,
-    numbers: Tensor,
-    row_cameras: Tensor,
-    column_cameras: Tensor,
-) -> None:
-    """Rows and columns of `product` (R, m) are in the order of their cameras. Overwrites `product`."""
-    present, counts = row_cameras.unique_consecutive(return_counts=True)
-    first = torch.searchsorted(column_cameras, present).tolist()
-    last = torch.searchsorted(column_cameras, present, right=True).tolist()
-    stops = counts.cumsum(0).tolist()
-    for at, stop in enumerate(stops):
-        part, same = slice(stops[at - 1] if at else 0, stop), slice(first[at], last[at])
-        for ranking, candidates in zip(rankings, found, strict=True):
-            if ranking.among == "same":
-                _merge(candidates, rows[part], product[part, same], numbers[same])
-        product[part, same] = -torch.inf
-    for ranking, candidates in zip(rankings, found, strict=True):
-        if ranking.among == "others":
-            _merge(candidates, rows, product, numbers)
+def _left_out(ranking: Ranking, rows: Tensor, columns: Tensor, cameras: Tensor | None) -> Tensor | None:
+    """(R, m) pairs of pictures `rows` and `columns` that are not ranked; None: all are."""
+    if cameras is None or ranking.among == "all":
+        return None
+    same = cameras[rows, None] == cameras[columns]
+    return same if ranking.among == "others" else ~same
 
 
-def _merge(candidates: _Candidates, rows: Tensor, product: Tensor, numbers: Tensor) -> None:
-    """Put what is nearer in a product (R, m), of the pictures `numbers` (m,), among the candidates of `rows` (R,)."""
+def _merge(candidates: _Candidates, rows: slice, product: Tensor, numbers: Tensor) -> None:
+    """Put what is nearer in a product (R, m), of the pictures `numbers` (m,), among the candidates of `rows`."""
     best, kept = candidates.similarity[rows], candidates.numbers[rows]
     width = best.shape[1]
     nearer = product > best.amin(1, keepdim=True)
-    row, column = nearer.nonzero(as_tuple=True)
-    if not len(row):
-        return
-    count = torch.bincount(row, minlength=len(rows))
-    if int(count.max()) > 4 * width:  # at first; then few
-        new, column_of = product.masked_fill(~nearer, -torch.inf).topk(min(width, product.shape[1]), sorted=False)
-        new_numbers = numbers[column_of]
+    count = nearer.sum(1)
+    most = int(count.max())
+    if most > 4 * width:  # at first; then few
+        new, column = product.topk(min(width, product.shape[1]), sorted=False)
+        new_numbers = numbers[column]
     else:
+        row, column = nearer.nonzero(as_tuple=True)
         place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-        new = best.new_full((len(rows), int(count.max())), -torch.inf)
-        new[row, place] = product[row, column]
-        new_numbers = kept.new_full(new.shape, -1)
-        new_numbers[row, place] = numbers[column]
-    best, order = torch.cat([best, new], dim=1).topk(width, sorted=False)
-    candidates.similarity[rows] = best
+        new, new_numbers = best.new_full((len(best), most), -torch.inf), kept.new_full((len(best), most), -1)
+        new[row, place], new_numbers[row, place] = product[row, column], numbers[column]
+    candidates.similarity[rows], order = torch.cat([best, new], dim=1).topk(width, sorted=False)
     candidates.numbers[rows] = torch.cat([kept, new_numbers], dim=1).gather(1, order)
 
 
@@ -209,13 +180,12 @@ def _among_all(
                 part = slice(start, start + ROWS_OF_ALL)
                 distances = _distance(exact_products(pictures.own[rows[part]], right))
                 distances = _itself_first(distances, columns[None], ids[part])
-                if cameras is not None and ranking.among != "all":
-                    same = cameras[ids[part], None] == cameras[columns][None]
-                    distances[same if ranking.among == "others" else ~same] = torch.inf
                 behind = (distances > last[part]) | ((distances == last[part]) & (columns > last_number[part]))
-                distances[behind] = torch.inf
-                if distances.isinf().all():
+                out = _left_out(ranking, ids[part], columns, cameras)
+                behind = behind if out is None else behind | out
+                if behind.all():
                     continue
+                distances[behind] = torch.inf
                 distances = torch.cat([best[part], distances], 1)
                 candidates, by_number = torch.cat([kept[part], columns.expand(len(behind), -1)], 1).sort(1)
                 distances, order = distances.gather(1, by_number).sort(dim=1, stable=True)
