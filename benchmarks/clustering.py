@@ -10,6 +10,7 @@ Letters: N pictures, D feature length.
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -110,7 +111,10 @@ def run_size(num_pictures: int, options: argparse.Namespace, device: torch.devic
     if num_pictures <= options.dense_up_to and distributed.world_size() == 1:
         sides["dense"] = lambda: dense_clusters(features)
     seconds = alternate(sides, options.rounds, warmup=options.warmup, device=device)
-    found = find_clusters(features)
+    found, processor = (
+        find_clusters(features),
+        {side: _processor_seconds(sides[side]) for side in ("product", "clusters")},
+    )
     peak = peak_bytes(sides["clusters"], device) if options.memory else None
     return {
         "pictures": num_pictures,
@@ -119,11 +123,20 @@ def run_size(num_pictures: int, options: argparse.Namespace, device: torch.devic
         "threads": torch.get_num_threads(),
         "seconds": medians(seconds),
         "ratio": median_ratio(seconds["clusters"], seconds["product"]),
+        "processor": processor["clusters"],
+        "processor_ratio": processor["clusters"] / processor["product"],
         "mib": None if peak is None else peak / 2**20,
         "features_mib": features.nbytes / 2**20,
         "clusters": found.num_clusters,
         "outliers": found.num_outliers,
     }
+
+
+def _processor_seconds(function: Callable[[], object]) -> float:
+    """Time of all threads of the slowest rank: steadier than the clock where others use the machine."""
+    start = time.process_time()
+    function()
+    return distributed.all_reduce(torch.tensor(time.process_time() - start, dtype=torch.float64), "max").item()
 
 
 def _seconds(side: str) -> Callable[[Row], str]:
@@ -138,6 +151,8 @@ COLUMNS: dict[str, str | Callable[[Row], str]] = {
     "bare product s": _seconds("product"),
     "find_clusters s": _seconds("clusters"),
     "ratio": "ratio",
+    "processor s": "processor",
+    "processor ratio": "processor_ratio",
     "camera-aware s": _seconds("camera-aware"),
     "dense s": _seconds("dense"),
     "features MiB": "features_mib",

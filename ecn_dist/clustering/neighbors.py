@@ -19,6 +19,8 @@ from ecn_dist.ranking.distances import full_precision
 
 SPARE = 8  # candidates beyond k
 MAX_BLOCK = 2048  # rows of a product
+SCRATCH = (torch.float32, torch.bool)  # of a product
+MANY = 2  # times c: if more are nearer, sorting them out is slower than a top-k
 ROWS_OF_ALL = 256  # pictures at a time whose distances to all are computed
 OTHER_SUM = 1e-10  # more than two ways of summing up in float64 can differ by
 
@@ -74,14 +76,18 @@ def _candidates(pictures: Pictures, rankings: list[Ranking], cameras: Tensor | N
         shape = (len(own), ranking.k + SPARE)
         similarity = torch.full(shape, -torch.inf, dtype=torch.float32, device=own.device)
         found.append(_Candidates(similarity, torch.full(shape, -1, dtype=torch.int64, device=own.device)))
+    products, marks = (torch.empty(MAX_BLOCK * size, dtype=dtype, device=own.device) for dtype in SCRATCH)
     for numbers, features in pictures.chunks(size):
         right = features.float().T
         for start in range(0, len(own), MAX_BLOCK):
             rows = slice(start, start + MAX_BLOCK)
-            product = own[rows].float() @ right
+            left = own[rows].float()
+            product, nearer = (part[: len(left) * len(numbers)].view(len(left), -1) for part in (products, marks))
+            torch.mm(left, right, out=product)
             for ranking, candidates in zip(rankings, found, strict=True):
                 out = _left_out(ranking, pictures.ids[rows], numbers, cameras)
-                _merge(candidates, rows, product if out is None else product.masked_fill(out, -torch.inf), numbers)
+                ranked = product if out is None else product.masked_fill(out, -torch.inf)
+                _merge(candidates, rows, ranked, numbers, nearer)
     return found
 
 
@@ -93,18 +99,21 @@ def _left_out(ranking: Ranking, rows: Tensor, columns: Tensor, cameras: Tensor |
     return same if ranking.among == "others" else ~same
 
 
-def _merge(candidates: _Candidates, rows: slice, product: Tensor, numbers: Tensor) -> None:
-    """Put what is nearer in a product (R, m), of the pictures `numbers` (m,), among the candidates of `rows`."""
+def _merge(candidates: _Candidates, rows: slice, product: Tensor, numbers: Tensor, nearer: Tensor) -> None:
+    """Put what is nearer in a product (R, m), of the pictures `numbers` (m,), among the candidates of `rows`.
+
+    Overwrites `nearer` (R, m).
+    """
     best, kept = candidates.similarity[rows], candidates.numbers[rows]
     width = best.shape[1]
-    nearer = product > best.amin(1, keepdim=True)
-    count = nearer.sum(1)
-    most = int(count.max())
-    if most > 4 * width:  # at first; then few
+    torch.gt(product, best.amin(1, keepdim=True), out=nearer)
+    if int(nearer.count_nonzero()) > MANY * width * len(best):  # at first; then few
         new, column = product.topk(min(width, product.shape[1]), sorted=False)
         new_numbers = numbers[column]
     else:
         row, column = nearer.nonzero(as_tuple=True)
+        count = torch.bincount(row, minlength=len(best))
+        most = int(count.max())
         place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
         new, new_numbers = best.new_full((len(best), most), -torch.inf), kept.new_full((len(best), most), -1)
         new[row, place], new_numbers[row, place] = product[row, column], numbers[column]
