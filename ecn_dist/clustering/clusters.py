@@ -11,8 +11,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from ecn_dist.clustering.codes import Codes, Neighborhoods, make_codes
+from ecn_dist.clustering.codes import Codes, make_codes
 from ecn_dist.clustering.density import dbscan
+from ecn_dist.clustering.neighbors import Ranking
 from ecn_dist.clustering.pictures import Pictures
 from ecn_dist.errors import UserError
 from ecn_dist.ranking import reciprocal
@@ -87,8 +88,8 @@ def find_clusters(
         raise UserError(f"eps {eps} must be above 0 and below 1", on_all_ranks=True)
     if min_samples < 1:
         raise UserError(f"min_samples {min_samples} must be at least 1", on_all_ranks=True)
-    settings = Neighborhoods(k1, k2, k1_intra, k1_inter, k2_intra, k2_inter)
-    codes = _codes(features, settings, camids, sharded, device, memory_budget)
+    rankings = _rankings(k1, k2, camids, k1_intra, k1_inter, k2_intra, k2_inter)
+    codes = _codes(features, rankings, camids, sharded, device, memory_budget)
     jaccard = min(eps + MARGIN, 1.0)
     overlaps = reciprocal.Overlaps(codes.all, 2 * (1 - jaccard) / (2 - jaccard), memory_budget // 2)
     labels = dbscan(
@@ -122,8 +123,8 @@ def jaccard_similarities(
 
     Takes what `find_clusters` takes; `eps` and `min_samples` have no part in it. Collective: as there.
     """
-    settings = Neighborhoods(k1, k2, k1_intra, k1_inter, k2_intra, k2_inter)
-    codes = _codes(features, settings, camids, sharded, device, memory_budget)
+    rankings = _rankings(k1, k2, camids, k1_intra, k1_inter, k2_intra, k2_inter)
+    codes = _codes(features, rankings, camids, sharded, device, memory_budget)
     overlaps = reciprocal.Overlaps(codes.all, 0.0, memory_budget)
     blocks = [overlaps.of(codes.own[block]) for block in overlaps.blocks(codes.own)]
     rows = sparse.vstack(blocks, format="csr") if blocks else codes.own
@@ -131,9 +132,27 @@ def jaccard_similarities(
     return reciprocal.gather_rows(rows)
 
 
+def _rankings(
+    k1: int, k2: int, camids: Tensor | None, k1_intra: int, k1_inter: int, k2_intra: int, k2_inter: int
+) -> list[Ranking]:
+    given = {"k1": (k1, "k2", k2, 1, k1)}
+    if camids is not None:
+        given = {
+            "k1_intra": (k1_intra, "k2_intra", k2_intra, 1, k1_intra + 1),
+            "k1_inter": (k1_inter, "k2_inter", k2_inter, 0, k1_inter),
+        }
+    for name, (k, head_name, head, least, most) in given.items():
+        if k < 1 or not least <= head <= most:
+            message = f"{name} {k}, {head_name} {head}: {name} must be at least 1, {head_name} {least} to {most}"
+            raise UserError(message, on_all_ranks=True)
+    if camids is None:
+        return [Ranking(k1, k2)]
+    return [Ranking(k1_intra + 1, k2_intra, "same"), Ranking(k1_inter, k2_inter, "others")]
+
+
 def _codes(
     features: Tensor,
-    settings: Neighborhoods,
+    rankings: list[Ranking],
     camids: Tensor | None,
     sharded: bool,
     device: torch.device | str | None,
@@ -142,4 +161,4 @@ def _codes(
     with torch.no_grad():
         features = torch.as_tensor(features)
         pictures = Pictures(features, sharded, torch.device(device) if device is not None else features.device)
-        return make_codes(pictures, settings, camids, memory_budget)
+        return make_codes(pictures, rankings, camids, memory_budget)

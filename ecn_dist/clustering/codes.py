@@ -19,30 +19,6 @@ from ecn_dist.ranking import reciprocal
 
 
 @dataclass(frozen=True)
-class Neighborhoods:
-    """How neighbourhoods are made; see `find_clusters`."""
-
-    k1: int
-    k2: int
-    k1_intra: int
-    k1_inter: int
-    k2_intra: int
-    k2_inter: int
-
-    def __post_init__(self) -> None:
-        for k1, k2, most in (("k1", "k2", self.k1), ("k1_intra", "k2_intra", self.k1_intra + 1)):
-            if getattr(self, k1) < 1 or not 1 <= getattr(self, k2) <= most:
-                given = f"{k1} {getattr(self, k1)}, {k2} {getattr(self, k2)}"
-                raise UserError(f"{given}: {k1} must be at least 1, and {k2} between 1 and {most}", on_all_ranks=True)
-        if self.k1_inter < 1 or not 0 <= self.k2_inter <= self.k1_inter:
-            raise UserError(
-                f"k1_inter {self.k1_inter}, k2_inter {self.k2_inter}: k1_inter must be at least 1, and k2_inter "
-                "between 0 and k1_inter",
-                on_all_ranks=True,
-            )
-
-
-@dataclass(frozen=True)
 class Codes:
     """The codes of all pictures, and of this rank's."""
 
@@ -51,37 +27,28 @@ class Codes:
     first: int  # number of this rank's first picture
 
 
-def make_codes(pictures: Pictures, settings: Neighborhoods, camids: Tensor | None, memory_budget: int) -> Codes:
-    """The codes by `settings`: camera-aware if there are `camids` (N,). The same on any number of ranks.
+def make_codes(pictures: Pictures, rankings: list[Ranking], camids: Tensor | None, memory_budget: int) -> Codes:
+    """The codes by `rankings`, one of all pictures, or two by `camids` (N,). The same on any number of ranks.
 
     Collectives: those of `nearest` and `Pictures.dots`; gathers of neighbour lists (N, k) and codes.
     """
     own, num_pictures = slice(pictures.first, pictures.first + len(pictures.own)), pictures.total
+    cameras = None if camids is None else _check_camids(camids, num_pictures).to(pictures.own.device)
+    found = nearest(pictures, rankings, cameras, memory_budget)
+    lists = [distributed.all_gather_uneven_rows(one.numbers.to("cpu", torch.int32)).numpy() for one in found]
+    mutual = [reciprocal.mutual(reciprocal.neighbor_lists(numbers, num_pictures)) for numbers in lists]
     if camids is None:
-        found = nearest(pictures, [Ranking(settings.k1)], None, memory_budget)
-        (lists,) = (_gather_numbers(one) for one in found)
-        half = reciprocal.neighbor_lists(lists, num_pictures, round(settings.k1 / 2) + 1)
-        mutual = reciprocal.mutual(reciprocal.neighbor_lists(lists, num_pictures))
-        members = reciprocal.expanded(mutual[own], reciprocal.mutual(half))
-        first = reciprocal.neighbor_lists(lists[own], num_pictures, settings.k2)
+        half = reciprocal.neighbor_lists(lists[0], num_pictures, round(rankings[0].k / 2) + 1)
+        members = reciprocal.expanded(mutual[0][own], reciprocal.mutual(half))
     else:
-        cameras = _check_camids(camids, num_pictures).to(pictures.own.device)
-        rankings = [Ranking(settings.k1_intra + 1, "same"), Ranking(settings.k1_inter, "others")]
-        found = nearest(pictures, rankings, cameras, memory_budget)
-        intra, inter = (_gather_numbers(one) for one in found)
-        same, others = (reciprocal.mutual(reciprocal.neighbor_lists(lists, num_pictures)) for lists in (intra, inter))
-        members = same[own] + others[own]
-        first = reciprocal.neighbor_lists(intra[own], num_pictures, settings.k2_intra)
-        first += reciprocal.neighbor_lists(inter[own], num_pictures, settings.k2_inter)
+        members = mutual[0][own] + mutual[1][own]
+    first = sparse.csr_array(members.shape)
+    for ranking, numbers in zip(rankings, lists, strict=True):
+        first += reciprocal.neighbor_lists(numbers[own], num_pictures, ranking.head)
     members.sort_indices()
     coded = reciprocal.codes(members, _distances(pictures, members, found, memory_budget))
     coded = reciprocal.gather_rows(reciprocal.averaged(first, reciprocal.gather_rows(coded)))
     return Codes(coded, coded[own], pictures.first)
-
-
-def _gather_numbers(found: Neighbors) -> np.ndarray:
-    """(N, k) int32 of all ranks. Collective."""
-    return distributed.all_gather_uneven_rows(found.numbers.to("cpu", torch.int32)).numpy()
 
 
 def _check_camids(camids: Tensor, num_pictures: int) -> Tensor:

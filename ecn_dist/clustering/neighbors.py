@@ -27,9 +27,13 @@ OTHER_SUM = 1e-10  # more than two ways of summing up in float64 can differ by
 
 @dataclass(frozen=True)
 class Ranking:
-    """The `k` nearest among all pictures or those of the same camera (the picture itself first), or of the others."""
+    """The `k` nearest among all pictures or those of the same camera (the picture itself first), or of the others.
+
+    The codes of the first `head` of them are averaged.
+    """
 
     k: int
+    head: int = 1
     among: Literal["all", "same", "others"] = "all"
 
 

@@ -15,7 +15,7 @@ def test_nearest_are_those_of_a_sort(among: str, budget: int) -> None:
         case = random_case(seed)
         distances, cameras = squared_distances(case.features), case.camids.numpy()
         pictures = Pictures(case.features, False, torch.device("cpu"))
-        (found,) = nearest(pictures, [Ranking(7, among)], case.camids, budget)
+        (found,) = nearest(pictures, [Ranking(7, among=among)], case.camids, budget)
         for i, (numbers, values) in enumerate(zip(found.numbers, found.distances, strict=True)):
             there = [
                 j for j in range(len(cameras)) if among == "all" or (cameras[j] == cameras[i]) == (among == "same")
