@@ -121,7 +121,8 @@ def evaluate_ranking(
                 distributed.all_gather_uneven_rows(gallery) if gallery_sharded else torch.as_tensor(gallery_features)
             )
             encodings = Encodings(query, whole, rerank, device, memory_budget)
-            evaluation.score = RerankedScore(encodings, evaluation.distances, first_position)
+            part = slice(first_position, first_position + len(gallery))
+            evaluation.score = RerankedScore(encodings, evaluation.distances, part)
             false_positive_rates = ()
         return evaluation.run(max(max_rank, MIN_CMC), false_positive_rates)
 
