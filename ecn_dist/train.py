@@ -19,7 +19,8 @@ from ecn_dist.command import command
 from ecn_dist.config import Config
 from ecn_dist.data import ShardIndex
 from ecn_dist.models import average_local_statistics, export_weights
-from ecn_dist.ranking.evaluating import Evaluation, InputSize, evaluate_backbone, has_evaluation
+from ecn_dist.ranking import EvaluationInput
+from ecn_dist.ranking.evaluating import Evaluation, evaluate_backbone, has_evaluation
 from ecn_dist.reporting.figures import write_figures
 from ecn_dist.training import building, model_card, run_folder, tracking
 from ecn_dist.training.signals import EXIT_PREEMPTED, StopRequest, stop_on_signals
@@ -99,7 +100,7 @@ def train(
     stopped, saved, on a request to `stop`.
     """
     output_dir = Path(config.output_dir)
-    size = InputSize(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
+    size = EvaluationInput(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
 
     def evaluate() -> Evaluation:
         average_local_statistics(trainer.strategy.network)
