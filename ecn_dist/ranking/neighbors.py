@@ -163,6 +163,10 @@ class NeighborSearch:
             value, column = squared[:, : len(pictures)].max(1)
             farther = value > most
             most, farthest = torch.where(farther, value, most), torch.where(farther, pictures[column], farthest)
+            if best.isinf().all() and len(pictures) >= best.shape[1]:  # all would be found
+                best, column = squared.topk(best.shape[1], largest=False)
+                rows = pictures[column]
+                continue
             closer = squared < best[:, -1:]
             _merge(best, rows, closer, lambda row, column: squared[row, column], pictures)  # noqa: B023
         return best, rows, farthest
