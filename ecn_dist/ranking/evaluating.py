@@ -1,14 +1,14 @@
 """Evaluation of a network on a target's query and gallery by all ranks."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ecn_dist import distributed
-from ecn_dist.data import ShardIndex, TrainStream
+from ecn_dist.data import Batch, ShardIndex
 from ecn_dist.errors import UserError
 from ecn_dist.models import Backbone, autocast, reestimate_batchnorm
 from ecn_dist.ranking.features import EvaluationInput, FeatureSet, extract_split
@@ -88,7 +88,7 @@ def evaluate_backbone(
     return Evaluation(result, query, gallery, camera_free)
 
 
-def adapt_batchnorm(backbone: Backbone, stream: TrainStream, precision: str, device: torch.device) -> None:
+def adapt_batchnorm(backbone: Backbone, stream: Iterable[Batch], precision: str, device: torch.device) -> None:
     """AdaBN: give the backbone BatchNorm statistics of the pictures of `stream`, as long on every rank. Collective.
 
     Raises `UserError` on every rank where one has a batch that cannot be read.

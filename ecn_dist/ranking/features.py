@@ -1,6 +1,6 @@
 """Features of a split by all ranks, each picture once.
 
-Shape letters: b pictures of a batch, n pictures here, D feature length.
+Shape letters: b pictures of a batch, V views of each (it and its style copies), n pictures here, D feature length.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,15 +15,16 @@ from ecn_dist.data import EvaluationStream, SplitIndex
 from ecn_dist.models import Backbone, autocast, normalized_features
 
 Embed = Callable[[Tensor], Tensor]
-"""Images of a batch (b, 3, H, W), or whatever its stream gives, -> features (b, D)."""
+"""Images (b V, 3, H, W) -> features (b V, D)."""
 
 
 class LabelledImages(Protocol):
-    """What extraction needs of a batch."""
+    """What extraction needs of a batch; the views of a picture lie side by side."""
 
-    images: Tensor
-    pids: Tensor  # (b,) int64
-    camids: Tensor  # (b,) int64
+    images: Tensor  # (b V, 3, H, W)
+    pids: Tensor  # (b V,) int64
+    camids: Tensor  # (b V,) int64
+    indices: Tensor  # (b V,) int64: the same for the views of one picture
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def extract_split(
         size: how pictures are read.
         device: where to compute.
         precision: as in the configuration: fp32, bf16, fp16 or fp64.
-        stream_options: more arguments of `EvaluationStream`.
+        stream_options: more arguments of `EvaluationStream`. With `style="all"` a picture's feature is the mean over
+            it and its copies, scaled to length 1.
 
     Collective: an exchange of errors at the end of the stream, and of the feature length.
     """
@@ -91,9 +93,8 @@ def extract_split(
     network.eval()
     try:
         with autocast(precision, device):
-            return extract_features(
-                lambda images: normalized_features(network, images.to(dtype)), stream, device=device
-            )
+            embed = lambda images: normalized_features(network, images.to(dtype))  # noqa: E731
+            return extract_features(embed, stream, device=device)
     finally:
         network.train(was_training)
 
@@ -102,9 +103,10 @@ def extract_split(
 def extract_features(embed: Embed, batches: Iterable[LabelledImages], *, device: torch.device) -> FeatureSet:
     """Run `embed` over this rank's `batches`. Features are kept as float64 where they are so, else as float32.
 
-    A rank may have no batch. Collective: the length and type of features are agreed on at the end.
+    Several views of a picture give one feature: their mean, scaled to length 1. A rank may have no batch. Collective:
+    the length and type of features are agreed on at the end.
     """
-    parts: list[tuple[Tensor, Tensor, Tensor]] = [(embed(batch.images), batch.pids, batch.camids) for batch in batches]
+    parts = [_of_pictures(embed(batch.images), batch) for batch in batches]
     facts = torch.tensor([(part[0].shape[1], part[0].dtype == torch.float64) for part in parts[:1]] or [(0, 0)])
     length, is_double = distributed.all_reduce(facts[0].long(), "max").tolist()
     dtype = torch.float64 if is_double else torch.float32
@@ -112,3 +114,11 @@ def extract_features(embed: Embed, batches: Iterable[LabelledImages], *, device:
     nothing = torch.empty((0, length), dtype=dtype, device=device), no_label, no_label
     features, pids, camids = (torch.cat(column) for column in zip(nothing, *parts, strict=True))
     return FeatureSet(features.to(dtype), pids, camids)
+
+
+def _of_pictures(features: Tensor, batch: LabelledImages) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, pids and camids with one row a picture."""
+    num_views = int((batch.indices == batch.indices[0]).sum())
+    if num_views > 1:
+        features = torch.nn.functional.normalize(features.unflatten(0, (-1, num_views)).mean(1), dim=1)
+    return features, batch.pids[::num_views], batch.camids[::num_views]

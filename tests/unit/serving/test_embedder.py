@@ -52,8 +52,8 @@ def test_features_are_those_of_evaluate(precision: str, tmp_path: Path) -> None:
             shard.seek(int(member["offset"][split.num_cameras]))
             files.append(PictureFile(str(row), shard.read(int(member["length"][split.num_cameras]))))
     features = Embedder.load(run, device="cpu")(files, batch_size=4)
-    np.testing.assert_array_equal(features, evaluated.query.features.numpy())
-    np.testing.assert_array_equal(features, evaluated.gallery_part.features.numpy())
+    np.testing.assert_array_equal(features, evaluated.query.features.float().numpy())
+    np.testing.assert_array_equal(features, evaluated.gallery_part.features.float().numpy())
     np.testing.assert_allclose(np.linalg.norm(features.astype(np.float64), axis=1), 1, atol=1e-6)
 
 
