@@ -21,8 +21,9 @@ from ecn_dist.data import ShardIndex
 from ecn_dist.models import average_local_statistics, export_weights
 from ecn_dist.ranking import EvaluationInput
 from ecn_dist.ranking.evaluating import Evaluation, evaluate_backbone, has_evaluation
+from ecn_dist.reporting import model_card
 from ecn_dist.reporting.figures import write_figures
-from ecn_dist.training import building, model_card, run_folder, tracking
+from ecn_dist.training import building, run_folder, tracking
 from ecn_dist.training.signals import EXIT_PREEMPTED, StopRequest, stop_on_signals
 from ecn_dist.training.tracking import log
 from ecn_dist.training.trainer import Trainer
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     config.check_ranks(distributed.world_size())
     source, target = building.open_domains(config)
     output_dir = Path(config.output_dir)
-    data = {"source": run_folder.fingerprint(source), "target": run_folder.fingerprint(target)}
+    data = {"source": model_card.fingerprint(source), "target": model_card.fingerprint(target)}
     if not run_folder.claim(config, data):
         if distributed.is_main():
             print(f"{output_dir} holds this very run, finished; its results are in {output_dir / run_folder.SUMMARY}")
@@ -140,7 +141,7 @@ def train(
     if distributed.is_main():
         network, card = trainer.strategy.network, output_dir / model_card.NAME
         export_weights(network, output_dir / run_folder.WEIGHTS)
-        model_card.write_card(card, network.backbone, config, model_card.Facts(summary))
+        model_card.write_card(card, network.backbone, configuration.flatten(config), model_card.Facts(summary))
         run_folder.write_summary(output_dir, summary, finished=False)
     if evaluation is not None and config.logging.figures:
         with tracking.pictures_for_tensorboard(output_dir, config.logging.tensorboard) as writer:
