@@ -175,7 +175,8 @@ class NeighborSearch:
         """Chunk after chunk, rows of pictures (n,) and the squared distances of `queries` to them (R, n or more)."""
         ones = torch.ones(len(queries), dtype=torch.float64, device=self._device)
         left = self._space.query_side(queries, 0 * ones, ones, 0.0)
-        for pictures in torch.arange(self.num_pictures, device=self._device).split(self._scratch.chunk):
+        rows = torch.arange(self.num_pictures, device=self._device)
+        for pictures in rows.split(self._scratch.chunk) if len(rows) else ():
             yield pictures, self._space.multiply(left, pictures, self._scratch)
 
 

@@ -37,7 +37,8 @@ STYLE: Any = {
     + cycler(linestyle=["-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5))]),
     "grid.color": "#e3e4e0",
     "legend.fontsize": 8,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.facecolor": PAPER,
     "lines.linewidth": 1.6,
     "text.color": INK,
     "text.parse_math": False,
@@ -58,8 +59,7 @@ def draw_result(result: RankingResult, *, ranks: int = 20) -> Figure:
     left.plot(np.arange(1, len(percent) + 1), percent, marker="o", markersize=3)
     for rank in (1, 5, 10):
         at = (rank, percent[rank - 1])
-        above = percent[rank - 1] <= 50
-        left.annotate(f"rank-{rank}: {at[1]:.1f}", at, (4, 8 if above else -14), textcoords="offset points", fontsize=8)
+        left.annotate(f"rank-{rank}: {at[1]:.1f}", at, (5, -12), textcoords="offset points", fontsize=8)
     left.set(xlim=(0.5, ranks + 0.5), xticks=[1, *range(5, ranks + 1, 5)])
     right.set(title="Precision and recall", xlabel="recall, percent", ylabel="precision, percent", xlim=(0, 100))
     right.plot(100 * result.recall_levels, 100 * result.precision_at_recall)
@@ -110,7 +110,7 @@ def draw_training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
     Losses stand together, as do learning rates, the measures of evaluations made while training, and clusters with
     outliers; any other key has a panel of its own. Where a line lacks a key, or has no number, the curve has no point.
-    Shaded: the epochs on the source alone, which are those below 0.
+    Panels of nothing but zeros are left out. Shaded: the epochs on the source alone, which are those below 0.
     """
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
@@ -121,7 +121,8 @@ def draw_training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             at, y = number(row.get("step")), number(value)
             if at is not None and y is not None and key not in ("step", "epoch"):
                 panels.setdefault(_panel_of(key), {}).setdefault(key, []).append((at, y))
-    names = sorted(panels, key=lambda name: (name not in _FIRST, _FIRST.index(name) if name in _FIRST else 0))
+    spoken = [name for name in panels if name in _FIRST or any(y for line in panels[name].values() for _, y in line)]
+    names = sorted(spoken, key=lambda name: (name not in _FIRST, _FIRST.index(name) if name in _FIRST else 0))
     names = names[:MAX_PANELS]
     columns = min(max(len(names), 1), 3)
     lines = max(math.ceil(len(names) / columns), 1)
@@ -133,7 +134,7 @@ def draw_training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             _curve(axes, key, points)
         if len(panels[name]) > 1:
             axes.legend()
-        _shade_source_only(axes, rows)
+        _shade_source_only(axes, rows, in_words=name == names[0])
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.tick_params(labelbottom=True)
     for axes in grid[max(len(names), 1) :]:
@@ -165,12 +166,13 @@ def _curve(axes: Axes, key: str, points: list[tuple[float, float]]) -> None:
     axes.plot(*np.array(points).T, label=label, marker=marker, markersize=3)
 
 
-def _shade_source_only(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def _shade_source_only(axes: Axes, rows: Sequence[Mapping[str, Any]], *, in_words: bool) -> None:
     at = [(number(row.get("step")), number(row.get("epoch"))) for row in rows]
     before = [step for step, epoch in at if step is not None and epoch is not None and epoch < 0]
     after = [step for step, epoch in at if step is not None and epoch is not None and epoch >= 0]
     if before:
         end = min(after, default=max(before))
         axes.axvspan(min(before), end, color=FAINT_INK, alpha=0.1, linewidth=0)
-        above = axes.get_xaxis_transform()
-        axes.text((min(before) + end) / 2, 0.03, "source only", transform=above, fontsize=7, ha="center")
+        if in_words:
+            across = axes.get_xaxis_transform()
+            axes.text((min(before) + end) / 2, 1.01, "source only", transform=across, fontsize=7, va="bottom")

@@ -75,7 +75,7 @@ def draw_failures(
     if not blocks:
         blocks = [[Cell(words="None among these queries: a true match came first every time.")]]
     rows = [
-        Row("", [cell for block in blocks[at : at + columns] for cell in (*block, Cell())])
+        Row("", [cell for block in blocks[at : at + columns] for cell in (*block, Cell())][:-1])
         for at in range(0, len(blocks), columns)
     ]
     return montage(rows, title="Failures", subtitle=f"{subtitle} {LEGEND}")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from ecn_dist.reporting.pictures import first_answers, ranked_lists, write_run_figures
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
