@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 DEEPSPEED := $(VENV)/.deepspeed
 TRITON := $(VENV)/triton
 
-.PHONY: help install demo ablation test test-triton test-faults test-cluster lint format clean
+.PHONY: help install demo ablation test test-triton test-faults test-cluster lint lint-python lint-scripts format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -57,10 +57,14 @@ test-cluster: $(READY)  ## tests on real hosts, SLURM and containers: as root, w
 	@echo "==> tests on real hosts"
 	@$(BIN)/python -m pytest tests/cluster --durations 0
 
-lint: $(READY)  ## ruff, mypy, shellcheck and hadolint
+lint: lint-python lint-scripts  ## ruff, mypy, shellcheck and hadolint
+
+lint-python: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+lint-scripts: $(READY)
 	@command -v shellcheck >/dev/null || { echo "shellcheck is not installed: apt-get install shellcheck"; exit 1; }
 	@shellcheck --external-sources launch/*.sh launch/slurm.sbatch docker/entrypoint.sh .ci/run
 	@$(BIN)/hadolint docker/Dockerfile

@@ -1,13 +1,12 @@
-"""Time and memory of `evaluate_ranking`, beside the bare product of the same chunks and beside a sort.
+"""Time and memory of `evaluate_ranking`, beside the bare product of queries and gallery and beside a sort.
 
-The yardstick is what nothing exact can do without: the product of all queries with all gallery features, in the chunks
-that the evaluation uses. Features are random clusters: a centre for each person, a shift for each camera, noise.
+The yardstick is what nothing exact can do without: the product of all queries with all gallery features, in chunks.
+Features are random clusters: a centre for each person, a shift for each camera, noise.
 
 Shape letters: Q queries, G gallery pictures, D feature length.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,23 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.dense_reranking import dense_reranking
-from benchmarks.harness import (
-    Row,
-    add_options,
-    alternate,
-    machine,
-    markdown_table,
-    median_ratio,
-    medians,
-    peak_bytes,
-    with_earlier,
-    write_results,
-)
-from ecn_dist.command import command
+from benchmarks import harness
 from ecn_dist.distributed import resolve_device
-from ecn_dist.ranking import KReciprocal, evaluate_ranking, rerank_distances
-from ecn_dist.ranking.distances import full_precision
+from ecn_dist.ranking import KReciprocal, evaluate_ranking
 
 
 @dataclass(frozen=True)
@@ -46,7 +31,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(2000, 8000, 400, 6),  # what sorts, or makes whole tables, can bear it
+    "small": Size(2000, 8000, 400, 6),  # what sorts can bear it
     "market": Size(3368, 15913, 750, 6),
     "msmt17": Size(11659, 82161, 3060, 15),
 }
@@ -66,10 +51,6 @@ class Problem:
     @property
     def args(self) -> tuple[Tensor, ...]:
         return tuple(vars(self).values())
-
-    @property
-    def input_bytes(self) -> int:
-        return sum(values.nbytes for values in self.args)
 
 
 def make_problem(size: Size, dim: int, noise: float, device: torch.device, seed: int = 0) -> Problem:
@@ -91,22 +72,18 @@ def make_problem(size: Size, dim: int, noise: float, device: torch.device, seed:
     return Problem(*draw(size.queries), *draw(size.gallery))
 
 
-def bare_product(problem: Problem, block: int, chunk: int) -> None:
-    """Every query times every gallery picture, in blocks and chunks, into one buffer; nothing is done with it."""
-    query, gallery = problem.query_features, problem.gallery_features
-    buffer = torch.empty(block * chunk, dtype=torch.float32, device=query.device)
-    with full_precision(query.device):
-        for left in query.split(block):
-            for right in gallery.split(chunk):
-                size = len(left), len(right)
-                torch.mm(left, right.T, out=buffer[: size[0] * size[1]].view(size))
+def bare_product(problem: Problem, block: int = 2048) -> None:
+    """Every query times every gallery picture, in blocks, into one buffer; nothing is done with it."""
+    buffer = torch.empty(block * block, device=problem.query_features.device)
+    for left in problem.query_features.split(block):
+        for right in problem.gallery_features.split(block):
+            size = len(left), len(right)
+            torch.mm(left, right.T, out=buffer[: size[0] * size[1]].view(size))
 
 
 def sort_based(problem: Problem) -> float:
     """Mean step-wise average precision by the whole distance matrix and its sort, as the usual tools do."""
-    query, gallery = problem.query_features, problem.gallery_features
-    with full_precision(query.device):
-        order = torch.cdist(query, gallery).argsort(dim=1)
+    order = torch.cdist(problem.query_features, problem.gallery_features).argsort(dim=1)
     same = problem.gallery_pids[order] == problem.query_pids[:, None]
     junk = same & (problem.gallery_camids[order] == problem.query_camids[:, None])
     rank = (~junk).cumsum(1)
@@ -116,116 +93,37 @@ def sort_based(problem: Problem) -> float:
     return float(((precision * match).sum(1) / match.sum(1).clamp_min(1))[valid].double().mean())
 
 
-def run_size(name: str, problem: Problem, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """One row of the table: times, ratio to the bare product, memory above the inputs."""
+def run_size(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """One row of the table: times, ratio to the bare product, memory of tensors above the inputs."""
+    problem = make_problem(SIZES[name], options.dim, options.noise, device)
     sides: dict[str, Callable[[], object]] = {
-        "bare product": lambda: bare_product(problem, 2048, 2048),
+        "bare product": lambda: bare_product(problem),
         "evaluate_ranking": lambda: evaluate_ranking(*problem.args),
     }
-    if options.sort and name == "small":
+    if name == "small":
         sides["sort"] = lambda: sort_based(problem)
     if options.rerank:
         sides["re-ranked"] = lambda: evaluate_ranking(*problem.args, rerank=KReciprocal())
-    seconds = alternate(sides, options.rounds, warmup=0 if name == "msmt17" else 1, device=device)
-    row: dict[str, Any] = {
-        "size": name,
-        "queries": len(problem.query_pids),
-        "gallery": len(problem.gallery_pids),
-        "dim": problem.query_features.shape[1],
-        "inputs_mib": problem.input_bytes / 2**20,
-        "seconds": medians(seconds),
-        "ratio": median_ratio(seconds["evaluate_ranking"], seconds["bare product"]),
-    }
-    for side in sides:
-        if side != "bare product":
-            peak = peak_bytes(sides[side], device)
-            row[f"{side} mib"] = None if peak is None else peak / 2**20
-    if device.type == "cpu":
-        row["cpu_ratio"] = _processor_seconds(sides["evaluate_ranking"]) / _processor_seconds(sides["bare product"])
-    if "sort" in sides:
-        mine, sorts = evaluate_ranking(*problem.args).mAP_stepwise, sort_based(problem)
-        row["sort_differs_by"] = abs(mine - sorts)
-    if options.rerank and name == "small" and device.type == "cpu":
-        features = problem.query_features, problem.gallery_features
-        start = time.perf_counter()
-        dense = dense_reranking(*features, KReciprocal())
-        row["seconds"]["dense"] = time.perf_counter() - start
-        row["dense_differs_by"] = float(abs(rerank_distances(*features).numpy() - dense).max())
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    seconds = harness.alternate(sides, options.rounds, device=device, clock=clock)
+    row: dict[str, Any] = {"size": name, "Q": len(problem.query_pids), "G": len(problem.gallery_pids)}
+    row["D"] = options.dim
+    row |= {f"{side} s": median for side, median in harness.medians(seconds).items()}
+    row["evaluate / product"] = harness.median_ratio(seconds["evaluate_ranking"], seconds["bare product"])
+    row["above inputs MiB"] = harness.peak_tensor_bytes(sides["evaluate_ranking"], device) / 2**20
     return row
 
 
-def _processor_seconds(function: Callable[[], object]) -> float:
-    """Time of all this process's threads: steadier than the clock where others use the machine."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
-def _seconds(side: str) -> Any:
-    return lambda row: row["seconds"].get(side)
-
-
-def _has(row: dict[str, Any], source: Any) -> bool:
-    return (source(row) if callable(source) else row.get(source)) is not None
-
-
-def _case(row: Row) -> tuple[int, int, bool]:
-    return row["gallery"], row["dim"], "re-ranked" in row["seconds"]
-
-
-COLUMNS = {
-    "size": "size",
-    "queries": "queries",
-    "gallery": "gallery",
-    "D": "dim",
-    "bare product s": _seconds("bare product"),
-    "evaluate s": _seconds("evaluate_ranking"),
-    "ratio": "ratio",
-    "processor ratio": "cpu_ratio",
-    "above inputs MiB": "evaluate_ranking mib",
-    "sort s": _seconds("sort"),
-    "sort MiB": "sort mib",
-    "re-ranked s": _seconds("re-ranked"),
-    "re-ranked MiB": "re-ranked mib",
-    "dense re-ranking s": _seconds("dense"),
-    "differs by": "dense_differs_by",
-}
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    return markdown_table(
-        rows, {head: source for head, source in COLUMNS.items() if any(_has(row, source) for row in rows)}
-    )
-
-
-@command
 def main(argv: list[str] | None = None) -> int:
     """Run the sizes asked for and print a table; with --output also write the results."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks evaluation", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks evaluation", description=__doc__.split("\n\n")[0])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small", "market"], help="(%(default)s)")
     parser.add_argument("--dim", type=int, default=2048, help="feature length (%(default)s)")
     parser.add_argument("--noise", type=float, default=2.5, help="2.5: a good network, 6: a poor one (%(default)s)")
-    parser.add_argument("--no_sort", dest="sort", action="store_false", help="leave the sort-based version out")
     parser.add_argument("--rerank", action="store_true", help="measure k-reciprocal re-ranking as well")
-    parser.add_argument("--add", action="store_true", help="keep the other cases of results already in --output")
-    add_options(parser, rounds=3)
+    harness.add_options(parser, rounds=3)
     options = parser.parse_args(argv)
     device = resolve_device(options.device)
-    described = machine(device)
-    rows = []
-    for name in options.sizes:
-        print(f"{name}: {SIZES[name]}, D {options.dim}", flush=True)
-        rows.append(run_size(name, make_problem(SIZES[name], options.dim, options.noise, device), options, device))
-        print(_table(rows), flush=True)
-    if options.output:
-        if options.add:
-            rows = with_earlier(options.output, "evaluation", described, rows, name=options.machine, case=_case)
-        path = write_results(
-            options.output, "evaluation", described, rows, name=options.machine, title="Ranking", tables=_table(rows)
-        )
-        print(f"written: {path} and beside it .md")
+    rows = [run_size(name, options, device) for name in options.sizes]
+    harness.report(options, "evaluation", harness.machine(device), rows, harness.markdown_table(rows))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,17 +1,10 @@
-"""What a memory step should cost: the model of docs/scaling.md, and the rates that it needs.
+"""What a memory step should cost: the model of docs/scaling.md.
 
 Letters: N exemplars, D feature length, B global batch, k neighbours, W ranks.
 """
 
 import itertools
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-
-import torch
-
-from benchmarks import harness
-from ecn_dist import distributed
 
 
 @dataclass(frozen=True)
@@ -88,57 +81,6 @@ def predict(
 # the group maxima and for the sum, read and written three times on the way to the exponential, read and written as
 # half precision, read by the second product. Triton: a half-precision weight, written and read.
 SIMILARITY_BYTES = {"torch": 4 + 4 + 4 + 3 * 8 + 6 + 2, "triton": 4}
-
-
-def measure_rates(dtype: torch.dtype, device: torch.device, batch: int, dim: int) -> Rates:
-    """Measure on all ranks at once; the slowest rank's figures, the same on every rank.
-
-    The matrix rate is that of large square products on an accelerator, where it is the hardware's, and that of
-    products of the batch's own shape on the CPU, where it depends much on the shape, and where rows in half precision
-    are multiplied in single precision, a chunk at a time.
-    """
-    if device.type == "cpu":
-        dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        left, right = torch.randn(batch, dim), torch.randn(2048, dim)
-        left, right = left.to(dtype), right.to(dtype).t()
-    else:
-        left, right = torch.randn(2, 8192, 8192, device=device).to(dtype)
-    out = torch.empty(left.shape[0], right.shape[1], dtype=dtype, device=device)
-    matrix_seconds = _fastest(lambda: torch.mm(left, right, out=out), device)
-    operations = 2.0 * left.shape[0] * left.shape[1] * right.shape[1]
-
-    source = torch.ones(2**26 if device.type == "cpu" else 2**29, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copy_seconds = _fastest(lambda: target.copy_(source), device)
-
-    payload = torch.zeros(2**20 // distributed.world_size(), device=device)
-    gather_seconds = _fastest(lambda: distributed.all_gather_rows(payload), device)
-    nothing = torch.zeros(1, device=device)
-    latency = _fastest(lambda: distributed.all_gather_rows(nothing), device)
-    received = payload.nbytes * (distributed.world_size() - 1)
-    slowest = torch.tensor([matrix_seconds, copy_seconds, gather_seconds, latency], dtype=torch.float64)
-    matrix_seconds, copy_seconds, gather_seconds, latency = distributed.all_reduce(slowest, "max").tolist()
-    alone = distributed.world_size() == 1
-    return Rates(
-        matrix=operations / matrix_seconds,
-        memory=2 * source.nbytes / copy_seconds,
-        link=float("inf") if alone else received / max(gather_seconds - latency, 1e-9),
-        latency=0.0 if alone else latency,
-    )
-
-
-def _fastest(function: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
-    """The median of some runs, begun together on all ranks."""
-    function()
-    seconds = []
-    for _ in range(repeats):
-        harness.synchronize(device)
-        distributed.barrier()
-        start = time.perf_counter()
-        function()
-        harness.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds)[repeats // 2]
 
 
 def h100(world_size: int) -> Rates:

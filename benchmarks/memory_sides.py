@@ -11,9 +11,7 @@ from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.memory import ExemplarMemory
-from ecn_dist.memory.row_update import occurrence_number, update_rows_
-from ecn_dist.memory.rows_pass import accumulation_dtype, default_chunk_bytes, summarize_rows
-from ecn_dist.memory.target_loss import neighbor_weights, subtract_rows_
+from ecn_dist.memory.rows_pass import accumulation_dtype
 
 TEMPERATURE = 0.05
 MOMENTUM = 0.3
@@ -75,10 +73,10 @@ def sharded(case: Case, backend: str = "torch") -> tuple[Step, ExemplarMemory]:
 
     def step() -> tuple[Tensor, Tensor]:
         features = features_bD.clone().requires_grad_()
-        gathered = memory.gather(features, indices_b)
-        loss = memory.loss(features, indices_b, case.neighbors, gathered=gathered)
+        batch = memory.gather(features, indices_b)
+        loss = batch.loss(case.neighbors)
         loss.backward()
-        memory.update(features, indices_b, MOMENTUM, gathered=gathered)
+        batch.update(MOMENTUM)
         assert features.grad is not None
         return loss.detach(), features.grad
 
@@ -129,51 +127,5 @@ def published(case: Case) -> tuple[Step, Tensor]:
             row = MOMENTUM * rows_ND[index] + (1.0 - MOMENTUM) * feature
             rows_ND[index] = row / row.norm()
         return loss, gradient_bD.to(wide)
-
-    return step, rows_ND
-
-
-def replicated(case: Case) -> tuple[Step, Tensor]:
-    """All rows on every rank, each rank passing over all N of them for its own b features with the chunked pass.
-
-    As much arithmetic a rank as the sharded memory, W times its rows, and only the gather for the update to send.
-    """
-    rows_ND = case.rows(0, case.exemplars)
-    written_N = torch.full((case.exemplars,), -1, device=case.device)
-    features_bD, indices_b = case.batch_part()
-    chunk_bytes, wide = default_chunk_bytes(case.device), accumulation_dtype(rows_ND)
-
-    @torch.no_grad()
-    def step() -> tuple[Tensor, Tensor]:
-        pending = distributed.start_all_gather_rows(features_bD)
-        summary = summarize_rows(
-            features_bD, rows_ND, temperature=TEMPERATURE, num_neighbors=case.neighbors, chunk_bytes=chunk_bytes
-        )
-        weight_bk = neighbor_weights(summary.top_row_Bk, indices_b)
-        total_b = 1.0 + weight_bk.sum(dim=1)
-        own_b = (rows_ND[indices_b].to(wide) * features_bD).sum(dim=1)
-        named_b = own_b + (weight_bk * summary.top_similarity_Bk).sum(dim=1)
-        log_normalizer_b = summary.maximum_B.double() / TEMPERATURE + summary.normalizer_B.double().log()
-        loss = (total_b * log_normalizer_b - named_b / TEMPERATURE).mean()
-        gradient_bD = summary.weighted_sum_BD * (total_b / summary.normalizer_B).to(wide).unsqueeze(1)
-        named_rows_bn = torch.cat([indices_b.unsqueeze(1), summary.top_row_Bk], dim=1)
-        subtract_rows_(
-            gradient_bD, rows_ND, named_rows_bn, torch.cat([torch.ones_like(weight_bk[:, :1]), weight_bk], 1), 0
-        )
-        gradient_bD.div_(TEMPERATURE * len(features_bD))
-        indices_B = distributed.all_gather_rows(indices_b)
-        occurrence_B = occurrence_number(indices_B)
-        update_rows_(
-            rows_ND,
-            written_N,
-            pending.wait(),
-            indices_B,
-            occurrence_B=occurrence_B,
-            rounds=int(occurrence_B.max()) + 1,
-            momentum=MOMENTUM,
-            accept=torch.ones((), dtype=torch.bool, device=case.device),
-            step=0,
-        )
-        return loss.to(wide), gradient_bD
 
     return step, rows_ND

@@ -1,11 +1,11 @@
-"""Every option of a run: dataclasses, filled from a YAML file and the command line. Imports nothing of ours but errors.
+"""Every option of a run: dataclasses, filled from a YAML file and the command line.
 
 A YAML key `memory.momentum` is the option `--memory.momentum`; later ones override earlier ones. Unknown keys fail.
+The sections of methods are dataclasses of their own folders. Imports nothing of ours but the table of methods.
 """
 
 import dataclasses
 import difflib
-import math
 import re
 from argparse import ArgumentError
 from dataclasses import dataclass, field
@@ -13,42 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
+from ecn_dist import methods
 from ecn_dist.errors import UserError
+from ecn_dist.methods.options import LossOptions, MemoryOptions, check_range
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-
-_ABOVE_0 = (
-    "global_batch_size",
-    "data.streams",
-    "data.height",
-    "data.width",
-    "model.embedding_dim",
-    "memory.temperature",
-    "optim.lr",
-    "optim.backbone_lr",
-    "evaluation.batch_size",
-    "logging.every_steps",
-    "checkpoint.keep",
-    "timeout_seconds",
-)
-_AT_LEAST_0 = (
-    "seed",
-    "data.workers",
-    "data.max_bad_samples",
-    "model.frozen_stages",
-    "loss.num_neighbors",
-    "optim.weight_decay",
-    "optim.warmup_epochs",
-    "optim.step_epoch",
-    "optim.source_only_epochs",
-    "memory.momentum",
-    "checkpoint.every_steps",
-    "evaluation.every_epochs",
-)
-_BELOW_1 = ("loss.target_weight", "model.dropout", "optim.momentum")
 
 
 @dataclass(frozen=True)
@@ -68,6 +39,14 @@ class DataConfig:
     max_bad_samples: int = 0
     """pictures that cannot be decoded and are replaced, a pass and rank; one more ends the run"""
 
+    def check(self, section: str) -> None:
+        for name in ("height", "width", "streams"):
+            check_range(f"{section}.{name}", getattr(self, name), least=1)
+        for name in ("workers", "max_bad_samples"):
+            check_range(f"{section}.{name}", getattr(self, name), least=0)
+        if not 0.0 <= self.random_erasing <= 1.0:
+            raise UserError(f"{section}.random_erasing: {self.random_erasing} must be from 0 to 1")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -83,52 +62,64 @@ class ModelConfig:
     """stages from the input on that are not trained (ResNets: 3 = stem, layer1, layer2)"""
     shortcut_batchnorm_trains: bool = False
     """leave the shortcut BatchNorms of frozen stages in training mode, as the published code does"""
-    batchnorm: Literal["sync", "local"] = "sync"
-    """statistics over the global batch, as one process has, or over each rank's part"""
+    batchnorm: Literal["sync", "group", "local"] = "sync"
+    """statistics over the global batch, as one process has, over groups of it, or over each rank's part"""
+    batchnorm_group: int = 0
+    """with batchnorm group: G consecutive pictures of the global batch that share statistics, whatever the ranks"""
+    last_stride: Literal[1, 2] = 2
+    """stride of the last stage; 1 keeps its resolution (ResNets)"""
+    pooling: Literal["avg", "gem"] = "avg"
+    """of the last feature map: mean, or generalised mean with a trained exponent"""
 
-
-@dataclass(frozen=True)
-class MemoryConfig:
-    temperature: float = 0.05
-    """beta of the softmax over exemplars"""
-    momentum: float = 0.01
-    """m of an update is this times the epoch"""
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """of the rows; auto: fp32 (fp64 where precision is fp64)"""
-    backend: Literal["torch", "triton"] = "torch"
-    """of the pass over the rows; triton: kernels for bf16 or fp16 rows on CUDA, D a multiple of 64"""
-    start: Literal["zeros", "weights"] = "zeros"
-    """the rows at first; weights: those of the published code's checkpoint that model.weights names"""
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    target_weight: float = 0.3
-    """lambda of L = (1 - lambda) L_source + lambda L_target; 0 is the control without target loss"""
-    num_neighbors: int = 6
-    """k of neighbourhood-invariance; 0 turns it off"""
-    neighbors_from_epoch: int = 5
-    """first epoch with neighbourhood-invariance"""
+    def check(self, section: str) -> None:
+        check_range(f"{section}.embedding_dim", self.embedding_dim, least=1)
+        check_range(f"{section}.dropout", self.dropout, least=0, below=1)
+        check_range(f"{section}.frozen_stages", self.frozen_stages, least=0)
+        if self.weights == "none" and self.frozen_stages:
+            raise UserError(
+                f"{section}.frozen_stages: {self.frozen_stages} stages would stay random, as {section}.weights is "
+                "none; set it to 0, or give weights"
+            )
+        if (self.batchnorm == "group") != (self.batchnorm_group > 0):
+            raise UserError(
+                f"{section}.batchnorm_group: {self.batchnorm_group} with {section}.batchnorm {self.batchnorm}; a group "
+                "of at least 1 picture belongs to batchnorm group, and to no other"
+            )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     lr: float = 0.1
-    """learning rate of the new layers (embedding, source head)"""
+    """learning rate of the new layers"""
     backbone_lr: float = 0.01
     """learning rate of the backbone"""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """SGD with Nesterov's momentum, or Adam (weight decay in the gradient)"""
     momentum: float = 0.9
     """of SGD, with Nesterov's correction"""
     weight_decay: float = 5e-4
     """on every trained parameter"""
     schedule: Literal["step", "cosine"] = "step"
     """step: x0.1 at step_epoch; cosine: to 0 over the epochs"""
-    step_epoch: int = 40
-    """epoch at which the step schedule divides by 10"""
+    step_epoch: int | list[int] = 40
+    """epoch, or epochs, at which the step schedule divides by 10"""
     warmup_epochs: float = 0.0
     """epochs of linear warm-up from 0"""
     source_only_epochs: int = 0
     """epochs on the source alone before epoch 0; for networks that start at random"""
+
+    def check(self, section: str) -> None:
+        for name in ("lr", "backbone_lr"):
+            check_range(f"{section}.{name}", getattr(self, name), above=0)
+        for name in ("weight_decay", "warmup_epochs", "source_only_epochs"):
+            check_range(f"{section}.{name}", getattr(self, name), least=0)
+        check_range(f"{section}.momentum", self.momentum, least=0, below=1)
+        for epoch in self.step_epochs:
+            check_range(f"{section}.step_epoch", epoch, least=0)
+
+    @property
+    def step_epochs(self) -> tuple[int, ...]:
+        return (self.step_epoch,) if isinstance(self.step_epoch, int) else tuple(self.step_epoch)
 
 
 @dataclass(frozen=True)
@@ -146,6 +137,12 @@ class CheckpointConfig:
     on_failure: Literal["stop", "continue"] = "stop"
     """whether a save that fails (a full disk) ends the run"""
 
+    def check(self, section: str) -> None:
+        check_range(f"{section}.every_steps", self.every_steps, least=0)
+        check_range(f"{section}.keep", self.keep, least=1)
+        for epoch in self.keep_epochs:
+            check_range(f"{section}.keep_epochs", epoch, least=0)
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -153,6 +150,10 @@ class EvaluationConfig:
     """epochs between evaluations during training; 0: only at the end"""
     batch_size: int = 128
     """pictures a rank embeds at once"""
+
+    def check(self, section: str) -> None:
+        check_range(f"{section}.every_epochs", self.every_epochs, least=0)
+        check_range(f"{section}.batch_size", self.batch_size, least=1)
 
 
 @dataclass(frozen=True)
@@ -170,9 +171,14 @@ class LoggingConfig:
     figures: bool = True
     """at the end draw figures/ and write report.html"""
 
+    def check(self, section: str) -> None:
+        check_range(f"{section}.every_steps", self.every_steps, least=1)
+
 
 @dataclass(frozen=True)
 class Config:
+    method: str = "ecn"
+    """what is trained: METHODS"""
     source: str = ""
     """shard folder of the labelled source domain"""
     target: str = ""
@@ -182,7 +188,7 @@ class Config:
     seed: int = 0
     """of every random choice"""
     epochs: int = 60
-    """passes over the source images with both losses; 0 is allowed after source-only epochs"""
+    """epochs of the method: passes over the source images, where it says no other length; 0 after source-only ones"""
     global_batch_size: int = 128
     """images of each domain in one step, over all ranks"""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
@@ -199,82 +205,67 @@ class Config:
     """whether a run may continue with options or data that change its results"""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
 
+    own: dict[str, Any] = field(default_factory=dict)
+    """options of single methods, by the method's name; in YAML and on the command line sections beside the others"""
+
     def check(self) -> None:
         """Raise `UserError` for values that no run can have, without touching a file."""
-        for key in ("source", "target", "output_dir"):
+        entry = methods.entry(self.method)
+        for key in (*entry.domains, "output_dir"):
             if not getattr(self, key):
                 raise UserError(f"{key}: is not set; give it in the --config file or as --{key}")
         # Written so that NaN passes none of them.
-        options = flatten(self)
-        for key in _ABOVE_0:
-            if not options[key] > 0:
-                raise UserError(f"{key}: {options[key]} must be above 0")
-        for key in _AT_LEAST_0:
-            if not 0 <= options[key] < math.inf:
-                raise UserError(f"{key}: {options[key]} must be at least 0")
-        for key in _BELOW_1:
-            if not 0.0 <= options[key] < 1.0:
-                raise UserError(f"{key}: {options[key]} must be at least 0 and below 1")
-        if not 0.0 <= self.data.random_erasing <= 1.0:
-            raise UserError(f"data.random_erasing: {self.data.random_erasing} must be from 0 to 1")
+        check_range("seed", self.seed, least=0, below=2**63)
+        check_range("global_batch_size", self.global_batch_size, least=1)
+        check_range("timeout_seconds", self.timeout_seconds, above=0)
+        for name, section in (vars(self) | self.own).items():
+            if hasattr(section, "check"):
+                section.check(name)
         if self.epochs < 0 or self.epochs + self.optim.source_only_epochs < 1:
             raise UserError(f"epochs: {self.epochs} must be above 0, or 0 after source-only epochs")
-        last_momentum = self.memory.momentum * (self.epochs - 1)
-        if last_momentum >= 1:
-            raise UserError(
-                f"memory.momentum: {self.memory.momentum} times the last epoch ({self.epochs - 1}) is "
-                f"{last_momentum:g}, and the rows' momentum must stay below 1; lower memory.momentum or epochs"
-            )
-        if self.model.weights == "none" and self.model.frozen_stages:
-            raise UserError(
-                f"model.frozen_stages: {self.model.frozen_stages} stages would stay random, as model.weights is none; "
-                "set it to 0, or give weights"
-            )
-
-    def check_ranks(self, world_size: int) -> None:
-        """Raise `UserError` where the global batch cannot be cut for `world_size` ranks."""
-        batch, streams = self.global_batch_size, self.data.streams
-        if batch % world_size:
-            near = max(1, round(batch / world_size)) * world_size
-            raise UserError(
-                f"global_batch_size: {batch} does not divide by {world_size} ranks; {near} would, "
-                f"or use {_divisors(batch)} ranks",
-                on_all_ranks=True,
-            )
-        if streams % world_size or batch % streams:
-            fitting = [s for s in range(world_size, batch + 1, world_size) if batch % s == 0]
-            raise UserError(
-                f"data.streams: {streams} must divide global_batch_size ({batch}) and be a multiple of the ranks "
-                f"({world_size}); these would do: {', '.join(map(str, fitting))}",
-                on_all_ranks=True,
-            )
+        default = flatten(Config())
+        for key, value in flatten(self).items():
+            if methods.unread(self.method, key) and value != default[key]:
+                raise UserError(f"{key}: method {self.method} has no use for it; leave it out, or choose the method")
+        methods.load(self.method).check(flatten(self))
 
 
-def _divisors(number: int) -> str:
-    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
+def build_parser(prog: str, description: str) -> ArgumentParser:
+    """A parser of every option of `Config`; callers may add their own beside them, and read both with `from_parsed`."""
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options; may be given more than once")
+    parser.add_class_arguments(Config, None, skip={"own"})
+    for name, entry in methods.METHODS.items():
+        if entry.options is not None:
+            parser.add_class_arguments(entry.options, name)
+    return parser
 
 
-def parse(argv: list[str] | None, prog: str, description: str) -> Config:
-    """The configuration that YAML files (`--config`) and options give.
+def parse_with(parser: ArgumentParser, argv: list[str] | None) -> tuple[Config, Namespace]:
+    """The configuration, and all that the `parser` of `build_parser` read.
 
     Raises `UserError`: for an unknown key with the nearest known one, for a value of the wrong type with the key.
     """
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options; may be given more than once")
-    parser.add_class_arguments(Config, None)
     try:
         namespace = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
         raise UserError(_with_nearest_key(str(error))) from error
-    return Config(**{f.name: namespace[f.name] for f in dataclasses.fields(Config)})
+    own = {name: namespace[name] for name, entry in methods.METHODS.items() if entry.options is not None}
+    shared = {f.name: namespace[f.name] for f in dataclasses.fields(Config) if f.name != "own"}
+    return Config(**shared, own=own), namespace
+
+
+def parse(argv: list[str] | None, prog: str, description: str) -> Config:
+    """The configuration that YAML files (`--config`) and options give; raises as `parse_with`."""
+    return parse_with(build_parser(prog, description), argv)[0]
 
 
 def load(path: Path) -> Config:
@@ -286,15 +277,25 @@ def load(path: Path) -> Config:
 
 def dump(config: Config) -> str:
     """YAML of the whole resolved configuration; `load` reads it back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    return yaml.safe_dump(_sections(config), sort_keys=False)
 
 
 def flatten(config: Config) -> dict[str, Any]:
     """{"memory.momentum": 0.01, ...}: every option by its dotted key."""
     flat: dict[str, Any] = {}
-    for key, value in dataclasses.asdict(config).items():
+    for key, value in _sections(config).items():
         flat |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
     return flat
+
+
+def _sections(config: Config) -> dict[str, Any]:
+    """Options and sections as they stand in a YAML file; of a method's own section, the defaults where it has none."""
+    sections = dataclasses.asdict(config)
+    del sections["own"]
+    for name, entry in methods.METHODS.items():
+        if entry.options is not None:
+            sections[name] = dataclasses.asdict(config.own.get(name) or entry.options())
+    return sections
 
 
 def _with_nearest_key(message: str) -> str:

@@ -12,6 +12,7 @@ from ecn_dist.data import ShardIndex
 from ecn_dist.errors import UserError
 from ecn_dist.ranking import EvaluationInput
 from ecn_dist.ranking.evaluating import RankingOptions, adapt_batchnorm, evaluate_backbone, has_evaluation
+from ecn_dist.reporting import words
 from ecn_dist.training import building, tracking
 from ecn_dist.training.trained import load_trained
 
@@ -67,14 +68,14 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{options.data} lacks query or gallery, it has: {', '.join(index.splits)}", on_all_ranks=True)
     backbone, config = load_trained(options.checkpoint, device, options.config)
     if options.adapt_batchnorm:
-        stream = distributed.together(lambda: building.adaptation_stream(config, index.split("train"), device))
+        stream = distributed.together(lambda: building.adaptation_batches(config, index.split("train"), device))
         adapt_batchnorm(backbone, stream, config.precision, device)
     size = EvaluationInput(config.data.height, config.data.width, options.batch_size, options.workers)
     ranking = RankingOptions(options.camera_free, options.expand_queries, options.rerank)
     evaluation = evaluate_backbone(backbone, index, size, config.precision, device, ranking)
     summary = evaluation.summary()
     if distributed.is_main():
-        print(tracking.describe(summary))
+        print("\n".join(filter(None, (tracking.describe(summary), words.collapse(summary)))))
     distributed.together(lambda: _write(options.output, summary | {"camera_pairs": evaluation.camera_pairs()}))
     return 0
 

@@ -1,4 +1,4 @@
-"""METHOD.md's target loss and memory update, as plainly as they can be written: float64, one process, loops."""
+"""The memory's losses and updates (METHOD.md, METHODS.md), written plainly: float64, one process, loops."""
 
 import torch
 from torch import Tensor
@@ -45,3 +45,39 @@ def update(rows: Tensor, features: Tensor, indices: Tensor, momentum: float) -> 
         length = row.norm()
         rows[index] = row / length if length > 0 else row
     return rows
+
+
+def hardest_update(rows: Tensor, features: Tensor, indices: Tensor, momentum: float) -> Tensor:
+    """The rows after one step in which each row sees the first of its least similar features alone."""
+    similarity = (rows.double()[indices] * features.double()).sum(dim=1).tolist()
+    positions = [
+        min((at for at, other in enumerate(indices.tolist()) if other == index), key=lambda at: (similarity[at], at))
+        for index in indices.unique().tolist()
+    ]
+    return update(rows, features[positions], indices[positions], momentum)
+
+
+def means(features: Tensor, row_of: Tensor, num_rows: int) -> Tensor:
+    """(num_rows, D) the normalised mean of each row's features, zero where it has none."""
+    result = torch.zeros(num_rows, features.shape[1], dtype=torch.float64)
+    for row in set(row_of.tolist()) - {-1}:
+        mean = features.double()[row_of == row].mean(dim=0)
+        result[row] = mean / mean.norm()
+    return result
+
+
+def proxy_loss(
+    features: Tensor, own: Tensor, camids: Tensor, rows: Tensor, *, temperature: float, num_others: int
+) -> tuple[Tensor, Tensor]:
+    """The camera-proxy loss of a global batch, a scalar, and its gradient with respect to the features (B, D)."""
+    features = features.detach().double().requires_grad_()
+    of_cameras: dict[int, list[Tensor]] = {}
+    for feature, (start, stop), camid in zip(features, own.tolist(), camids.tolist(), strict=True):
+        similarities = rows.double() @ feature
+        without_own = [-torch.inf if start <= at < stop else value for at, value in enumerate(similarities.tolist())]
+        others = nearest_rows(without_own, min(num_others, len(rows) - (stop - start)))
+        log_p = torch.log_softmax(similarities[[*range(start, stop), *others]] / temperature, dim=0)
+        of_cameras.setdefault(camid, []).append(-log_p[: stop - start].mean())
+    loss = torch.stack([torch.stack(losses).mean() for losses in of_cameras.values()]).sum()
+    (gradient,) = torch.autograd.grad(loss, features)
+    return loss.detach(), gradient

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from ecn_dist.config import Config, DataConfig, ModelConfig, dump
-from ecn_dist.models import Backbone, ReIDNetwork, export_weights
+from ecn_dist.methods.base import Step
+from ecn_dist.models import export_weights
+from tests.networks import source_network
 from tests.tiny_shards import jpeg_bytes
 
 
@@ -25,10 +27,12 @@ def write_trained_run(folder: Path, *, precision: str = "fp32", seed: int = 0, s
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = ReIDNetwork(Backbone("small_resnet", 64, 32), embedding_dim=16, num_identities=5)
+        network = source_network(num_identities=5)
         network.train()
         with torch.no_grad():
-            network(3 + torch.randn(8, 3, 64, 32), None, step=0)  # running statistics other than 0 and 1
+            network(
+                {"source": 3 + torch.randn(8, 3, 64, 32)}, Step(0, 0, False)
+            )  # running statistics other than 0 and 1
     (folder / "config.yaml").write_text(dump(config))
     export_weights(network, folder / "weights.safetensors")
     if summary is not None:

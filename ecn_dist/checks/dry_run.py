@@ -4,20 +4,22 @@ Shape letters: b images of a domain on a rank, B on all W ranks, D embedding dim
 """
 
 import argparse
-import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ecn_dist.checks.network_cost import NetworkCost, measure
-from ecn_dist.config import Config
+from ecn_dist.checks.network_cost import NetworkCost, measure, meta_method
+from ecn_dist.config import Config, flatten
 from ecn_dist.data import ShardIndex
 from ecn_dist.distributed import RowPartition
 from ecn_dist.errors import UserError
 from ecn_dist.memory.rows_pass import default_chunk_bytes
-from ecn_dist.training.building import ROW_DTYPES, build_streams, check_sizes
+from ecn_dist.methods import load
+from ecn_dist.methods.base import Transfer
+from ecn_dist.training.building import check_ranks, training_splits
+from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.timeline import Timeline
 
 GIB = 2**30
@@ -35,21 +37,6 @@ class Options:
     world_size: int
     images_per_second: float | None = None
     gib_per_rank: float | None = None
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """One collective of a step: the bytes a rank hands to it, and what of the result a ring moves through a rank."""
-
-    what: str
-    operation: str
-    payload: int
-
-    def sent(self, world_size: int) -> int:
-        """Bytes that a rank sends, by the ring algorithms (Thakur et al. 2005)."""
-        others = world_size - 1
-        factor = {"all_reduce": 2 * others, "all_gather": others * world_size}.get(self.operation, others)
-        return self.payload * factor // world_size
 
 
 @dataclass(frozen=True)
@@ -73,7 +60,14 @@ class Plan:
 
     @property
     def sent_bytes(self) -> int:
-        return sum(transfer.sent(self.world_size) for transfer in self.transfers)
+        return sum(sent(transfer, self.world_size) for transfer in self.transfers)
+
+
+def sent(transfer: Transfer, world_size: int) -> int:
+    """Bytes that a rank sends, by the ring algorithms (Thakur et al. 2005)."""
+    others = world_size - 1
+    factor = {"all_reduce": 2 * others, "all_gather": others * world_size}.get(transfer.operation, others)
+    return transfer.payload * factor // world_size
 
 
 HELP = (
@@ -112,28 +106,31 @@ def make_plan(config: Config, world_size: int) -> Plan:
     Reads the shard folders' indices, no picture and no weights. Raises `UserError` where the run could not go to its
     end: sizes that do not divide, splits that are too small or lack styles, more neighbours than exemplars.
     """
-    config.check_ranks(world_size)
-    source = ShardIndex.load(config.source).split("train")
-    target = ShardIndex.load(config.target).split("train")
-    without_workers = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0))
-    timeline, _ = build_streams(without_workers, source, target, CPU)
+    check_ranks(config, world_size)
+    folders = {"source": config.source, "target": config.target}
+    domains = {name: ShardIndex.load(folder) for name, folder in folders.items() if folder}
+    network = measure(config, domains, world_size)
+    feeder = Feeder(config, meta_method(config, domains), training_splits(domains), CPU, world_size)
+    num_exemplars = len(domains["target"].split("train")) if "target" in domains else 0
+    element = 8 if config.precision == "fp64" else 4
+    costs = load(config.method).costs(
+        flatten(config), num_pictures=num_exemplars, world_size=world_size, element=element
+    )
+    alone_steps = feeder.timeline.source_only_steps
+    own_flops = (feeder.timeline.total_steps - alone_steps) * (network.flops + costs.flops)
     batch = config.global_batch_size // world_size
-    check_sizes(config, batch, len(target))
-    network = measure(config, source.num_identities, batch)
-    rows = RowPartition(len(target), world_size).rows_per_rank
-    both_steps = timeline.total_steps - timeline.source_only_steps
-    memory_flops = 4 * config.global_batch_size * rows * config.model.embedding_dim  # similarities, weighted sum
+    model = (network.parameters + network.trained_parameters) * element + network.buffer_bytes
     return Plan(
         world_size=world_size,
-        timeline=timeline,
+        timeline=feeder.timeline,
         batch_per_rank=batch,
-        num_exemplars=len(target),
+        num_exemplars=num_exemplars,
         network=network,
-        memory=_memory(config, network, batch, rows),
-        transfers=_transfers(config, network, batch) if world_size > 1 else (),
-        checkpoint_bytes=_checkpoint_bytes(config, network, len(target)),
+        memory=_memory(config, network, batch, element) | dict(costs.memory),
+        transfers=_transfers(config, network, element) + costs.transfers if world_size > 1 else (),
+        checkpoint_bytes=model + costs.checkpoint_bytes,
         checkpoints=config.checkpoint.keep + config.checkpoint.keep_best + len(config.checkpoint.keep_epochs),
-        flops_per_rank=both_steps * (network.flops + memory_flops) + timeline.source_only_steps * network.source_flops,
+        flops_per_rank=own_flops + alone_steps * network.source_flops,
     )
 
 
@@ -142,53 +139,29 @@ def _is_accelerated(config: Config) -> bool:
     return config.device != "cpu" and (config.device != "auto" or torch.accelerator.is_available())
 
 
-def _sizes(config: Config) -> tuple[int, int]:
-    """Bytes of a parameter, and of an element of the memory's rows."""
-    element = 8 if config.precision == "fp64" else 4
-    row_dtype = ROW_DTYPES.get(config.memory.dtype)
-    return element, row_dtype.itemsize if row_dtype else element
-
-
-def _memory(config: Config, network: NetworkCost, batch: int, rows: int) -> dict[str, int]:
+def _memory(config: Config, network: NetworkCost, batch: int, element: int) -> dict[str, int]:
     device = torch.device("cuda" if _is_accelerated(config) else "cpu")
-    element, row_element = _sizes(config)
-    dim, pixels = config.model.embedding_dim, 3 * config.data.height * config.data.width
+    pixels = 3 * config.data.height * config.data.width
     # Under autocast nearly all that is kept for the backward pass is in half precision.
     activation = 2 if config.precision in ("bf16", "fp16") else element
     return {
         "parameters": network.parameters * element + network.buffer_bytes,
         "gradients": network.trained_parameters * element,
         "momentum of SGD": network.trained_parameters * element,
-        "memory rows": rows * (dim * row_element + 8),
-        "memory's pass": 3 * config.global_batch_size * dim * element + default_chunk_bytes(device),
         "activations": network.activations * activation,
         "pictures": 2 * batch * pixels * (4 + 1),
+        "chunk of memory rows": default_chunk_bytes(device),
     }
 
 
-def _transfers(config: Config, network: NetworkCost, batch: int) -> tuple[Transfer, ...]:
-    element, _ = _sizes(config)
-    whole, dim = config.global_batch_size, config.model.embedding_dim
-    neighbors = config.loss.num_neighbors
-    transfers = [
-        Transfer("gradients", "all_reduce", network.trained_parameters * element),
-        Transfer("features", "all_gather", batch * (dim * element + 8)),
-        Transfer("similarities, neighbours", "all_to_all", whole * (3 + 2 * neighbors) * 8),
-        Transfer("softmax, neighbours", "all_gather", batch * (1 + neighbors) * 8),
-        Transfer("features' gradients", "reduce_scatter", whole * dim * element),
-    ]
+def _transfers(config: Config, network: NetworkCost, element: int) -> tuple[Transfer, ...]:
+    transfers = [Transfer("gradients", "all_reduce", network.trained_parameters * element)]
     if config.model.batchnorm == "sync":
         # Mean and square sum of every channel, for each domain: there and, for the backward pass, back.
         statistics = 2 * 2 * sum(network.batchnorm_channels) * element
         transfers.append(Transfer("BatchNorm, forward", "all_gather", statistics))
         transfers.append(Transfer("BatchNorm, backward", "all_reduce", statistics))
     return tuple(transfers)
-
-
-def _checkpoint_bytes(config: Config, network: NetworkCost, num_exemplars: int) -> int:
-    element, row_element = _sizes(config)
-    model = (network.parameters + network.trained_parameters) * element + network.buffer_bytes
-    return model + num_exemplars * (config.model.embedding_dim * row_element + 8)
 
 
 def seconds(plan: Plan, config: Config, options: Options) -> tuple[float, str]:
@@ -256,7 +229,7 @@ def describe(plan: Plan, config: Config, options: Options) -> str:
         ("memory", f"{_size(plan.memory_bytes)} a rank, beside what the driver takes:"),
         *(("", f"{_size(size):>12}  {name}") for name, size in plan.memory.items()),
         ("network", f"{_size(plan.sent_bytes)} sent by a rank in a step" + (":" if plan.transfers else "")),
-        *(("", f"{_size(t.sent(world_size)):>12}  {t.what} ({t.operation})") for t in plan.transfers),
+        *(("", f"{_size(sent(t, world_size)):>12}  {t.what} ({t.operation})") for t in plan.transfers),
         ("checkpoint", f"{_size(plan.checkpoint_bytes)}, of which at most {plan.checkpoints} are kept"),
         ("time", f"{_duration(wanted)}, {assumption}"),
     ]

@@ -11,6 +11,7 @@ from ecn_dist import distributed
 from ecn_dist.checks.host_checks import MIB, Finding
 from ecn_dist.config import Config
 from ecn_dist.distributed.measure import measure_all_reduce, measure_clocks
+from ecn_dist.errors import UserError
 
 # A rendezvous takes a host for dead whose heartbeat, stamped by that host's clock, is 15 s old (torch.distributed.run,
 # dynamic rendezvous: 3 heartbeats of 5 s).
@@ -25,7 +26,7 @@ def join(config: Config, device: torch.device) -> Finding:
     """Join the process group. Where that fails the finding has the remedy, and nothing else here may be called."""
     try:
         distributed.start(device, config.timeout_seconds)
-    except RuntimeError as error:
+    except (UserError, RuntimeError) as error:
         return Finding(
             "group",
             f"the ranks could not be connected in {config.timeout_seconds:g} s: {str(error).splitlines()[0]}",

@@ -3,6 +3,7 @@
 Shape letters: b images of a domain on a rank, D embedding dimension, P source identities.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from ecn_dist.config import Config
-from ecn_dist.models import Backbone, ReIDNetwork
+from ecn_dist.methods.base import Method, Step
+from ecn_dist.training.building import Domains, build_method
 
 META = torch.device("meta")
 
@@ -31,27 +33,23 @@ class NetworkCost:
     source_flops: int  # of a source-only step
 
 
-def meta_network(config: Config, num_identities: int) -> ReIDNetwork:
-    """The network of `config` on the meta device, without weights.
+def meta_method(config: Config, domains: Domains) -> Method:
+    """The method of `config` on the meta device, without weights.
 
     Raises `UserError` for an unknown network, an input size it does not take, and too many frozen stages.
     """
-    model = config.model
-    with META:
-        network = ReIDNetwork(
-            Backbone(model.arch, config.data.height, config.data.width),
-            embedding_dim=model.embedding_dim,
-            num_identities=num_identities,
-            dropout=0.0,  # a mask is drawn by a generator, which the meta device has not; see `measure`
-        )
-    network.backbone.freeze(model.frozen_stages, model.shortcut_batchnorm_trains)
-    return network.train()
+    # A dropout's mask is drawn by a generator, which the meta device has not; `measure` counts it.
+    model = dataclasses.replace(config.model, dropout=0.0)
+    return build_method(dataclasses.replace(config, model=model), domains, META).train()
 
 
-def measure(config: Config, num_identities: int, batch: int) -> NetworkCost:
-    """The cost of a step with `batch` images of each domain on a rank."""
-    network = meta_network(config, num_identities)
-    images = torch.empty(2, batch, 3, config.data.height, config.data.width, device=META)
+def measure(config: Config, domains: Domains, world_size: int) -> NetworkCost:
+    """The cost of a step on one of `world_size` ranks."""
+    network = meta_method(config, domains)
+    height, width = config.data.height, config.data.width
+    images = {
+        feed.name: torch.empty(feed.batch_size // world_size, 3, height, width, device=META) for feed in network.feeds()
+    }
     own = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -62,18 +60,18 @@ def measure(config: Config, num_identities: int, batch: int) -> NetworkCost:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor), FlopCounterMode(display=False) as both:
-        logits_bP, features_bD = network(images[0], images[1], 0)
-        assert features_bD is not None
-        (logits_bP.sum() + features_bD.sum()).backward()
+        torch.stack([output.sum() for output in network(images, Step(0, 0, False)).values()]).sum().backward()
     with FlopCounterMode(display=False) as source_only:
-        network(images[0], None, 0)[0].sum().backward()
-    dropout_masks = 2 * batch * config.model.embedding_dim if config.model.dropout else 0
+        if config.optim.source_only_epochs:
+            network(images, Step(0, -1, True))["logits"].sum().backward()
+    num_images = sum(map(len, images.values()))
+    dropout_masks = num_images * config.model.embedding_dim if config.model.dropout else 0
     return NetworkCost(
         parameters=sum(p.numel() for p in network.parameters()),
         trained_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
         buffers=sum(b.numel() for b in network.buffers()),
         buffer_bytes=sum(b.numel() * b.element_size() for b in network.buffers()),
-        activations=sum(storage.nbytes() for storage in kept.values()) // images.element_size() + dropout_masks,
+        activations=sum(storage.nbytes() for storage in kept.values()) // torch.empty(0).element_size() + dropout_masks,
         batchnorm_channels=tuple(norm.num_features for norm in _training_batchnorms(network)),
         flops=both.get_total_flops(),
         source_flops=source_only.get_total_flops(),

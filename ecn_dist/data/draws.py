@@ -15,6 +15,8 @@ ROUNDS = 10
 WORD = np.uint64(0xFFFFFFFF)
 BITS = np.uint64(32)
 
+Address = tuple[int | np.ndarray, int | np.ndarray, int | np.ndarray]
+
 
 def philox(counter_4: tuple[np.ndarray, ...], key_2: tuple[int, int]) -> tuple[np.ndarray, ...]:
     """Philox4x32-10: four 32-bit words for each counter of four, in uint64 arrays that broadcast with each other."""
@@ -36,7 +38,7 @@ class Draws:
         domain: "source" or "target"; two domains over the same shards draw independently.
         purpose: what the numbers are for; two purposes draw independently.
 
-    An address is three whole numbers below 2**32. One of them may be an array of n, for the numbers of n addresses.
+    An address is three whole numbers below 2**32. Any of them may be an array of n, for the numbers of n addresses.
     """
 
     def __init__(self, seed: int, domain: str, purpose: str) -> None:
@@ -44,14 +46,14 @@ class Draws:
         k0, k1 = np.random.SeedSequence(entropy).generate_state(2, np.uint32).tolist()
         self._key = (k0, k1)
 
-    def _words(self, count: int, address: tuple[int, int | np.ndarray, int]) -> np.ndarray:
+    def _words(self, count: int, address: Address) -> np.ndarray:
         """(n, count) uint64, each below 2**32."""
         first, second, third = (np.asarray(number, dtype=np.uint64).reshape(-1, 1) for number in address)
         blocks = np.arange(-(-count // 4), dtype=np.uint64)
         words = philox((blocks, second, third, first), self._key)
         return np.stack(np.broadcast_arrays(*words), axis=-1).reshape(-1, 4 * len(blocks))[:, :count]
 
-    def uniforms(self, count: int, address: tuple[int, int | np.ndarray, int]) -> np.ndarray:
+    def uniforms(self, count: int, address: Address) -> np.ndarray:
         """(n, count) float64 in [0, 1), multiples of 2**-32."""
         return self._words(count, address) * 2.0**-32
 
@@ -63,4 +65,9 @@ class Draws:
     def permutation(self, count: int, address: tuple[int, int, int]) -> np.ndarray:
         """(count,) int64, a random order of 0 .. count - 1."""
         words = self._words(2 * count, address).reshape(count, 2)
+        return np.argsort(words[:, 0] << BITS | words[:, 1], kind="stable")
+
+    def order(self, address: Address) -> np.ndarray:
+        """(n,) int64, a random order of the n addresses: each has its place from its own numbers; ties keep order."""
+        words = self._words(2, address)
         return np.argsort(words[:, 0] << BITS | words[:, 1], kind="stable")

@@ -2,31 +2,31 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from ecn_dist.data.batches import Batches
+from ecn_dist.data.dataset import PictureDataset, Request
 from ecn_dist.errors import UserError
 
 AHEAD_SHARE = 4  # one part in so many of the cache is for what is fetched ahead, shared by the host's ranks
 
 
 class FetchAhead:
-    """A thread that walks the plan some way before the training does, and has the cache fetch what comes into use.
+    """A thread that walks the requests some way before the training does, and has the cache fetch what comes into use.
 
     It only saves time: what it could not fetch, the loader fetches, and reports. As much is fetched ahead as fits into
     this rank's share of the cache, and always one shard.
     """
 
-    def __init__(self, batches: Batches, steps: range) -> None:
-        if batches.reader.cache is None:
+    def __init__(self, dataset: PictureDataset, requests: Iterable[Request]) -> None:
+        if dataset.reader.cache is None:
             raise ValueError("fetching ahead needs a cache")
-        self._batches = batches
-        self._cache = batches.reader.cache
-        self._steps = steps
+        self._split = dataset.split
+        self._cache = dataset.reader.cache
+        self._requests = requests
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # as torchrun says
         self._share_bytes = self._cache.limit_bytes // (AHEAD_SHARE * ranks)
-        self._position = steps.start
+        self._position = -1
         self._ended = False
         self._moved = threading.Condition()
         threading.Thread(target=self._run, name="fetch-ahead", daemon=True).start()
@@ -45,7 +45,7 @@ class FetchAhead:
 
     def _run(self) -> None:
         once = replace(self._cache.patience, attempts=1)
-        split = self._batches.split
+        split = self._split
         ahead: list[tuple[int, int]] = []  # (step of first use, bytes)
         for step, shard in self._shards():
             with self._moved:
@@ -64,11 +64,10 @@ class FetchAhead:
 
     def _shards(self) -> Iterator[tuple[int, int]]:
         """(step, shard) of each shard's first use in each pass."""
-        shard_of_row = self._batches.split.members["shard"]
+        shard_of_row = self._split.members["shard"]
         seen: dict[int, int] = {}
-        for step in self._steps:
-            pass_number = self._batches.pass_of(step)
-            for shard in shard_of_row[self._batches.rows(step)].tolist():
-                if seen.get(shard) != pass_number:
-                    seen[shard] = pass_number
-                    yield step, shard
+        for request in self._requests:
+            for shard in shard_of_row[request.rows_b].tolist():
+                if seen.get(shard) != request.pass_number:
+                    seen[shard] = request.pass_number
+                    yield request.step, shard

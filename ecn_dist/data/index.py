@@ -107,6 +107,11 @@ class SplitIndex:
         return order[np.searchsorted(identities, self.pids, sorter=order)].astype(np.int64)
 
     @property
+    def shard_samples(self) -> list[int]:
+        """Samples of each shard."""
+        return [shard.samples for shard in self.shards]
+
+    @property
     def num_identities(self) -> int:
         return len(self.identities)
 

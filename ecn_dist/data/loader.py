@@ -13,7 +13,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from multiprocessing import forkserver
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from ecn_dist.data.batches import Batches, RawBatch
+from ecn_dist.data.dataset import PictureDataset, RawBatch, Request
 from ecn_dist.data.fetch import end_commands
 from ecn_dist.errors import UserError
 
@@ -30,44 +31,96 @@ ALIVE_SECONDS = 1.0  # between a worker's looks at whether the training process 
 SHARED_MEMORY = "/dev/shm"
 
 
-def load(batches: Batches, steps: range, *, workers: int, pin_memory: bool) -> Generator[RawBatch]:
-    """`batches[step]` for each of `steps`, in order.
+class Loader:
+    """Makes batches of one range of requests after the other, by the same workers, which start with the first range.
 
     Args:
-        batches: pickled to the workers, so it should be small.
-        steps: items to make.
+        dataset: pickled to the workers, so it should be small.
         workers: processes; 0 makes each batch here when it is asked for.
-        pin_memory: copy pixels to page-locked memory, for a fast way to an accelerator.
-
-    Yields:
-        the batches. Where a worker ended unexpectedly (out of memory, killed), a batch with an error, and no more.
+        pin_memory: copy batches to page-locked memory, for a fast way to an accelerator.
     """
-    if not workers or not steps:
-        yield from map(batches.__getitem__, steps)
-        return
-    start_fork_server()
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=steps,
-        collate_fn=_as_made,
-        num_workers=min(workers, len(steps)),
-        prefetch_factor=BATCHES_AHEAD,
-        pin_memory=pin_memory,
-        multiprocessing_context="forkserver",
-        worker_init_fn=partial(_start_worker, os.getpid()),
-        generator=torch.Generator(),  # or it would draw from the global one, and the run depend on `workers`
-    )
-    made = iter(loader)
-    try:
-        for step in steps:
+
+    def __init__(self, dataset: PictureDataset, workers: int, pin_memory: bool) -> None:
+        self._dataset = dataset
+        self._workers = workers
+        self._pin_memory = pin_memory
+        self._ranges = _Ranges()
+        self._loader: DataLoader[RawBatch] | None = None
+        self._made: Iterator[RawBatch] | None = None
+
+    def load(self, requests: Iterable[Request]) -> Generator[tuple[Request, RawBatch]]:
+        """Each request with its batch, in order. Requests are taken a few ahead.
+
+        Where a worker ended unexpectedly (out of memory, killed), a batch with an error comes, and no more.
+
+        Raises:
+            RuntimeError: another range was begun meanwhile; this one cannot go on.
+        """
+        if not self._workers:
+            for request in requests:
+                batch = self._dataset[request]
+                yield request, batch._replace(data=batch.data.pin_memory()) if self._pin_memory else batch
+            return
+        asked: deque[Request] = deque()
+        self._ranges.newest = newest = _noted(requests, asked)
+        self._begin()
+        lost = None
+        while self._made is not None:
+            if self._ranges.newest is not newest:
+                raise RuntimeError("the workers have begun another range")
             try:
-                yield next(made)
-            except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while handing a batch over
-                yield batches.failed(step, f"a loader worker failed at step {step}: {error}")
+                batch = next(self._made)
+            except StopIteration:
                 return
-    finally:
-        del made  # ends the workers
+            except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while handing a batch over
+                lost = f"a loader worker failed at step {asked[0].step}: {error}"
+            if lost:
+                self.close()
+                batch = self._dataset.failed(len(asked[0].rows_b), lost)
+            yield asked.popleft(), batch
+
+    def close(self) -> None:
+        """End the workers; `load` would start others."""
+        self._loader = self._made = None
+
+    def _begin(self) -> None:
+        """Have the workers begin the newest range."""
+        if self._loader is not None:
+            try:
+                self._made = iter(self._loader)
+                return
+            except (RuntimeError, OSError, EOFError):
+                self.close()  # a worker was lost since the last range
+        start_fork_server()
+        self._loader = DataLoader(
+            self._dataset,
+            batch_size=None,
+            sampler=self._ranges,
+            collate_fn=_as_made,
+            num_workers=self._workers,
+            prefetch_factor=BATCHES_AHEAD,
+            pin_memory=self._pin_memory,
+            persistent_workers=True,
+            multiprocessing_context="forkserver",
+            worker_init_fn=partial(_start_worker, os.getpid()),
+            generator=torch.Generator(),  # or it would draw from the global one, and the run depend on `workers`
+        )
+        self._made = iter(self._loader)
+
+
+class _Ranges:
+    """What the `DataLoader` takes for its sampler: each of its iterations asks for the newest range."""
+
+    newest: Iterator[Request]
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.newest
+
+
+def _noted(requests: Iterable[Request], asked: deque[Request]) -> Iterator[Request]:
+    for request in requests:
+        asked.append(request)
+        yield request
 
 
 def start_fork_server() -> None:

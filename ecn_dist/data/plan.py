@@ -1,4 +1,6 @@
-"""Which sample comes when: every pass is planned from the shards' sample counts, the seed and the pass number alone.
+"""Which sample comes when: what a plan is, and the plan of passes over a split.
+
+A pass is planned from the shards' sample counts, the seed and the pass number alone.
 
 The shards of a pass, in seeded order, form one sequence of N samples, rotated by a seeded offset. It is cut into S
 equal streams, and each stream is shuffled within seeded windows. A global batch takes B / S samples of every stream,
@@ -14,6 +16,7 @@ N samples, B a global batch, S streams, W ranks, L = N // S samples of one strea
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,28 +25,68 @@ from ecn_dist.errors import UserError
 
 DEFAULT_WINDOW = 65_536
 SHARDS_PER_WINDOW = 4
+STAND_INS = 16  # that are tried for a picture that cannot be decoded
 
 
-def _divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
+class Step(NamedTuple):
+    """What a rank shows in one step: b samples, in batch order."""
+
+    rows_b: np.ndarray  # int64, of the split's members
+    occurrences_b: np.ndarray  # int64, how often the sample came before in this pass
+    pass_number: int  # the pass (or epoch): with index and occurrence, the address of a sample's random numbers
 
 
-def check_streams(global_batch_size: int, streams: int, world_size: int = 1) -> None:
-    """`UserError`, naming the numbers that would do, unless B divides by S and S by W."""
+class Plan(Protocol):
+    """Which samples come in which step: a function of the split, the seed and the step, and of no rank or worker."""
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+
+    @property
+    def domain(self) -> str:
+        """Names the plan in errors and in the addresses of random numbers: two streams of a run have different ones."""
+
+    @property
+    def global_batch_size(self) -> int:
+        """B, samples of a step over all ranks."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(n,) int64, what the batches' `labels` say of each row; None where nothing is known."""
+
+    def check_ranks(self, world_size: int) -> None:
+        """`UserError` where the global batch cannot be cut for `world_size` ranks. To be called once."""
+
+    def step(self, step: int, rank: int = 0, world_size: int = 1) -> Step:
+        """The part of `rank`; the ranks' parts, one after the other, are the global batch. Threads may call it."""
+
+    def stand_ins(self, row: int) -> np.ndarray:
+        """Rows to show in place of `row` where its picture cannot be decoded, the first that can be."""
+
+
+def check_batch(global_batch_size: int, streams: int, world_size: int = 1) -> None:
+    """The one rule of divisibility: W divides S, and S divides B; a batch without streams has S = B.
+
+    Raises:
+        UserError: they do not; it names the numbers that would do, and is the same on all ranks.
+    """
     if min(global_batch_size, streams) < 1:
         raise UserError(f"global_batch_size ({global_batch_size}) and data.streams ({streams}) must be at least 1")
+    divisors = [d for d in range(1, global_batch_size + 1) if global_batch_size % d == 0]
     if global_batch_size % world_size:
-        below = global_batch_size - global_batch_size % world_size
-        near = ", ".join(str(n) for n in (below, below + world_size) if n)
+        near = max(1, round(global_batch_size / world_size)) * world_size
         raise UserError(
-            f"global_batch_size {global_batch_size} does not divide by the {world_size} ranks: use a multiple of "
-            f"{world_size}, such as {near}"
+            f"global_batch_size: {global_batch_size} does not divide by {world_size} ranks; {near} would, "
+            f"or use {', '.join(map(str, divisors))} ranks",
+            on_all_ranks=True,
         )
-    if global_batch_size % streams or streams % world_size:
-        fit = [d for d in _divisors(global_batch_size) if d % world_size == 0]
+    if streams % world_size or global_batch_size % streams:
+        fitting = [d for d in divisors if d % world_size == 0]
         raise UserError(
-            f"data.streams is {streams}, and must divide global_batch_size ({global_batch_size}) and be a multiple of "
-            f"the ranks ({world_size}): use one of {', '.join(map(str, fit))}"
+            f"data.streams: {streams} must divide global_batch_size ({global_batch_size}) and be a multiple of the "
+            f"ranks ({world_size}); these would do: {', '.join(map(str, fitting))}",
+            on_all_ranks=True,
         )
 
 
@@ -55,7 +98,8 @@ class PassPlan:
         global_batch_size: B, over all ranks.
         streams: S, a divisor of B. The order depends on it, so a run keeps it when its number of ranks changes.
         seed: of the run.
-        domain: "source" or "target".
+        domain: "source", "target", ...
+        labels: (n,) of the rows, for a split whose identities are trained with.
         window: how many samples are shuffled together, over all streams. A window of one stream never spans less than
             `SHARDS_PER_WINDOW` mean shards of it, so that shards are mixed even where they are large.
 
@@ -71,14 +115,16 @@ class PassPlan:
         seed: int,
         domain: str,
         window: int = DEFAULT_WINDOW,
+        labels: np.ndarray | None = None,
     ) -> None:
-        check_streams(global_batch_size, streams)
+        check_batch(global_batch_size, streams)
         self.shard_samples = np.asarray(shard_samples, dtype=np.int64)
         self.num_samples = int(self.shard_samples.sum())
         self.global_batch_size = global_batch_size
         self.streams = streams
         self.seed = seed
         self.domain = domain
+        self.labels = labels
         if self.num_samples < global_batch_size:
             raise UserError(
                 f"the {domain} has {self.num_samples} training pictures, fewer than one global batch of "
@@ -104,12 +150,22 @@ class PassPlan:
         """Global batches in a pass, on every rank."""
         return self.stream_length // (self.global_batch_size // self.streams)
 
-    def rows(self, pass_number: int, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """(B / W,) int64: the rows of the split's members that `rank` takes in `step` of the pass, in batch order.
+    def check_ranks(self, world_size: int) -> None:
+        """See `Plan`."""
+        check_batch(self.global_batch_size, self.streams, world_size)
 
-        The ranks' parts, one after the other, are the global batch. `UserError` where S does not divide by the ranks.
-        """
-        check_streams(self.global_batch_size, self.streams, world_size)
+    def step(self, step: int, rank: int = 0, world_size: int = 1) -> Step:
+        """Step `step`, counted over all passes: see `Plan`. A sample comes once a pass, so its occurrence is 0."""
+        pass_number, step_of_pass = divmod(step, self.steps_per_pass)
+        rows_b = self.rows(pass_number, step_of_pass, rank, world_size)
+        return Step(rows_b, np.zeros_like(rows_b), pass_number)
+
+    def stand_ins(self, row: int) -> np.ndarray:
+        """The samples stored after `row`; the first follows the last."""
+        return (row + np.arange(1, STAND_INS + 1)) % self.num_samples
+
+    def rows(self, pass_number: int, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """(B / W,) int64: the rows of the split's members that `rank` takes in `step` of the pass, in batch order."""
         if not 0 <= step < self.steps_per_pass:
             raise IndexError(f"step {step} of a pass of {self.steps_per_pass}")
         own = self.streams // world_size

@@ -15,11 +15,16 @@ NUM_DRAWS of them, and NUM_ERASE_DRAWS more where something is erased:
 
     0 on         100 x (area, aspect), then (top, left)
 
+"pad" takes only (top, left), the first two of CROP_TRIES.
+
 b pictures, H x W network input, h x w stored picture. A box is (top, left, height, width) in pixels.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,11 +34,11 @@ from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-ERASE_FILL = IMAGENET_MEAN  # in the already normalised image, as published
 
 CROP_AREA, CROP_ASPECT, MAX_CROP_TRIES = (0.64, 1.0), (2.0, 3.0), 10
-ERASE_AREA, ERASE_ASPECT, MAX_ERASE_TRIES = (0.02, 0.2), (0.3, 3.0), 100
+MAX_ERASE_TRIES = 100
 FLIP_PROBABILITY = 0.5
+PADDING = 10 / 256  # of the input's height
 
 CAMERA, FLIP, ERASE, CROP_TRIES = range(4)
 NUM_DRAWS = CROP_TRIES + 2 * MAX_CROP_TRIES + 2
@@ -43,9 +48,43 @@ Box = tuple[int, int, int, int]
 NO_BOX: Box = (0, 0, 0, 0)
 
 
-def draw_camera(draws_bK: np.ndarray, num_cameras: int) -> np.ndarray:
-    """(b,) int64, the cameras whose style is taken: uniform over all, the sample's own included."""
-    return (draws_bK[:, CAMERA] * num_cameras).astype(np.int64)
+@dataclass(frozen=True)
+class Augmentation:
+    """How training pictures are varied; each is flipped with probability 0.5, and normalised.
+
+    Args:
+        kind: "ecn" (METHOD.md, "Training": a random part of the picture, resized bilinearly; erased boxes have the area
+            0.02 .. 0.2 and are filled with ImageNet's mean in the already normalised image, as published) or "pad"
+            (METHODS.md, "Augmentation of the clustering family": resized bicubically, padded with black by 10 pixels at
+            height 256 in proportion, cropped at random; area 0.02 .. 0.4, filled with the mean).
+        random_erasing: probability of erasing.
+    """
+
+    kind: Literal["ecn", "pad"] = "ecn"
+    random_erasing: float = 0.5
+
+    @property
+    def erase_area(self) -> tuple[float, float]:
+        """Shares of the input that an erased box may have."""
+        return (0.02, 0.2) if self.kind == "ecn" else (0.02, 0.4)
+
+    @property
+    def erase_aspect(self) -> tuple[float, float]:
+        """Height / width of an erased box."""
+        return (0.3, 3.0) if self.kind == "ecn" else (0.3, 1 / 0.3)
+
+    @property
+    def erase_fill(self) -> tuple[float, float, float]:
+        """What an erased box is filled with, in the normalised image."""
+        return IMAGENET_MEAN if self.kind == "ecn" else (0.0, 0.0, 0.0)
+
+
+ECN = Augmentation()
+
+
+def draw_camera(draws: np.ndarray, num_cameras: int) -> np.ndarray:
+    """int64 of the draws' shape: uniform over the cameras."""
+    return (draws * num_cameras).astype(np.int64)
 
 
 def _first_fit(
@@ -75,10 +114,10 @@ def crop_box(draws: Sequence[float], height: int, width: int) -> Box:
     return _first_fit(draws, tries, CROP_AREA, CROP_ASPECT, (height, width)) or (0, 0, height, width)
 
 
-def erase_box(erase_draws: Sequence[float], height: int, width: int) -> Box:
+def erase_box(erase_draws: Sequence[float], height: int, width: int, how: Augmentation = ECN) -> Box:
     """The part of the height x width input that is erased; `NO_BOX` if no try fits."""
     tries = range(0, 2 * MAX_ERASE_TRIES, 2)
-    return _first_fit(erase_draws, tries, ERASE_AREA, ERASE_ASPECT, (height, width)) or NO_BOX
+    return _first_fit(erase_draws, tries, how.erase_area, how.erase_aspect, (height, width)) or NO_BOX
 
 
 # The definition, picture by picture.
@@ -116,7 +155,7 @@ def augment_picture(
     image_3HW = _normalised(picture)
     if draws[ERASE] < random_erasing:
         top, left, erase_height, erase_width = erase_box(erase_draws, height, width)
-        fill = torch.tensor(ERASE_FILL).view(3, 1, 1)
+        fill = torch.tensor(ECN.erase_fill).view(3, 1, 1)
         image_3HW[:, top : top + erase_height, left : left + erase_width] = fill
     return image_3HW
 
@@ -129,6 +168,22 @@ def prepare_picture(picture: Image.Image, height: int, width: int) -> Tensor:
 # The quick way.
 
 
+def augment_into(out_HW3: Tensor, pixels: np.ndarray, draws: Sequence[float], how: Augmentation) -> None:
+    """Write a (h, w, 3) uint8 picture, cropped, resized and flipped as the sample's NUM_DRAWS `draws` say."""
+    flip = draws[FLIP] < FLIP_PROBABILITY
+    if how.kind == "ecn":
+        resize_into(out_HW3, pixels, crop_box(draws, pixels.shape[0], pixels.shape[1]), flip)
+        return
+    height, width = out_HW3.shape[0], out_HW3.shape[1]
+    padding = round(PADDING * height)
+    down, right = (int(draws[CROP_TRIES + at] * (2 * padding + 1)) - padding for at in (0, 1))
+    resized_HW3 = torch.empty_like(out_HW3)
+    resize_into(resized_HW3, pixels, flip=flip)
+    out_HW3.zero_()
+    to = out_HW3[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
+    to.copy_(resized_HW3[max(0, down) :, max(0, right) :][: to.shape[0], : to.shape[1]])
+
+
 def resize_into(out_HW3: Tensor, pixels: np.ndarray, box: Box | None = None, flip: bool = False) -> None:
     """Write a (h, w, 3) picture, resized, to `out_HW3`, both uint8: `box` of it bilinearly, or all of it bicubically.
 
@@ -138,7 +193,7 @@ def resize_into(out_HW3: Tensor, pixels: np.ndarray, box: Box | None = None, fli
     mode = "bicubic" if box is None else "bilinear"
     pixels_hw3 = torch.from_numpy(pixels)
     if box is None and pixels_hw3.shape == out_HW3.shape:
-        out_HW3.copy_(pixels_hw3)
+        out_HW3.copy_(pixels_hw3.flip(1) if flip else pixels_hw3)
         return
     if box is not None:
         top, left, height, width = box
@@ -151,19 +206,37 @@ def resize_into(out_HW3: Tensor, pixels: np.ndarray, box: Box | None = None, fli
     out_HW3.copy_(resized_13HW.permute(0, 2, 3, 1)[0])
 
 
-def normalise_and_erase(pixels_bHW3: Tensor, boxes: Sequence[Box] | np.ndarray | None = None) -> Tensor:
+def normalise_and_erase(pixels_bHW3: Tensor, boxes_b4: Tensor | None = None, how: Augmentation = ECN) -> Tensor:
     """(b, H, W, 3) uint8 -> (b, 3, H, W) float32, normalised, with each picture's box (if not empty) filled.
 
-    Only single float operations, each rounded once, so that a pixel does not depend on the batch it came in.
+    Only single float operations, each rounded once, so that a pixel does not depend on the batch it came in. An
+    accelerator is not waited for.
     """
-    device = pixels_bHW3.device
-    mean_3 = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1) * 255
-    std_3 = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1) * 255
+    mean_3, std_3, fill_3 = _constants(pixels_bHW3.device, how.erase_fill)
     # Reordered while it is bytes: four times less to move than floats.
     images_b3HW = pixels_bHW3.permute(0, 3, 1, 2).contiguous().to(torch.float32).sub_(mean_3).div_(std_3)
-    if boxes is not None:
-        fill_3 = torch.tensor(ERASE_FILL, device=device).view(3, 1, 1)
-        for image_3HW, (top, left, height, width) in zip(images_b3HW, boxes, strict=True):
-            if height:
-                image_3HW[:, top : top + height, left : left + width] = fill_3
+    if boxes_b4 is None:
+        return images_b3HW
+    if pixels_bHW3.device.type != "cpu":
+        return torch.where(box_mask(boxes_b4, *images_b3HW.shape[2:]).unsqueeze(1), fill_3, images_b3HW)
+    # The boxes are a small part of the pixels, and known here: a mask would take a third as long as normalising.
+    for image_3HW, (top, left, height, width) in zip(images_b3HW, boxes_b4.tolist(), strict=True):
+        if height:
+            image_3HW[:, top : top + height, left : left + width] = fill_3
     return images_b3HW
+
+
+def box_mask(boxes_b4: Tensor, height: int, width: int) -> Tensor:
+    """(b, H, W) bool: the pixels inside of each picture's box."""
+    rows_H, columns_W = (torch.arange(size, device=boxes_b4.device) for size in (height, width))
+    top_b1, left_b1, height_b1, width_b1 = boxes_b4.T.unsqueeze(2)
+    inside_bH = (rows_H >= top_b1) & (rows_H < top_b1 + height_b1)
+    inside_bW = (columns_W >= left_b1) & (columns_W < left_b1 + width_b1)
+    return inside_bH.unsqueeze(2) & inside_bW.unsqueeze(1)
+
+
+@cache
+def _constants(device: torch.device, fill: tuple[float, float, float]) -> tuple[Tensor, Tensor, Tensor]:
+    """(3, 1, 1) mean and deviation of bytes, and the fill, made once: to make them waits for the device."""
+    mean_3, std_3, fill_3 = (torch.tensor(three).view(3, 1, 1) for three in (IMAGENET_MEAN, IMAGENET_STD, fill))
+    return (mean_3 * 255).to(device), (std_3 * 255).to(device), fill_3.to(device)

@@ -7,7 +7,6 @@ from ecn_dist.distributed.collectives import (
     PendingRows,
     all_gather_rows,
     all_gather_uneven_rows,
-    all_ranks,
     all_reduce,
     any_rank,
     any_rank_of,
@@ -35,7 +34,7 @@ from ecn_dist.distributed.process_group import (
     start,
     world_size,
 )
-from ecn_dist.distributed.storage import PendingSave, as_row_sharded, load_sharded, save_sharded
+from ecn_dist.distributed.storage import PendingSave, as_row_sharded, checksum, load_sharded, own_part
 
 __all__ = [
     "EXIT_RANK_LOST",
@@ -44,7 +43,6 @@ __all__ = [
     "RowPartition",
     "all_gather_rows",
     "all_gather_uneven_rows",
-    "all_ranks",
     "all_reduce",
     "any_rank",
     "any_rank_of",
@@ -52,6 +50,7 @@ __all__ = [
     "at_step",
     "barrier",
     "broadcast_object",
+    "checksum",
     "count_traffic",
     "end",
     "entering",
@@ -61,12 +60,12 @@ __all__ = [
     "is_main",
     "load_sharded",
     "local_rank",
+    "own_part",
     "raise_together",
     "rank",
     "reduce_scatter_rows",
     "report_failure",
     "resolve_device",
-    "save_sharded",
     "start",
     "start_all_gather_rows",
     "together",

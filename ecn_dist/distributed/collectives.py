@@ -81,10 +81,12 @@ def all_gather_uneven_rows(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows.detach()
     counts = all_gather_rows(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
+    if not max(counts):
+        return rows.detach()
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: rows.shape[0]] = rows.detach()
-    parts = all_gather_rows(padded).split(max(counts)) if max(counts) else []
-    return torch.cat([padded[:0], *(part[:count] for part, count in zip(parts, counts, strict=True))])
+    parts = all_gather_rows(padded).split(max(counts))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def reduce_scatter_rows(rows: Tensor) -> Tensor:
@@ -129,11 +131,6 @@ def any_rank_of(*flags: bool) -> tuple[bool, ...]:
     return tuple(bool(flag) for flag in all_reduce(torch.tensor([int(flag) for flag in flags]), "max").tolist())
 
 
-def all_ranks(flag: bool) -> bool:
-    """Whether `flag` is true on every rank; the same answer on every rank. One small all-reduce on the CPU."""
-    return not any_rank(not flag)
-
-
 def barrier() -> None:
     """Wait until every rank is here."""
     any_rank(False)
@@ -164,7 +161,8 @@ def raise_together(error: str | None) -> None:
 
     So that a mistake seen by one rank never leaves the others waiting in a collective.
     """
-    errors = {at: text for at, text in enumerate(gather_objects(error)) if text}
+    texts = enumerate(gather_objects(error))
+    errors = {at: text or "an error without a text" for at, text in texts if text is not None}
     if not errors:
         return
     distinct = dict.fromkeys(errors.values())
@@ -173,15 +171,18 @@ def raise_together(error: str | None) -> None:
     raise UserError("\n".join(f"rank {at}: {text}" for at, text in errors.items()), on_all_ranks=True)
 
 
-def together(action: Callable[[], T]) -> T:
+def together(action: Callable[[], T], what: str = "") -> T:
     """This rank's result of `action`; where it raises a `UserError` on any rank, that is raised on all ranks.
 
-    So is an `OSError` (no space, no right, no such file), which users can mend: its text says what and which file.
+    So is an `OSError` (no space, no right, no such file), which users can mend. `what` names the file, or what is done,
+    for those errors that do not: a `write` that finds the disk full knows no name.
     """
     result, error = None, None
     try:
         result = action()
     except (UserError, OSError) as failure:
-        error = str(failure)
+        error = str(failure) or type(failure).__name__
+        if isinstance(failure, OSError) and failure.filename is None and what:
+            error = f"{what}: {error}"
     raise_together(error)
     return cast(T, result)

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 
 @dataclass(frozen=True)
 class RowPartition:
@@ -31,7 +29,3 @@ class RowPartition:
     def size(self, rank: int) -> int:
         """How many rows `rank` owns."""
         return self.stop(rank) - self.start(rank)
-
-    def owner(self, rows: Tensor) -> Tensor:
-        """The rank that owns each of `rows` (int64, any shape)."""
-        return rows // self.rows_per_rank

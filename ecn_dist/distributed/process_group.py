@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import socket
 from datetime import timedelta
 
 import torch
@@ -51,11 +52,47 @@ def start(device: torch.device, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
 
     The backend follows the device: gloo on CPU; on an accelerator its own (nccl on CUDA) beside gloo for CPU tensors.
     A collective that waits longer than `timeout_seconds` fails, and a rank that is not heard of for so long ends the
-    others (liveness.py).
+    others (liveness.py). Raises `UserError` where the environment is not as torchrun makes it, and where the ranks
+    cannot be connected in that time.
     """
-    global _heartbeats
-    if dist.is_initialized() or "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if dist.is_initialized() or not {"RANK", "WORLD_SIZE"} & os.environ.keys():
         return
+    _check_environment()
+    try:
+        _join(device, timeout_seconds)
+    except RuntimeError as error:
+        if not _is_of_communication(error):
+            raise
+        own_rank, host = os.environ["RANK"], socket.gethostname()
+        raise UserError(
+            f"rank {own_rank} on host {host} could not be connected with the others at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']} within {timeout_seconds:g} s ({_one_line(error)}). Start all ranks, look for "
+            "an error of another one, give every host the same address, open all TCP ports between the hosts, name the "
+            "network device between them in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, or raise timeout_seconds"
+        ) from error
+
+
+def _check_environment() -> None:
+    remedy = "start the ranks by torchrun, or by a script of launch/"
+
+    def whole_number(name: str, least: int, most: int, remark: str) -> int:
+        value = os.environ.get(name) or ""
+        if not value.isascii() or not value.isdecimal() or not least <= int(value) <= most:
+            said = f"is {value!r}, and must be a whole number {remark}" if value else "is not set"
+            raise UserError(f"the environment's {name} {said}; {remedy}")
+        return int(value)
+
+    world_size = whole_number("WORLD_SIZE", 1, 2**31, "from 1 on")
+    whole_number("RANK", 0, world_size - 1, f"from 0 on, below WORLD_SIZE {world_size}")
+    whole_number("MASTER_PORT", 0, 65535, "up to 65535")
+    if not os.environ.get("MASTER_ADDR"):
+        raise UserError(
+            "the environment's MASTER_ADDR is not set; start the ranks by torchrun, or by a script of launch/"
+        )
+
+
+def _join(device: torch.device, timeout_seconds: float) -> None:
+    global _heartbeats
     backend = "gloo"
     if device.type != "cpu":
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"

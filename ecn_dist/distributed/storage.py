@@ -4,6 +4,7 @@ By torch.distributed.checkpoint, with its safetensors format: every rank writes 
 number of ranks can read them, and nothing in them is pickled.
 """
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
@@ -19,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.futures import Future
 
+from ecn_dist.distributed.collectives import together
 from ecn_dist.distributed.position import entering
 from ecn_dist.distributed.process_group import world_size
 from ecn_dist.errors import UserError
@@ -35,6 +38,11 @@ def as_row_sharded(rows: Tensor, num_rows: int) -> Tensor:
     shape = torch.Size((num_rows, *rows.shape[1:]))
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This rank's part of what `as_row_sharded` gave."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class PendingSave:
@@ -93,17 +101,19 @@ class _HostCopy(dcp.DefaultSavePlanner):
         return self._tensors[write_item.index]
 
 
-def save_sharded(state: dict[str, Tensor], folder: Path) -> None:
-    """Write tensors into `folder`, every rank its part; a tensor that all ranks hold is written once. Collective."""
-    PendingSave(state, folder).write()
+def checksum(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_sharded(state: dict[str, Tensor], folder: Path) -> None:
     """Fill the tensors of `state` in place from `folder`, whatever number of ranks wrote it. Collective.
 
-    Raises `UserError` on all ranks for tensors that the folder lacks or has in another shape.
+    Raises `UserError` on all ranks for tensors that the folder lacks or has in another shape, and for files in it that
+    hold no tensors.
     """
-    reader = _Reader(str(folder))
+    reader = together(lambda: _open(folder))
     wanted = _without_scalars(state)
     stored = reader.metadata.state_dict_metadata
     problems = [f"{key} is missing" for key in wanted if key not in stored]
@@ -135,6 +145,21 @@ def _of_all_ranks(what: str) -> Iterator[None]:
             problems = "; ".join(f"rank {rank}: {cause}" for rank, cause in failures.items())
             raise UserError(f"{what} failed on {problems}", on_all_ranks=True) from error
         raise RuntimeError(f"{what} failed: {error}") from error
+
+
+def _open(folder: Path) -> "_Reader":
+    try:
+        return _Reader(str(folder))
+    except SafetensorError:
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                safe_open(path, "pt")
+            except SafetensorError as error:
+                raise UserError(
+                    f"{path} is damaged ({error}): bring the file back, or remove the checkpoint {folder.name}, so "
+                    "that one before it is taken"
+                ) from error
+        raise
 
 
 class _Reader(dcp.HuggingFaceStorageReader):

@@ -6,7 +6,7 @@ Shape letters: b batch rows here, B on all ranks, M memory rows here, N in all, 
 import importlib
 import os
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,11 +14,10 @@ from torch import Tensor
 from ecn_dist import distributed
 from ecn_dist.distributed import RowPartition
 from ecn_dist.errors import UserError
-from ecn_dist.memory.gathered import GatheredBatch
+from ecn_dist.memory.batch import GatheredBatch
 from ecn_dist.memory.health import MemoryHealth, measure_health
-from ecn_dist.memory.row_update import update_rows_
-from ecn_dist.memory.rows_pass import RowsSummary, accumulation_dtype, default_chunk_bytes, summarize_rows
-from ecn_dist.memory.target_loss import BatchDiagnostics, TargetLoss, combine
+from ecn_dist.memory.rows_pass import RowsSummary, default_chunk_bytes, summarize_rows
+from ecn_dist.memory.target_loss import BatchDiagnostics
 
 ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -26,14 +25,30 @@ ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class ExemplarMemory:
     """N rows of length D, rank r holding the contiguous part `partition.start(r)` to `partition.stop(r)`.
 
-    `num_exemplars` is N, `dim` D; `temperature` the beta of the softmax; `dtype` of the rows: float32, bfloat16 or
-    float16, or float64 for tests. Sums are in float32 at least, whatever the types of rows and features. The rows are
-    passed over in chunks that touch about `chunk_bytes`, so that working memory above the rows is less than that and a
-    few times (B, D), whatever N. `backend` "triton" takes the kernels of `triton_pass` for that pass (bfloat16 or
-    float16 rows on an accelerator, D a multiple of 64). Rows start at zero. Works with or without a process group,
-    which must be up before the memory is made, and stay.
+    A row stands for a target training image (ECN), or for whatever a method makes classes of: clusters, proxies. Sums
+    are in float32 at least, whatever the types of rows and features. The rows are passed over in chunks, so working
+    memory above the rows is a chunk and a few times (B, D), whatever N. Rows start at zero. Works with or without a
+    process group, which must be up before the memory is made, and stay. A step is
 
-    `rows` is this rank's plain (M, D) tensor.
+        batch = memory.gather(features, indices)    # begins the transfer
+        batch.loss(num_neighbors).backward()
+        batch.update(momentum)                      # after the optimiser's step
+
+    `loss` and `update` do the same from the features and indices themselves, and gather each time.
+
+    Args:
+        num_exemplars: N.
+        dim: D.
+        temperature: The beta of the softmax.
+        device: Where the rows are.
+        dtype: Of the rows: float32, bfloat16, float16, or float64 for tests.
+        chunk_bytes: What a chunk of the pass touches, about; None: what suits the device.
+        backend: "triton" takes the kernels of `rows_pass_triton` for the pass (bfloat16 or float16 rows on an
+            accelerator, D a multiple of 64).
+
+    Attributes:
+        rows: This rank's plain (M, D) tensor.
+        written: (M,) the number of the update that wrote a row last, -1 for none.
     """
 
     def __init__(
@@ -63,86 +78,35 @@ class ExemplarMemory:
         self.rows = torch.zeros(num_rows, dim, device=device, dtype=dtype)
         self.chunk_bytes = chunk_bytes or default_chunk_bytes(self.rows.device)
         self._summarize_rows = _backend(backend, self.rows)
-        self._written = torch.full((num_rows,), -1, device=self.rows.device)  # the update that wrote a row last
-        self._num_updates = 0
-        self._refused = torch.zeros(2, dtype=torch.int64, device=self.rows.device)  # steps: skipped, not finite
-        self._pids: Tensor | None = None
-        self._camids: Tensor | None = None
-        self._latest: BatchDiagnostics | None = None
+        self.written = torch.full((num_rows,), -1, device=self.rows.device)
+        self.num_updates = 0
+        self.refused = torch.zeros(2, dtype=torch.int64, device=self.rows.device)  # steps: skipped, not finite
+        self.pids: Tensor | None = None
+        self.camids: Tensor | None = None
+        self.latest: BatchDiagnostics | None = None
 
     def gather(self, features: Tensor, indices: Tensor) -> GatheredBatch:
-        """Begin to bring (b, D) `features` and (b,) int64 `indices` of all ranks together, and return at once.
+        """Begin to bring the batch parts of all ranks together, and return at once.
 
-        Give the result to `loss` and `update` as `gathered`: they then need not gather themselves, and what lies
-        between (such as the source loss) hides the transfer. Collective: two all-gathers.
+        What lies between this and the loss (such as the source loss) hides the transfer.
+
+        Args:
+            features: (b, D) of any floating type, equal b on all ranks; the loss is differentiable in them.
+            indices: (b,) int64, the global numbers of the pictures' rows.
+
+        Raises:
+            UserError: For shapes that do not fit.
+
+        Collective: two all-gathers.
         """
-        if features.ndim != 2 or features.shape[1] != self.dim or indices.shape != features.shape[:1]:
-            raise UserError(
-                f"memory: features {tuple(features.shape)} and indices {tuple(indices.shape)} do not fit; "
-                f"wanted (b, {self.dim}) and (b,)"
-            )
-        device = self.rows.device
-        return GatheredBatch(
-            indices=distributed.start_all_gather_rows(indices.to(device, torch.int64)),
-            features=distributed.start_all_gather_rows(features.detach().to(device)),
-        )
+        return GatheredBatch(self, features, indices)
 
     def loss(
         self, features: Tensor, indices: Tensor, num_neighbors: int = 0, *, gathered: GatheredBatch | None = None
     ) -> Tensor:
-        """The target loss of METHOD.md, the mean over this rank's own batch rows: a scalar in float32 (or float64).
+        """`gather` and `GatheredBatch.loss`."""
+        return (gathered or self.gather(features, indices)).loss(num_neighbors)
 
-        `features` (b, D), any floating type, equal b on all ranks; differentiable. `indices` (b,) int64, the rows'
-        global numbers. `num_neighbors` is k, 0 for the exemplar's own row alone. Under autocast nothing here is cast.
-        Raises `UserError`, on all ranks alike, for indices outside 0..N-1 (on an accelerator a device-side assertion)
-        and for more neighbours than rows. Collective: as `gather` and `target_loss.combine`; backward none.
-        """
-        if not 0 <= num_neighbors <= self.num_exemplars:
-            raise UserError(f"loss.num_neighbors: {num_neighbors}, but the memory has {self.num_exemplars} rows")
-        gathered = gathered or self.gather(features, indices)
-        with torch.autocast(self.rows.device.type, enabled=False):
-            return _TargetLossFunction.apply(features, self, gathered, num_neighbors)
-
-    @torch.no_grad()
-    def _loss_and_gradient(self, gathered: GatheredBatch, num_neighbors: int) -> TargetLoss:
-        indices_B = gathered.indices_B
-        self._check_indices(indices_B)
-        gathered.count_repeats()  # for the update to come
-        features_BD = gathered.features_BD
-        features_BD = features_BD.to(accumulation_dtype(features_BD, self.rows))
-        summary = self._summarize_rows(
-            features_BD,
-            self.rows,
-            temperature=self.temperature,
-            num_neighbors=num_neighbors,
-            chunk_bytes=self.chunk_bytes,
-        )
-        result = combine(
-            summary,
-            features_BD,
-            indices_B,
-            self.rows,
-            first_row=self.first_row,
-            num_exemplars=self.num_exemplars,
-            temperature=self.temperature,
-        )
-        self._latest = result.diagnostics
-        return result
-
-    def _check_indices(self, indices_B: Tensor) -> None:
-        """Every rank sees the same indices, so all raise alike, or none."""
-        inside = ((indices_B >= 0) & (indices_B < self.num_exemplars)).all()
-        if indices_B.device.type != "cpu":
-            torch._assert_async(inside, f"memory: an index is outside 0..{self.num_exemplars - 1}")
-        elif not inside:
-            outside = indices_B[(indices_B < 0) | (indices_B >= self.num_exemplars)].tolist()
-            raise UserError(
-                f"memory: indices {outside[:5]} are outside 0..{self.num_exemplars - 1}; "
-                "is the memory as large as the target's training split?",
-                on_all_ranks=True,
-            )
-
-    @torch.no_grad()
     def update(
         self,
         features: Tensor,
@@ -152,42 +116,45 @@ class ExemplarMemory:
         *,
         gathered: GatheredBatch | None = None,
     ) -> None:
-        """v_y <- normalised(m v_y + (1 - m) x_i) for every row of the global batch, in order (METHOD.md).
+        """`gather` and `GatheredBatch.update`, for the rows given to `loss`."""
+        (gathered or self.gather(features, indices)).update(momentum, skip)
 
-        Call it once a step, after the optimiser's, with the rows given to `loss` (detached). `momentum` is m, in
-        [0, 1). `skip` says that this step was not taken (a bool, or a scalar tensor where the host does not know); one
-        rank's word counts for all. A step that is skipped, or in which any rank has a feature that is not finite (or
-        too large for its norm to be), changes no row on any rank and is counted. Collective: as `gather`, and an
-        all-reduce of one number. Of the device the host only awaits what `GatheredBatch.rounds` says.
-        """
-        if not 0 <= momentum < 1:
-            raise UserError(f"memory.momentum: {momentum} in this epoch; it must stay in [0, 1)")
-        gathered = gathered or self.gather(features, indices)
-        device = self.rows.device
-        skip = skip if isinstance(skip, Tensor) else torch.full((), float(skip), device=device)
-        skipped = distributed.all_reduce(skip.to(device, torch.float32).reshape(()), "max") > 0
-        features_BD, indices_B = gathered.features_BD, gathered.indices_B
-        self._check_indices(indices_B)
-        features_BD = features_BD.to(accumulation_dtype(features_BD, self.rows))
-        not_finite = ~torch.linalg.vector_norm(features_BD, dim=1).isfinite().all()
-        update_rows_(
-            self.rows,
-            self._written,
+    def summarize(self, features_BD: Tensor, num_neighbors: int) -> RowsSummary:
+        """This rank's rows as seen by each of `features_BD`, in one pass."""
+        return self._summarize_rows(
             features_BD,
-            indices_B - self.first_row,
-            occurrence_B=gathered.count_repeats(),
-            rounds=gathered.rounds(),
-            momentum=momentum,
-            accept=~(skipped | not_finite),
-            step=self._num_updates,
+            self.rows,
+            temperature=self.temperature,
+            num_neighbors=num_neighbors,
+            chunk_bytes=self.chunk_bytes,
         )
-        self._refused += torch.stack([skipped, not_finite])
-        self._num_updates += 1
+
+    def locate(self, row_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the global `row_B` are held here, and their local numbers (some valid number for the others)."""
+        local_B = row_B - self.first_row
+        return (local_B >= 0) & (local_B < len(self.rows)), local_B.clamp(0, len(self.rows) - 1)
+
+    def similarity(self, row_B: Tensor, features_BD: Tensor) -> Tensor:
+        """(B,) float64: x_i . v of the row named for each feature, 0 where another rank holds it."""
+        if not len(self.rows):
+            return features_BD.new_zeros(len(row_B), dtype=torch.float64)
+        is_here_B, local_B = self.locate(row_B)
+        rows_BD = self.rows.index_select(0, local_B).to(features_BD.dtype)
+        return (rows_BD * features_BD).sum(dim=1).double().masked_fill(~is_here_B, 0.0)
+
+    def subtract_rows_(self, gradient_BD: Tensor, row_Bn: Tensor, weight_Bn: Tensor) -> None:
+        """gradient_i -= sum_n weight_in v_{row_in}, over those rows that this rank holds. In place."""
+        if not len(self.rows):
+            return
+        for row_B, weight_B in zip(row_Bn.unbind(1), weight_Bn.to(gradient_BD.dtype).unbind(1), strict=True):
+            is_here_B, local_B = self.locate(row_B)
+            rows_BD = self.rows.index_select(0, local_B).to(gradient_BD.dtype)
+            gradient_BD.addcmul_(rows_BD, weight_B.masked_fill(~is_here_B, 0.0).unsqueeze(1), value=-1.0)
 
     @property
     def neighbors(self) -> Tensor | None:
         """(b, k) global row numbers of the latest loss's neighbours, nearest first; None before the first loss."""
-        return self._latest.neighbors_bk if self._latest else None
+        return self.latest.neighbors_bk if self.latest else None
 
     def set_identities(self, pids: Tensor | None, camids: Tensor | None = None) -> None:
         """Give the exemplars' (N,) integer pids and camids, for `health` alone: they never enter loss or update.
@@ -197,18 +164,18 @@ class ExemplarMemory:
         for name, ids in (("pids", pids), ("camids", camids)):
             if ids is not None and ids.shape != (self.num_exemplars,):
                 raise UserError(f"memory: {name} of shape {tuple(ids.shape)} for {self.num_exemplars} exemplars")
-        self._pids, self._camids = pids, camids
+        self.pids, self.camids = pids, camids
 
     def health(self) -> MemoryHealth:
         """Diagnostics of the rows, and of the latest loss: for the log, every now and then.
 
-        O(N / W) integers read, two small all-reduces; synchronises with the host.
+        O(N / W) integers read; synchronises with the host. Collective: one small all-reduce.
         """
-        return measure_health(self._written, self._num_updates, self._refused, self._latest, self._pids, self._camids)
+        return measure_health(self)
 
     def local_state(self) -> dict[str, Tensor]:
         """What belongs to this rank's rows, each (M, ...) and cut like the rows (torch.chunk's and Shard(0)'s cut)."""
-        return {"rows": self.rows, "written": self._written}
+        return {"rows": self.rows, "written": self.written}
 
     def load_local_state(self, state: dict[str, Tensor]) -> None:
         """Copy in what `local_state` gave, for the same part of the rows."""
@@ -216,13 +183,13 @@ class ExemplarMemory:
 
     def global_state(self) -> dict[str, Tensor]:
         """What is the same on all ranks: the number of updates and of refused steps."""
-        return {"num_updates": torch.tensor(self._num_updates), "refused": self._refused}
+        return {"num_updates": torch.tensor(self.num_updates), "refused": self.refused}
 
     def load_global_state(self, state: dict[str, Tensor]) -> None:
         """Copy in what `global_state` gave, on any number of ranks."""
         own = self.global_state()
         _copy_all(own, state)
-        self._num_updates = int(own["num_updates"])
+        self.num_updates = int(own["num_updates"])
 
     def load_full(self, rows: Tensor) -> None:
         """Take all (N, D) rows as given, not normalised; every rank gives the same. For tests and small N.
@@ -232,7 +199,39 @@ class ExemplarMemory:
         if rows.shape != (self.num_exemplars, self.dim):
             raise UserError(f"memory: rows {tuple(rows.shape)} given for {(self.num_exemplars, self.dim)}")
         self.rows.copy_(rows[self.first_row : self.first_row + len(self.rows)])
-        self._written.copy_(torch.where(self.rows.any(dim=1), max(self._num_updates - 1, 0), -1))
+        self._mark_written()
+
+    def load_means(self, features_nD: Tensor, row_n: Tensor) -> None:
+        """Set each row to the normalised mean of the features that are given for it, by whatever ranks.
+
+        Rows for which there is none become zero, and count as never written. Nothing of size (N, D) is made.
+
+        Args:
+            features_nD: (n, D) features on this rank, any n.
+            row_n: (n,) int64, the global row of each; a negative one gives to no row.
+
+        Raises:
+            UserError: For shapes that do not fit. Numbers of N and more are the caller's mistake.
+
+        Collective: reduce-scatters of about `chunk_bytes` each.
+        """
+        if features_nD.shape != (len(row_n), self.dim):
+            raise UserError(f"memory: features {tuple(features_nD.shape)} for {len(row_n)} rows of length {self.dim}")
+        features_nD, row_n = features_nD.detach().to(self.rows.device), row_n.to(self.rows.device)
+        rank_n, place_n = row_n // self.partition.rows_per_rank, row_n % self.partition.rows_per_rank
+        step = max(1, self.chunk_bytes // (8 * self.dim * distributed.world_size()))
+        for first in range(0, self.partition.rows_per_rank, step):  # so many of every rank's rows at once
+            count = min(step, self.partition.rows_per_rank - first)
+            taken = (row_n >= 0) & (place_n >= first) & (place_n < first + count)
+            sum_RD = features_nD.new_zeros(count * distributed.world_size(), self.dim, dtype=torch.float64)
+            sum_RD.index_add_(0, (rank_n * count + place_n - first)[taken], features_nD[taken].double())
+            rows = self.rows[first : first + count]
+            own_sum_cD = distributed.reduce_scatter_rows(sum_RD)[: len(rows)]
+            rows.copy_(torch.nn.functional.normalize(own_sum_cD, dim=1))
+        self._mark_written()
+
+    def _mark_written(self) -> None:
+        self.written.copy_(torch.where(self.rows.any(dim=1), max(self.num_updates - 1, 0), -1))
 
     def full(self) -> Tensor:
         """All (N, D) rows, on every rank. For tests and small N. Collective: one all-gather."""
@@ -267,23 +266,3 @@ def _copy_all(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
         raise UserError(f"memory: state {found} does not fit this memory's {wanted}")
     for name, tensor in own.items():
         tensor.copy_(given[name])
-
-
-class _TargetLossFunction(torch.autograd.Function):
-    """The gradient is known when the loss is; backward scales it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, features: Tensor, memory: ExemplarMemory, gathered: GatheredBatch, num_neighbors: int
-    ) -> Tensor:
-        result = memory._loss_and_gradient(gathered, num_neighbors)
-        ctx.save_for_backward(result.gradient_bD)
-        ctx.features_like = features.dtype, features.device
-        return result.loss
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient_bD,) = ctx.saved_tensors
-        dtype, device = ctx.features_like
-        return (gradient_bD * loss_gradient).to(device, dtype), None, None, None

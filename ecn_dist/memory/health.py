@@ -3,13 +3,15 @@
 Shape letters: b batch rows here, M memory rows here, N in all, k neighbours.
 """
 
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.memory.target_loss import BatchDiagnostics
+
+if TYPE_CHECKING:
+    from ecn_dist.memory.exemplar_memory import ExemplarMemory
 
 
 class MemoryHealth(TypedDict, total=False):
@@ -24,20 +26,14 @@ class MemoryHealth(TypedDict, total=False):
     neighbor_cross_camera: float  # of those with the same pid, the share from another camera
 
 
-def measure_health(
-    written_M: Tensor,
-    num_updates: int,
-    refused: Tensor,
-    latest: BatchDiagnostics | None,
-    pids_N: Tensor | None,
-    camids_N: Tensor | None,
-) -> MemoryHealth:
-    """`written_M` is each row's last update (-1: none), `latest` what the latest loss saw.
+def measure_health(memory: "ExemplarMemory") -> MemoryHealth:
+    """The figures of the rows, and of what the latest loss saw.
 
     Collective: one all-reduce, of the same size on every rank whatever is known there.
     """
+    written_M, latest, pids_N, camids_N = memory.written, memory.latest, memory.pids, memory.camids
     is_written_M = written_M >= 0
-    staleness_M = (num_updates - 1 - written_M).masked_fill(~is_written_M, 0)
+    staleness_M = (memory.num_updates - 1 - written_M).masked_fill(~is_written_M, 0)
     sums: dict[str, Tensor | float] = {
         "rows": len(written_M),
         "written": is_written_M.sum(),
@@ -63,7 +59,7 @@ def measure_health(
     packed = torch.tensor([float(value) for value in sums.values()], dtype=torch.float64)
     total = dict(zip(sums, distributed.all_reduce(packed).tolist(), strict=True))
 
-    skipped, not_finite = refused.tolist()
+    skipped, not_finite = memory.refused.tolist()
     health = MemoryHealth(
         rows_never_written=int(total["rows"] - total["written"]),
         mean_staleness=total["staleness"] / max(total["written"], 1.0),

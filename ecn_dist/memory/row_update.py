@@ -3,10 +3,13 @@
 Shape letters: B batch rows of all ranks, M memory rows here, D feature length.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from ecn_dist.memory.rows_pass import accumulation_dtype
+if TYPE_CHECKING:
+    from ecn_dist.memory.exemplar_memory import ExemplarMemory
 
 # Significant binary digits, the leading one included, and the exponent (of `frexp`) under which the spacing of numbers
 # stays that of the smallest.
@@ -14,39 +17,42 @@ _DIGITS = {torch.bfloat16: (8, -125), torch.float16: (11, -13)}
 
 
 def update_rows_(
-    rows_MD: Tensor,
-    written_M: Tensor,
+    memory: "ExemplarMemory",
     features_BD: Tensor,
-    local_B: Tensor,
+    row_B: Tensor,
     *,
     occurrence_B: Tensor,
     rounds: int,
     momentum: float,
     accept: Tensor,
-    step: int,
 ) -> None:
-    """v_y <- normalised(m v_y + (1 - m) x_i), for each batch row i in order whose row y is among these. In place.
+    """v_y <- normalised(m v_y + (1 - m) x_i), for each batch row i in order whose row y this rank holds. In place.
 
-    `local_B` numbers rows from this rank's first; others than 0..M-1 are somebody else's. The first occurrences of all
-    rows are applied at once, then the second ones, and so on: `occurrence_B` is `occurrence_number` of the batch,
-    `rounds` one more than its maximum (mostly 1). `written_M` gets `step` where a row is written. With `accept` (a
-    boolean scalar tensor) false nothing changes. A row that comes out as zero stays zero. Half-precision rows are
-    rounded by `round_stochastically`. No host synchronisation.
+    The first occurrences of all rows are applied at once, then the second ones, and so on. A row that comes out as zero
+    stays zero. Half-precision rows are rounded by `round_stochastically`. No host synchronisation.
+
+    Args:
+        memory: Whose `rows` and `written` change.
+        features_BD: x, in the type that sums are kept in.
+        row_B: y, global numbers.
+        occurrence_B: `occurrence_number` of the batch.
+        rounds: So many occurrences of a row are applied.
+        momentum: m.
+        accept: A boolean scalar tensor; where false nothing changes.
     """
+    rows_MD, written_M, step = memory.rows, memory.written, memory.num_updates
     if not len(rows_MD):
         return
-    dtype = accumulation_dtype(features_BD, rows_MD)
     noise_BD = None
     if rows_MD.dtype in _DIGITS:
         # Drawn for the whole batch from the step alone, so that any number of ranks rounds alike.
         generator = torch.Generator(device=rows_MD.device).manual_seed(step)
         noise_BD = torch.rand(features_BD.shape, generator=generator, device=rows_MD.device)
-    is_here_B = (local_B >= 0) & (local_B < len(rows_MD))
-    local_B = local_B.clamp(0, len(rows_MD) - 1)
+    is_here_B, local_B = memory.locate(row_B)
     batch_rows_B = torch.arange(len(local_B), device=local_B.device)
     for occurrence in range(rounds):
         old_BD = rows_MD[local_B]
-        new_BD = torch.nn.functional.normalize(torch.lerp(features_BD.to(dtype), old_BD.to(dtype), momentum), dim=1)
+        new_BD = torch.nn.functional.normalize(torch.lerp(features_BD, old_BD.to(features_BD.dtype), momentum), dim=1)
         if noise_BD is not None:
             new_BD = round_stochastically(new_BD, rows_MD.dtype, noise_BD)
         is_now_B = is_here_B & (occurrence_B == occurrence)
@@ -60,11 +66,15 @@ def update_rows_(
         written_M.index_copy_(0, local_B[writer_B], new_written_B[writer_B])
 
 
-def occurrence_number(values_B: Tensor) -> Tensor:
-    """How many equal values come before each of `values_B`: 0 for a first occurrence, 1 for a second, ..."""
-    order_B = torch.argsort(values_B, stable=True)
-    sorted_B = values_B[order_B]
+def occurrence_number(values_B: Tensor, key_B: Tensor | None = None) -> Tensor:
+    """How many equal values come before each of `values_B`: 0 for a first occurrence, 1 for a second, ...
+
+    With `key_B`, "before" means: with a smaller key, or with an equal one and in an earlier place.
+    """
     position_B = torch.arange(len(values_B), device=values_B.device)
+    by_key_B = position_B if key_B is None else torch.argsort(key_B, stable=True)
+    order_B = by_key_B[torch.argsort(values_B[by_key_B], stable=True)]
+    sorted_B = values_B[order_B]
     first_of_run_B = torch.searchsorted(sorted_B, sorted_B)
     return torch.empty_like(position_B).scatter_(0, order_B, position_B - first_of_run_B)
 

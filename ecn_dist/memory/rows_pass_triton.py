@@ -94,7 +94,7 @@ def weighted_sum_kernel(
 def summarize_rows(
     features_BD: Tensor, rows_MD: Tensor, *, temperature: float, num_neighbors: int, chunk_bytes: int
 ) -> RowsSummary:
-    """As `streaming.summarize_rows`, for bfloat16 or float16 rows with D a multiple of `DIM_STEP`."""
+    """As `rows_pass.summarize_rows`, for bfloat16 or float16 rows with D a multiple of `DIM_STEP`."""
     (batch, dim), num_rows = features_BD.shape, rows_MD.shape[0]
     dtype, device = accumulation_dtype(features_BD, rows_MD), rows_MD.device
     features_BD = features_BD.to(rows_MD.dtype).contiguous()

@@ -12,12 +12,17 @@ Shape letters: b batch rows here, B on all ranks, W ranks, M memory rows here, N
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.memory.rows_pass import RowsSummary, first_largest
+
+if TYPE_CHECKING:
+    from ecn_dist.memory.batch import GatheredBatch
+    from ecn_dist.memory.exemplar_memory import ExemplarMemory
 
 
 @dataclass
@@ -29,41 +34,21 @@ class BatchDiagnostics:
     neighbors_bk: Tensor  # the k nearest rows, global numbers, nearest first, equals by the lower number
 
 
-@dataclass
-class TargetLoss:
-    """The target loss on one rank."""
-
-    loss: Tensor  # scalar: the mean over this rank's own batch rows
-    gradient_bD: Tensor  # of `loss` with respect to this rank's features
-    diagnostics: BatchDiagnostics
-
-
 def combine(
-    summary: RowsSummary,
-    features_BD: Tensor,
-    indices_B: Tensor,
-    rows_MD: Tensor,
-    *,
-    first_row: int,
-    num_exemplars: int,
-    temperature: float,
-) -> TargetLoss:
+    memory: "ExemplarMemory", batch: "GatheredBatch", summary: RowsSummary
+) -> tuple[Tensor, Tensor, BatchDiagnostics]:
     """From each rank's summary of its own rows to the loss and gradient of each rank's own batch rows.
 
-    `first_row` is the global number of this rank's first row. Collectives, in order: exchange of O(B k) float64
-    numbers, all-gather of b (k + 1) float64 numbers, reduce-scatter of (B, D).
+    Collective, in order: exchange of O(B k) float64 numbers, all-gather of b (k + 1) float64 numbers, reduce-scatter of
+    (B, D).
     """
-    rank, world_size = distributed.rank(), distributed.world_size()
-    batch, num_neighbors, num_rows = indices_B.shape[0] // world_size, summary.top_row_Bk.shape[1], rows_MD.shape[0]
+    rank, temperature, indices_B = distributed.rank(), memory.temperature, batch.indices_B
+    batch_size, num_neighbors = len(indices_B) // distributed.world_size(), summary.top_row_Bk.shape[1]
 
     # Send each batch row's figures to the rank it belongs to. float64 holds row numbers up to 2^53 exactly.
-    own_similarity_B = torch.zeros_like(summary.maximum_B, dtype=torch.float64)
-    if num_rows:
-        is_here_B, local_B = _locate(indices_B, first_row, num_rows)
-        own_rows_BD = rows_MD.index_select(0, local_B).to(summary.maximum_B.dtype)
-        own_similarity_B = (own_rows_BD * features_BD).sum(dim=1).double().masked_fill(~is_here_B, 0.0)
-    top_row_Bk = torch.where(summary.top_row_Bk < num_rows, summary.top_row_Bk + first_row, num_exemplars)
+    own_similarity_B = memory.similarity(indices_B, batch.features_BD)
     columns = [summary.maximum_B, summary.normalizer_B, own_similarity_B]
+    top_row_Bk = global_rows(memory, summary)
     sent = torch.cat([torch.stack([c.double() for c in columns], 1), summary.top_similarity_Bk, top_row_Bk], dim=1)
     received_Wb = distributed.exchange_rows(sent)
     maximum_Wb, normalizer_Wb, own_similarity_Wb = received_Wb[:, :, :3].unbind(dim=2)
@@ -79,7 +64,7 @@ def combine(
     similarity_bk = candidates_bn.gather(1, best_bk)
     neighbors_bk = row_Wbk.transpose(0, 1).flatten(1).gather(1, best_bk)
 
-    indices_b = indices_B[rank * batch : (rank + 1) * batch]
+    indices_b = indices_B[rank * batch_size : (rank + 1) * batch_size]
     weight_bk = neighbor_weights(neighbors_bk, indices_b)
     total_weight_b = 1.0 + weight_bk.sum(dim=1)
     named_b = own_similarity_b + (weight_bk * similarity_bk).sum(dim=1)
@@ -91,34 +76,20 @@ def combine(
     weight_Bk = neighbor_weights(neighbors_Bk, indices_B)
     factor_B = (1.0 + weight_Bk.sum(dim=1)) * torch.exp(summary.maximum_B / temperature - log_normalizer_B)
     gradient_BD = summary.weighted_sum_BD * factor_B.to(summary.weighted_sum_BD.dtype).unsqueeze(1)
-    if num_rows:
-        own_weight_B1 = weight_Bk.new_ones(len(indices_B), 1)
-        subtract_rows_(
-            gradient_BD,
-            rows_MD,
-            torch.cat([indices_B.unsqueeze(1), neighbors_Bk], dim=1),
-            torch.cat([own_weight_B1, weight_Bk], dim=1),
-            first_row,
-        )
-    gradient_bD = distributed.reduce_scatter_rows(gradient_BD.div_(temperature * batch))
+    named_row_Bn = torch.cat([indices_B.unsqueeze(1), neighbors_Bk], dim=1)
+    own_weight_B1 = weight_Bk.new_ones(len(indices_B), 1)
+    memory.subtract_rows_(gradient_BD, named_row_Bn, torch.cat([own_weight_B1, weight_Bk], dim=1))
+    gradient_bD = distributed.reduce_scatter_rows(gradient_BD.div_(temperature * batch_size))
     diagnostics = BatchDiagnostics(indices_b, own_similarity_b, neighbors_bk.long())
-    return TargetLoss(loss.to(gradient_bD.dtype), gradient_bD, diagnostics)
+    return loss.to(gradient_bD.dtype), gradient_bD, diagnostics
+
+
+def global_rows(memory: "ExemplarMemory", summary: RowsSummary) -> Tensor:
+    """(B, k) the global numbers of this rank's nearest rows; N for free places."""
+    is_row_Bk = summary.top_row_Bk < len(memory.rows)
+    return torch.where(is_row_Bk, summary.top_row_Bk + memory.first_row, memory.num_exemplars)
 
 
 def neighbor_weights(neighbors_bk: Tensor, indices_b: Tensor) -> Tensor:
     """(b, k) float64: 1/k for each neighbour, 0 for the own row, whose weight is exactly 1 in any case."""
     return (neighbors_bk != indices_b.unsqueeze(1)).double() / max(neighbors_bk.shape[1], 1)
-
-
-def subtract_rows_(gradient_BD: Tensor, rows_MD: Tensor, row_Bn: Tensor, weight_Bn: Tensor, first_row: int) -> None:
-    """gradient_i -= sum_n weight_in v_{row_in}, over those rows that this rank holds. In place."""
-    for row_B, weight_B in zip(row_Bn.unbind(1), weight_Bn.to(gradient_BD.dtype).unbind(1), strict=True):
-        is_here_B, local_B = _locate(row_B, first_row, rows_MD.shape[0])
-        rows_BD = rows_MD.index_select(0, local_B).to(gradient_BD.dtype)
-        gradient_BD.addcmul_(rows_BD, weight_B.masked_fill(~is_here_B, 0.0).unsqueeze(1), value=-1.0)
-
-
-def _locate(row_B: Tensor, first_row: int, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Which of the global `row_B` are held here, and their local numbers (some valid number for the others)."""
-    local_B = row_B - first_row
-    return (local_B >= 0) & (local_B < num_rows), local_B.clamp(0, num_rows - 1)

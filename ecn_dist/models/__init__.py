@@ -2,13 +2,14 @@
 
 from ecn_dist.models.backbones import Backbone
 from ecn_dist.models.batchnorm import average_local_statistics, convert_batchnorm, reestimate_batchnorm
-from ecn_dist.models.network import ReIDNetwork, autocast, normalized_features
+from ecn_dist.models.dropout import GlobalDropout
+from ecn_dist.models.features import autocast, normalized_features
 from ecn_dist.models.published import load_published_memory
 from ecn_dist.models.weights import export_weights, load_backbone, load_weights
 
 __all__ = [
     "Backbone",
-    "ReIDNetwork",
+    "GlobalDropout",
     "autocast",
     "average_local_statistics",
     "convert_batchnorm",

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ecn_dist.distributed import all_gather_rows, all_reduce, world_size
 
-BatchNormMode = Literal["sync", "local"]
+BatchNormMode = Literal["sync", "group", "local"]
 
 
 class _NormalizeOverRanks(torch.autograd.Function):

@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import models
 
 from ecn_dist.errors import UserError
 from ecn_dist.models.backbones import Backbone
-from ecn_dist.models.network import ReIDNetwork
 from ecn_dist.models.published import with_our_names
 
 _HEADS = ("embedding.", "source_head.")
@@ -29,7 +28,7 @@ _CLASSIFIER_KEYS = ("fc.", "classifier.", "heads.", "head.")
 _BATCH_COUNT = "num_batches_tracked"  # bookkeeping that old files lack and that changes no result
 
 
-def load_weights(network: ReIDNetwork, weights: str) -> list[str]:
+def load_weights(network: nn.Module, weights: str) -> list[str]:
     """Fill `network` from `weights`: `imagenet`, `none`, a file, or a URL that the user names.
 
     Returns notes on what was left at random initialisation. Raises `UserError` for a file that is missing, unreadable,
@@ -37,8 +36,10 @@ def load_weights(network: ReIDNetwork, weights: str) -> list[str]:
     """
     if weights == "none":
         return []
-    tensors = _read(weights, network.backbone.arch)
-    _fill_backbone(network.backbone, tensors, weights)
+    backbone = network.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)
+    tensors = _read(weights, backbone.arch)
+    _fill_backbone(backbone, tensors, weights)
     return _fill_heads(network, tensors, weights)
 
 
@@ -47,14 +48,14 @@ def load_backbone(backbone: Backbone, weights: str) -> None:
     _fill_backbone(backbone, _read(weights, backbone.arch), weights)
 
 
-def export_weights(network: ReIDNetwork, path: Path, metadata: dict[str, str] | None = None) -> None:
+def export_weights(network: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write the whole network as one safetensors file, the backbone under torchvision's names; atomically."""
     temporary = path.with_name(path.name + ".tmp")
     save_file(exported_state(network), temporary, metadata=metadata)
     temporary.replace(path)
 
 
-def exported_state(network: ReIDNetwork) -> dict[str, Tensor]:
+def exported_state(network: nn.Module) -> dict[str, Tensor]:
     """The network's tensors on the CPU under the names of an export."""
     return {
         key.removeprefix("backbone.body."): tensor.detach().cpu().contiguous()
@@ -112,11 +113,13 @@ def _strip(content: dict) -> dict[str, Tensor]:
     return with_our_names(tensors)
 
 
-def _fill_heads(network: ReIDNetwork, tensors: dict[str, Tensor], weights: str) -> list[str]:
+def _fill_heads(network: nn.Module, tensors: dict[str, Tensor], weights: str) -> list[str]:
     heads = {key: value for key, value in tensors.items() if key.startswith(_HEADS)}
     notes = []
     for prefix in _HEADS:
-        part = network.get_submodule(prefix.rstrip("."))
+        part = getattr(network, prefix.rstrip("."), None)
+        if part is None:
+            continue
         given = {key.removeprefix(prefix): value for key, value in heads.items() if key.startswith(prefix)}
         wanted = part.state_dict()
         if given.keys() == wanted.keys() and all(given[key].shape == wanted[key].shape for key in wanted):

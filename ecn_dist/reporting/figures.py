@@ -1,7 +1,7 @@
 """All figures of a run, by one call, and its report."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,16 +35,14 @@ class ImageWriter(Protocol):
 def write_figures(
     run_folder: Path,
     evaluation: Evaluation,
-    source: ShardIndex | None,
-    target: ShardIndex,
+    indices: Mapping[str, ShardIndex],
     *,
     writer: ImageWriter | None = None,
     step: int | None = None,
-    method_words: str | None = None,
 ) -> None:
     """Draw the run's figures into figures/ and for TensorBoard's `writer`, and write report.html.
 
-    `target` is what was evaluated; `source` another domain that was trained on. Collective; rank 0 draws.
+    `indices` has the shard folder "target", and perhaps "source". Collective; rank 0 draws.
     """
     reader = ShardReader()
 
@@ -54,18 +52,18 @@ def write_figures(
     def read_copy(row: int, camera: int) -> Image.Image | None:
         return reader.read_picture(train, row, camera) if train.members["length"][row, camera] else None
 
-    train, query, gallery = (target.split(name) for name in ("train", "query", "gallery"))
+    train, query, gallery = (indices["target"].split(name) for name in ("train", "query", "gallery"))
     write_run_figures(
         run_folder,
         evaluation,
         read_query=lambda row: reader.read_picture(query, row),
         read_gallery=lambda row: reader.read_picture(gallery, row),
-        domains=[*([domain("source", source.split("train"))] if source else []), domain("target", train)],
+        domains=[domain(name, index.split("train")) for name, index in sorted(indices.items())],  # target is the last
         read_copy=read_copy if train.has_styles else None,
         writer=writer,
         step=step,
     )
-    distributed.together(lambda: write_report(run_folder, method_words=method_words) if distributed.is_main() else None)
+    distributed.together(lambda: write_report(run_folder) if distributed.is_main() else None)
 
 
 def write_run_figures(

@@ -91,22 +91,13 @@ def has_card(path: Path, model: str) -> bool:
     return True
 
 
-def write_card(
-    path: Path, backbone: Backbone, options: Mapping[str, Any], facts: Facts, method_words: str | None = None
-) -> None:
+def write_card(path: Path, backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> None:
     """Write the card of `backbone`, complete or not at all. The arguments are those of `card_of`."""
-    write_atomically(path, card_of(backbone, options, facts, method_words))
+    write_atomically(path, card_of(backbone, options, facts))
 
 
-def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts, method_words: str | None = None) -> str:
-    """The card as Markdown.
-
-    Args:
-        backbone: the network.
-        options: flat, as {"model.arch": ...}: those of its run.
-        facts: what its run found.
-        method_words: describes the method; else its options do.
-    """
+def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> str:
+    """The card of a network as Markdown: `options` are its run's, flat, as {"model.arch": ...}."""
     options = dict(options) | {"model.weights": _without_place(options["model.weights"])}
     summary = facts.summary or {}
     evaluation, data = (
@@ -120,7 +111,7 @@ def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts, method
         num_features=backbone.num_features,
         fingerprint=fingerprint_backbone(backbone, options["data.height"], options["data.width"]),
         data={name: data.get(name) for name in ("source", "target")},
-        method=words.method(options) if method_words is None else method_words,
+        method=words.method(options),
         recipe=[line for line in words.trained(options) if line[0] not in _PLACES]
         + [(name, words.count(summary.get(key)) or UNKNOWN) for key, name in counts],
         kept=[(key, value) for key, value in options.items() if _is_recipe(key)],

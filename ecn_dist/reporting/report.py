@@ -36,21 +36,16 @@ _PLACES = {
 
 
 def write_report(
-    run_folder: str | Path,
-    *,
-    comparison: Comparison | None = None,
-    output: str | Path | None = None,
-    method_words: str | None = None,
+    run_folder: str | Path, *, comparison: Comparison | None = None, output: str | Path | None = None
 ) -> Path:
     """Write the report of `run_folder` (by default RUN/report.html) and return its path; complete or not there.
 
     The training curves are drawn anew from metrics.jsonl; the other pictures are those of RUN/figures/. `comparison`
     is kept as RUN/comparison.json, so that a later report of the run shows it too; with an `output` nothing is written
-    into the run. `method_words` describes the method; else its options do. Raises `UserError` for a folder that is no
-    run folder, and for a file in it that cannot be read.
+    into the run. Raises `UserError` for a folder that is no run folder, and for a file in it that cannot be read.
     """
     path = Path(run_folder)
-    page = render_report(read_run(path), comparison or read_comparison(path / COMPARISON), method_words)
+    page = render_report(read_run(path), comparison or read_comparison(path / COMPARISON))
     if output is not None:
         return write_atomically(output, page)
     if comparison is not None:
@@ -58,7 +53,7 @@ def write_report(
     return write_atomically(path / REPORT, page)
 
 
-def render_report(run: RunFolder, comparison: Comparison | None = None, method_words: str | None = None) -> str:
+def render_report(run: RunFolder, comparison: Comparison | None = None) -> str:
     """The report's HTML."""
     findings = read_mapping(run.path / FIGURES / FINDINGS) or {}
     figures = {figure.name: figure for figure in run.figures}
@@ -75,7 +70,7 @@ def render_report(run: RunFolder, comparison: Comparison | None = None, method_w
         css=resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8"),
         version=__version__,
         notices=[notice for notice in (words.state(run), words.collapse(run.evaluation)) if notice],
-        method=words.method(config) if method_words is None else method_words,
+        method=words.method(config),
         trained=words.trained(config),
         headline=words.headline(run.evaluation),
         measures=words.measures(run.evaluation),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ecn_dist.methods import describe
 from ecn_dist.reporting.run_reader import RunFolder, number
 
 MEASURES = {
@@ -35,20 +36,11 @@ def state(run: RunFolder) -> str:
 
 
 def method(config: Mapping[str, Any]) -> str:
-    """The losses in words, from flat options; where nothing else describes the method."""
-    weight = number(config.get("loss.target_weight"))
-    if weight is None:
+    """The method in its own words, from flat options; nothing where these are none that it knows."""
+    try:
+        return describe(config) if config else ""
+    except (TypeError, ValueError):
         return ""
-    if weight == 0:
-        return "Control: the target's pictures pass through the network, but there is no target loss (lambda = 0)."
-    parts = ["exemplar-invariance (E)"]
-    if config.get("data.camera_style"):
-        parts.append("camera-invariance (C)")
-    if neighbors := config.get("loss.num_neighbors"):
-        since = config.get("loss.neighbors_from_epoch", 0)
-        parts.append(f"neighbourhood-invariance (N, k = {neighbors}, from epoch {since})")
-    joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"The source's identity loss, and with weight lambda = {weight:g} the target's loss with {joined}."
 
 
 def trained(config: Mapping[str, Any]) -> list[tuple[str, str]]:

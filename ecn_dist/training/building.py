@@ -1,60 +1,131 @@
 """From a configuration to the objects of a run. The lower packages take plain values; here they get them."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-from ecn_dist import distributed
+from ecn_dist import distributed, methods
 from ecn_dist.config import Config
-from ecn_dist.data import ShardIndex, SplitIndex, TrainStream
+from ecn_dist.data import Batch, ShardIndex, SplitIndex, TrainStream
 from ecn_dist.data.index import UNKNOWN_PID
+from ecn_dist.data.plan import PassPlan, check_batch
 from ecn_dist.data.reader import check_shards
+from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
-from ecn_dist.memory import ExemplarMemory
-from ecn_dist.models import Backbone, ReIDNetwork, convert_batchnorm, load_published_memory, load_weights
+from ecn_dist.methods.base import Method, Setting, TargetPictures
+from ecn_dist.models import Backbone, convert_batchnorm, load_weights
+from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.strategy import DataParallel, Strategy
-from ecn_dist.training.timeline import Timeline
 from ecn_dist.training.tracking import log
+from ecn_dist.training.trainer import Trainer
 
-ROW_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Domains = dict[str, ShardIndex]
+"""Shard folders by "source" and "target", those that were given"""
 
 
-def build_network(config: Config, num_identities: int, device: torch.device) -> ReIDNetwork:
-    """The network with its starting weights, equal on all ranks, on `device`.
+def open_domains(config: Config) -> Domains:
+    """The shard folders of a run, each shard there and of its size; a mistake on any rank is raised on all."""
 
-    Raises `UserError` for an unknown network and for weights that do not fit it.
+    def load() -> Domains:
+        domains = {
+            name: ShardIndex.load(getattr(config, name)) for name in ("source", "target") if getattr(config, name)
+        }
+        trained = methods.entry(config.method).domains
+        for name, index in domains.items():
+            splits = index.splits if name == "target" else {"train": index.split("train")}
+            check_shards(*(split for key, split in splits.items() if key != "train" or name in trained))
+        return domains
+
+    return distributed.together(load)
+
+
+def check_ranks(config: Config, world_size: int) -> None:
+    """Raise `UserError` where the global batch cannot be cut for `world_size` ranks."""
+    check_batch(config.global_batch_size, config.data.streams, world_size)
+    if config.model.batchnorm == "local" and config.global_batch_size == world_size:
+        raise UserError(
+            "model.batchnorm: local statistics need at least 2 pictures of a domain on a rank, and here it is 1; "
+            "use fewer ranks, a larger global_batch_size, or model.batchnorm sync"
+        )
+
+
+def build_backbone(config: Config) -> Backbone:
+    """The backbone of `config`, its weights at random, on the CPU."""
+    return Backbone(config.model.arch, config.data.height, config.data.width)
+
+
+def build_method(config: Config, domains: Domains, device: torch.device) -> Method:
+    """The method with its starting weights, equal on all ranks, on `device` (on "meta": its shapes alone).
+
+    Raises `UserError` for an unknown network, for weights that do not fit it, and for data that do not suffice.
     """
     model = config.model
     torch.manual_seed(config.seed)
-    network = ReIDNetwork(
-        Backbone(model.arch, config.data.height, config.data.width),
-        embedding_dim=model.embedding_dim,
-        num_identities=num_identities,
-        dropout=model.dropout,
-        seed=config.seed,
-    )
-    for note in load_weights(network, model.weights):
-        log.warning(note)
-    network.backbone.freeze(model.frozen_stages, model.shortcut_batchnorm_trains)
+    splits = training_splits(domains)
+    source, target = splits.get("source"), splits.get("target")
+    pictures = None if target is None else _pictures(target)
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        method = methods.load(config.method)(
+            Setting(
+                backbone=build_backbone(config),
+                num_identities=0 if source is None else source.num_identities,
+                target=pictures,
+                global_batch_size=config.global_batch_size,
+                epochs=config.epochs,
+                source_only_epochs=config.optim.source_only_epochs,
+                seed=config.seed,
+                embedding_dim=model.embedding_dim,
+                dropout=model.dropout,
+                camera_style=config.data.camera_style,
+                memory=config.memory,
+                loss=config.loss,
+                own=config.own.get(config.method),
+                device=device,
+                dtype=torch.float64 if config.precision == "fp64" else torch.float32,
+            )
+        )
+    if device.type != "meta":
+        for note in load_weights(method, model.weights):
+            log.warning(note)
+        method.started_from(model.weights)
+    method.backbone.freeze(model.frozen_stages, model.shortcut_batchnorm_trains)
     if config.precision == "fp64":
-        network.double()
-    network.to(device)
-    convert_batchnorm(network, model.batchnorm, device)
-    return network
+        method.double()
+    method.to(device)
+    if device.type != "meta":
+        convert_batchnorm(method, model.batchnorm, device)
+    return method
 
 
-def build_strategy(config: Config, network: ReIDNetwork, device: torch.device) -> Strategy:
-    """The network's optimiser, precision and gradient exchange. Collective."""
+def _pictures(split: SplitIndex) -> TargetPictures:
+    """What a method may know of the target's training pictures, by exemplar index."""
+    exemplars_N = torch.from_numpy(split.indices)
+    camids_N, pids_N = torch.empty(len(split), dtype=torch.int64), torch.empty(len(split), dtype=torch.int64)
+    camids_N[exemplars_N] = torch.from_numpy(split.camids).long()
+    pids_N[exemplars_N] = torch.from_numpy(split.pids).long()
+    return TargetPictures(len(split), split.num_cameras, camids_N, pids_N if (pids_N != UNKNOWN_PID).any() else None)
+
+
+def build_strategy(config: Config, method: Method, device: torch.device) -> Strategy:
+    """The method's optimiser, precision and gradient exchange. Collective."""
     optim = config.optim
-    groups = network.parameter_groups(lr=optim.lr, backbone_lr=optim.backbone_lr)
-    sgd = torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.momentum > 0)
+    groups = method.parameter_groups(lr=optim.lr, backbone_lr=optim.backbone_lr)
+    optimizer: torch.optim.Optimizer
+    if optim.optimizer == "adam":
+        optimizer = torch.optim.Adam(groups, weight_decay=optim.weight_decay)
+    else:
+        nesterov = optim.momentum > 0
+        optimizer = torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=nesterov)
     if config.engine == "ddp":
-        return DataParallel(network, sgd, precision=config.precision, device=device)
+        return DataParallel(method, optimizer, precision=config.precision, device=device)
     from ecn_dist.training.deepspeed_strategy import DeepSpeed  # optional, and seconds to import
 
+    if not isinstance(optimizer, torch.optim.SGD):
+        raise UserError("optim.optimizer: adam goes with engine ddp; with engine deepspeed use sgd", on_all_ranks=True)
     return DeepSpeed(
-        network,
-        sgd,
+        method,
+        optimizer,
         precision=config.precision,
         zero_stage=config.deepspeed.zero_stage,
         batch_size=config.global_batch_size // distributed.world_size(),
@@ -62,121 +133,43 @@ def build_strategy(config: Config, network: ReIDNetwork, device: torch.device) -
     )
 
 
-def check_sizes(config: Config, batch: int, num_exemplars: int) -> None:
-    """Refuse, before a run's first step, what would fail at a later one; `batch` is a rank's. Raises `UserError`."""
-    if config.loss.num_neighbors > num_exemplars:
-        raise UserError(
-            f"loss.num_neighbors: {config.loss.num_neighbors}, but the target has only {num_exemplars} training "
-            "pictures; lower it"
-        )
-    if config.model.batchnorm == "local" and batch == 1:
-        raise UserError(
-            "model.batchnorm: local statistics need at least 2 pictures of a domain on a rank, and here it is 1; "
-            "use fewer ranks, a larger global_batch_size, or model.batchnorm sync"
-        )
+def training_splits(domains: Domains) -> dict[str, SplitIndex]:
+    """The training split of each domain that has one."""
+    return {name: index.split("train") for name, index in domains.items() if "train" in index.splits}
 
 
-def build_memory(config: Config, target: SplitIndex, device: torch.device) -> ExemplarMemory:
-    """The exemplar memory of a target's training split, this rank's part on `device`.
-
-    Where the shards carry identities, the memory gets them for its health figures, never for the loss.
-    """
-    check_sizes(config, config.global_batch_size // distributed.world_size(), len(target))
-    automatic = torch.float64 if config.precision == "fp64" else torch.float32
-    memory = ExemplarMemory(
-        len(target),
-        config.model.embedding_dim,
-        temperature=config.memory.temperature,
-        device=device,
-        dtype=ROW_DTYPES.get(config.memory.dtype, automatic),
-        backend=config.memory.backend,
+def build_trainer(
+    config: Config, domains: Domains, device: torch.device, output_dir: Path, data: dict[str, str] | None = None
+) -> Trainer:
+    """Method, strategy and streams of a run; `data` are the fingerprints of its domains. Collective."""
+    method = distributed.together(lambda: build_method(config, domains, device))
+    pictures = training_splits(domains)
+    feeder = distributed.together(lambda: Feeder(config, method, pictures, device, distributed.world_size()))
+    strategy = build_strategy(config, method, device)
+    log.info(
+        "%s on %d ranks on %s; %s; %d steps an epoch",
+        config.method,
+        distributed.world_size(),
+        device,
+        ", ".join(f"{name} {len(split)} pictures of {split.num_cameras} cameras" for name, split in pictures.items()),
+        feeder.timeline.steps_per_epoch,
     )
-    if (target.pids != UNKNOWN_PID).any():
-        exemplars = torch.from_numpy(target.indices)
-        pids_N = torch.empty(len(target), dtype=torch.int64)
-        camids_N = torch.empty(len(target), dtype=torch.int32)
-        pids_N[exemplars] = torch.from_numpy(target.pids)
-        camids_N[exemplars] = torch.from_numpy(target.camids).int()
-        memory.set_identities(pids_N, camids_N)
-    if config.memory.start == "weights":
-        memory.load_full(load_published_memory(config.model.weights, memory.num_exemplars, memory.dim))
-    return memory
+    return Trainer(config, strategy, feeder, output_dir, data)
 
 
-def build_streams(
-    config: Config, source: SplitIndex, target: SplitIndex, device: torch.device
-) -> tuple[Timeline, Callable[[int], tuple[TrainStream, TrainStream]]]:
-    """The run's timeline, and the function that opens both streams at a global step.
-
-    An epoch is one pass over the source; the target's passes follow each other from the end of source-only training.
-    """
-
-    def stream(split: SplitIndex, domain: str, first_step: int, last_step: int) -> TrainStream:
-        return TrainStream(
-            split,
-            global_batch_size=config.global_batch_size,
-            streams=config.data.streams,
-            seed=config.seed,
-            domain=domain,
-            height=config.data.height,
-            width=config.data.width,
-            random_erasing=config.data.random_erasing,
-            camera_style=config.data.camera_style and domain == "target",
-            first_step=first_step,
-            last_step=last_step,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            workers=config.data.workers,
-            device=device,
-            max_bad_samples=config.data.max_bad_samples,
-        )
-
-    steps_per_epoch = stream(source, "source", 0, 0).steps_per_pass
-    timeline = Timeline(steps_per_epoch, config.optim.source_only_epochs, config.epochs)
-    stream(target, "target", 0, 0)  # its mistakes are to show now, not after source-only training
-
-    def streams(first_step: int) -> tuple[TrainStream, TrainStream]:
-        before = timeline.source_only_steps
-        total = timeline.total_steps
-        return (
-            stream(source, "source", first_step, total),
-            stream(target, "target", max(first_step - before, 0), total - before),
-        )
-
-    return timeline, streams
-
-
-def adaptation_stream(config: Config, split: SplitIndex, device: torch.device) -> TrainStream:
+def adaptation_batches(config: Config, split: SplitIndex, device: torch.device) -> Iterator[Batch]:
     """One pass over training pictures as they are, for `adapt_batchnorm`."""
-
-    def stream(last_step: int) -> TrainStream:
-        return TrainStream(
-            split,
-            global_batch_size=config.global_batch_size,
-            streams=config.data.streams,
-            seed=config.seed,
-            domain="target",
-            height=config.data.height,
-            width=config.data.width,
-            random_erasing=0.0,
-            camera_style=False,
-            first_step=0,
-            last_step=last_step,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            workers=config.data.workers,
-            device=device,
-        )
-
-    return stream(stream(0).steps_per_pass)
-
-
-def open_domains(config: Config) -> tuple[ShardIndex, ShardIndex]:
-    """Source and target shard folders, each shard there and of its size; a mistake on any rank is raised on all."""
-
-    def load() -> tuple[ShardIndex, ShardIndex]:
-        source, target = ShardIndex.load(config.source), ShardIndex.load(config.target)
-        check_shards(source.split("train"), *target.splits.values())
-        return source, target
-
-    return distributed.together(load)
+    data, batch_size = config.data, config.global_batch_size
+    plan = PassPlan(split.shard_samples, batch_size, data.streams, config.seed, "target")
+    stream = TrainStream(
+        split,
+        plan,
+        height=data.height,
+        width=data.width,
+        augmentation=Augmentation("ecn", 0.0),
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        workers=data.workers,
+        device=device,
+    )
+    return stream.batches(0, plan.steps_per_pass)

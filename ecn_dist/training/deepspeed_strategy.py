@@ -7,6 +7,7 @@ dynamic loss scaler of DeepSpeed scales, checks all ranks' gradients, and skips.
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from ecn_dist.distributed import entering, is_distributed
 from ecn_dist.errors import UserError
-from ecn_dist.models import ReIDNetwork, autocast, average_local_statistics
+from ecn_dist.methods.base import Method, Step
+from ecn_dist.models import autocast, average_local_statistics
 
 _MOMENTUM = "momentum_buffer"  # torch's name for it in SGD
 
@@ -41,7 +43,7 @@ class DeepSpeed:
 
     def __init__(
         self,
-        network: ReIDNetwork,
+        network: Method,
         optimizer: torch.optim.SGD,
         *,
         precision: str,
@@ -85,9 +87,11 @@ class DeepSpeed:
         if zero_stage:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def forward(self, source: Tensor, target: Tensor | None, step: int) -> tuple[Tensor, Tensor | None]:
-        logits_bP, features_bD = self._engine(source, target, step)
-        return logits_bP.float(), None if features_bD is None else features_bD.float()
+    def begin_phase(self, source_only: bool) -> None:
+        """Nothing changes: ZeRO takes what has no gradient in a phase as zero."""
+
+    def forward(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
+        return {name: output.float() for name, output in self._engine(images, at).items()}
 
     def backward(self, loss: Tensor) -> None:
         entering("DeepSpeed's gradient exchange")

@@ -5,6 +5,7 @@ A strategy wraps the network: `forward`, `backward`, `step`. The trainer's step 
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -12,16 +13,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ecn_dist.distributed import entering, world_size
-from ecn_dist.models import ReIDNetwork, autocast, average_local_statistics
+from ecn_dist.methods.base import Method, Step
+from ecn_dist.models import autocast, average_local_statistics
+
+# What an optimiser keeps of a parameter: our name for it in checkpoints, and torch's.
+OPTIMIZER_STATE = {
+    torch.optim.SGD: {"momentum": "momentum_buffer"},
+    torch.optim.Adam: {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "step": "step"},
+}
 
 
 class Strategy(Protocol):
     """The network, its optimiser and its precision."""
 
-    network: ReIDNetwork
+    network: Method
 
-    def forward(self, source: Tensor, target: Tensor | None, step: int) -> tuple[Tensor, Tensor | None]:
-        """`ReIDNetwork.forward` in the run's precision; outputs in fp32 (fp64 in fp64 runs)."""
+    def begin_phase(self, source_only: bool) -> None:
+        """Train what the method trains on the source alone, or afterwards. Call it before a phase's first step here."""
+
+    def forward(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
+        """`Method.forward` in the run's precision; outputs in fp32 (fp64 in fp64 runs)."""
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss`, averaged over ranks."""
@@ -56,7 +67,7 @@ class _Rehearsed(nn.Module):
 class DataParallel:
     """PyTorch's DistributedDataParallel, or the bare network on one rank, with autocast and loss scaling."""
 
-    def __init__(self, network: ReIDNetwork, optimizer: torch.optim.SGD, *, precision: str, device: torch.device):
+    def __init__(self, network: Method, optimizer: torch.optim.Optimizer, *, precision: str, device: torch.device):
         self.network = network
         self.optimizer = optimizer
         self._device = device
@@ -64,27 +75,36 @@ class DataParallel:
         self._dtype = torch.float64 if precision == "fp64" else torch.float32
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self._trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self._kept = OPTIMIZER_STATE[type(optimizer)]
         self._wrapped: nn.Module = network
+        self._idle: set[str] | None = None
+
+    def begin_phase(self, source_only: bool) -> None:
+        idle = set(self.network.idle_parameters(source_only))
+        if idle == self._idle:
+            return
+        self._idle = idle
+        for name, parameter in self._trained.items():
+            parameter.requires_grad_(name not in idle)
         if world_size() > 1:
             # Buffers differ between ranks only with local BatchNorm, and then on purpose. The option's name changed
             # with torch 2.13.
             renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
             no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
             self._wrapped = DistributedDataParallel(
-                _Rehearsed(network),
-                device_ids=[device] if device.type != "cpu" else None,
+                _Rehearsed(self.network),
+                device_ids=[self._device] if self._device.type != "cpu" else None,
                 gradient_as_bucket_view=True,
                 **no_buffers,
             )
             self._wrapped().backward()
-            optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
 
-    def forward(self, source: Tensor, target: Tensor | None, step: int) -> tuple[Tensor, Tensor | None]:
+    def forward(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
         with autocast(self._precision, self._device):
-            logits_bP, features_bD = self._wrapped(
-                source.to(self._dtype), None if target is None else target.to(self._dtype), step
-            )
-        return logits_bP.to(self._dtype), None if features_bD is None else features_bD.to(self._dtype)
+            outputs = self._wrapped({name: pictures.to(self._dtype) for name, pictures in images.items()}, at)
+        return {name: output.to(self._dtype) for name, output in outputs.items()}
 
     def backward(self, loss: Tensor) -> None:
         entering("gradient all-reduce")
@@ -103,10 +123,12 @@ class DataParallel:
     def state(self) -> dict[str, Tensor]:
         average_local_statistics(self.network)
         state = {f"network.{key}": tensor for key, tensor in self.network.state_dict().items()}
-        for name, parameter in self._trained():
-            # SGD makes the buffer at its first step, as a copy of the gradient: the same as starting from zero.
-            buffer = self.optimizer.state[parameter].get("momentum_buffer")
-            state[f"optimizer.momentum.{name}"] = torch.zeros_like(parameter) if buffer is None else buffer
+        for name, parameter in self._trained.items():
+            for ours, theirs in self._kept.items():
+                # The optimiser makes its state at a parameter's first step, the same as starting from zero.
+                kept = self.optimizer.state[parameter].get(theirs)
+                zeros = torch.zeros(()) if ours == "step" else torch.zeros_like(parameter)
+                state[f"optimizer.{ours}.{name}"] = zeros if kept is None else kept
         if self._scaler.is_enabled():
             scaler = self._scaler.state_dict()
             state["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
@@ -114,11 +136,9 @@ class DataParallel:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.network.load_state_dict({key: state[f"network.{key}"] for key in self.network.state_dict()})
-        for name, parameter in self._trained():
-            self.optimizer.state[parameter]["momentum_buffer"] = state[f"optimizer.momentum.{name}"].detach()
+        for name, parameter in self._trained.items():
+            for ours, theirs in self._kept.items():
+                self.optimizer.state[parameter][theirs] = state[f"optimizer.{ours}.{name}"].detach()
         if self._scaler.is_enabled():
             scale, growth = state["scaler"].tolist()
             self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": scale, "_growth_tracker": int(growth)})
-
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, parameter) for name, parameter in self.network.named_parameters() if parameter.requires_grad]

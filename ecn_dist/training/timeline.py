@@ -1,69 +1,81 @@
-"""What changes from epoch to epoch (METHOD.md: Losses, Memory update, Training)."""
+"""Steps, epochs and learning rates of a run (METHOD.md: Training)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-
-def memory_momentum(base: float, epoch: int) -> float:
-    """m of the memory update in `epoch`: `base` times the epoch, so 0 in epoch 0."""
-    return base * epoch
-
-
-def neighbors_in_epoch(num_neighbors: int, from_epoch: int, epoch: int) -> int:
-    """k of neighbourhood-invariance in `epoch`: 0, and so hard weights, before `from_epoch`."""
-    return num_neighbors if epoch >= from_epoch else 0
-
-
-def learning_rate_factor(
-    epoch: float, *, schedule: Literal["step", "cosine"], epochs: float, step_epoch: int, warmup_epochs: float
-) -> float:
-    """What every group's learning rate is multiplied with at the fractional `epoch`, in (0, 1].
-
-    Linear warm-up over `warmup_epochs`; after it `step` is 1, then 0.1 from `step_epoch`, and `cosine` falls to 0 at
-    `epochs` (Loshchilov and Hutter 2017, without restarts).
-    """
-    if epoch < warmup_epochs:
-        return epoch / warmup_epochs
-    if schedule == "step":
-        return 0.1 if epoch >= step_epoch else 1.0
-    progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12)
-    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+from ecn_dist.methods.base import Step
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Steps and epochs of a run. Steps count from 0; epochs of source-only training come before epoch 0."""
+    """Steps count from 0. Epochs on the source alone come first, then the method's epochs 0, 1, ..."""
 
     steps_per_epoch: int
     source_only_epochs: int
     epochs: int
+    source_only_steps_per_epoch: int
 
     @property
     def source_only_steps(self) -> int:
-        return self.source_only_epochs * self.steps_per_epoch
+        return self.source_only_epochs * self.source_only_steps_per_epoch
 
     @property
     def total_steps(self) -> int:
-        return (self.source_only_epochs + self.epochs) * self.steps_per_epoch
+        return self.source_only_steps + self.epochs * self.steps_per_epoch
 
-    def epoch(self, step: int) -> int:
-        """The epoch that `step` belongs to: -source_only_epochs, ..., -1 on the source alone, then 0, 1, ..."""
-        return step // self.steps_per_epoch - self.source_only_epochs
+    def at(self, number: int) -> Step:
+        """The place of step `number` in the run."""
+        if number < self.source_only_steps:
+            return Step(number, number // self.source_only_steps_per_epoch - self.source_only_epochs, source_only=True)
+        return Step(number, (number - self.source_only_steps) // self.steps_per_epoch, source_only=False)
 
-    def is_source_only(self, step: int) -> bool:
-        return step < self.source_only_steps
+    def begins_epoch(self, number: int) -> bool:
+        """Whether step `number` is the first of its epoch."""
+        if number < self.source_only_steps:
+            return number % self.source_only_steps_per_epoch == 0
+        return (number - self.source_only_steps) % self.steps_per_epoch == 0
 
-    def ends_epoch(self, step: int) -> bool:
-        """Whether `step` is the last of its epoch."""
-        return (step + 1) % self.steps_per_epoch == 0
+    def ends_epoch(self, number: int) -> bool:
+        """Whether step `number` is the last of its epoch."""
+        return number + 1 == self.total_steps or self.begins_epoch(number + 1)
 
-    def position_in_phase(self, step: int) -> tuple[float, int]:
-        """The fractional epoch of the middle of `step` within its phase, and the phase's epochs.
+    def position_in_phase(self, at: Step) -> tuple[float, int]:
+        """The fractional epoch of the middle of a step within its phase, and the phase's epochs.
 
-        The phases are source-only and both losses; the learning rate follows each by itself. The middle of a step
+        The phases are source-only and the method's; the learning rate follows each by itself. The middle of a step
         lies inside its epoch, and strictly between the ends of a warm-up and of a cosine.
         """
-        if self.is_source_only(step):
-            return (step + 0.5) / self.steps_per_epoch, self.source_only_epochs
-        return (step + 0.5 - self.source_only_steps) / self.steps_per_epoch, self.epochs
+        if at.source_only:
+            return (at.number + 0.5) / self.source_only_steps_per_epoch, self.source_only_epochs
+        return (at.number + 0.5 - self.source_only_steps) / self.steps_per_epoch, self.epochs
+
+    def in_meta(self) -> dict[str, int]:
+        """What a step's number rests on, for a checkpoint's meta data."""
+        meta = {"steps_per_epoch": self.steps_per_epoch, "source_only_epochs": self.source_only_epochs}
+        if self.source_only_epochs and self.source_only_steps_per_epoch != self.steps_per_epoch:
+            meta["source_only_steps_per_epoch"] = self.source_only_steps_per_epoch
+        return meta
+
+
+def learning_rate_factor(
+    epoch: float,
+    *,
+    schedule: Literal["step", "cosine"],
+    epochs: float,
+    step_epochs: Sequence[int],
+    warmup_epochs: float,
+) -> float:
+    """What every group's learning rate is multiplied with at the fractional `epoch`, in (0, 1].
+
+    Linear warm-up over `warmup_epochs`; after it `step` is 1, divided by 10 at each of `step_epochs`, and `cosine`
+    falls to 0 at `epochs` (Loshchilov and Hutter 2017, without restarts).
+    """
+    if epoch < warmup_epochs:
+        return epoch / warmup_epochs
+    if schedule == "step":
+        passed = sum(epoch >= at for at in step_epochs)
+        return 0.1**passed
+    progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12)
+    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))

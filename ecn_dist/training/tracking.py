@@ -6,11 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ecn_dist import distributed
@@ -37,6 +40,33 @@ def start_logs(output_dir: Path) -> None:
         log.addHandler(to_console)
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+@dataclass
+class Interval:
+    """Sums since the last line of metrics; losses stay on the device until they are written."""
+
+    losses: Tensor  # by the names of the method
+    steps: int = 0
+    steps_here: int = 0  # of them, those since this process started: what the times below belong to
+    data_wait: float = 0.0
+    replaced: int = 0  # pictures of this rank that could not be decoded
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, losses: Tensor, data_wait: float, replaced: int) -> None:
+        self.steps += 1
+        self.steps_here += 1
+        self.losses = self.losses + losses
+        self.data_wait += data_wait
+        self.replaced += replaced
+
+    def mean_losses(self) -> list[float]:
+        """Means over the steps and all ranks. Collective."""
+        return (distributed.all_reduce(self.losses) / (self.steps * distributed.world_size())).tolist()
+
+    def replaced_on_all_ranks(self) -> int:
+        """Pictures replaced because they could not be decoded. Collective."""
+        return int(distributed.all_reduce(torch.tensor(self.replaced)))
 
 
 class Tracker:

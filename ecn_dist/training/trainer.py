@@ -1,58 +1,53 @@
-"""The training of ECN: two passes, two losses, one step, one memory update.
-
-Shape letters: b images of a domain here, D embedding dimension, P source identities.
-"""
+"""Everything that changes while a run trains, and the loop over its steps. The trainer knows no method."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.config import Config, flatten
-from ecn_dist.data import Batch, TrainStream
+from ecn_dist.data import Batch
 from ecn_dist.errors import UserError
-from ecn_dist.memory import ExemplarMemory
-from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, Keep, load
-from ecn_dist.training.interval import Interval
+from ecn_dist.methods.base import SOURCE_LOSSES, Extract, Step
+from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, Keep, load, read_meta
+from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.signals import StopRequest
 from ecn_dist.training.strategy import Strategy
-from ecn_dist.training.timeline import Timeline, learning_rate_factor, memory_momentum, neighbors_in_epoch
-from ecn_dist.training.tracking import Tracker, log
+from ecn_dist.training.timeline import learning_rate_factor
+from ecn_dist.training.tracking import Interval, Tracker, log
 
 # A loss scale that starts at 2^16 and is halved at every overflow is below the smallest gradients long before.
 MAX_SKIPPED_IN_A_ROW = 50
 
+AfterEpoch = Callable[[int], dict[str, Any] | None]
+
 
 class Trainer:
-    """Everything that changes while a run trains, and the loop over its steps."""
+    """A run in progress."""
 
     def __init__(
         self,
         config: Config,
         strategy: Strategy,
-        memory: ExemplarMemory,
-        timeline: Timeline,
-        streams: Callable[[int], tuple[TrainStream, TrainStream]],
+        feeder: Feeder,
         output_dir: Path,
         data: dict[str, str] | None = None,
+        extract: Extract | None = None,
     ) -> None:
-        """`streams(first_step)` gives the source and target batches from the global step `first_step` on.
-
-        `data` are the fingerprints of source and target, for checkpoints to tell.
-        """
+        """`data` are the fingerprints of the run's domains, for checkpoints to tell."""
         self.config = config
         self.strategy = strategy
-        self.memory = memory
-        self.timeline = timeline
-        self.streams = streams
+        self.method = strategy.network
+        self.feeder = feeder
+        self.timeline = feeder.timeline
         self.output_dir = output_dir
         self.data = data
+        self.extract = extract or Extract()
         keep = config.checkpoint
         self.keep = Keep(keep.keep, keep.keep_best, tuple(keep.keep_epochs))
         self.checkpoints = CheckpointStore(output_dir / "checkpoints", self.keep, asynchronous=keep.asynchronous)
@@ -64,9 +59,7 @@ class Trainer:
         self.replaced_pictures = 0  # over all ranks, up to the newest line of metrics
         self.interval = self._new_interval()
 
-    def fit(
-        self, after_epoch: Callable[[int], dict[str, Any] | None] | None = None, stop: StopRequest | None = None
-    ) -> bool:
+    def fit(self, after_epoch: AfterEpoch | None = None, stop: StopRequest | None = None) -> bool:
         """Train from the present position to the end; True when it is reached.
 
         `after_epoch(epoch)` is called on all ranks alike, and returns figures if it evaluated. False where any rank has
@@ -74,28 +67,31 @@ class Trainer:
         data, losses that are no longer finite, and checkpoints that cannot be written.
         """
         stop = StopRequest() if stop is None else stop
-        source_stream, target_stream = self.streams(self.step)
-        source, target = iter(source_stream), iter(target_stream)
-        tracker = Tracker(
-            self.output_dir,
-            first_step=self.step,
-            total_steps=self.timeline.total_steps,
-            tensorboard=self.config.logging.tensorboard,
+        continues = self.timeline.total_steps > self.step > 0 and not self.timeline.begins_epoch(self.step)
+        tracker = distributed.together(
+            lambda: Tracker(
+                self.output_dir,
+                first_step=self.step,
+                total_steps=self.timeline.total_steps,
+                tensorboard=self.config.logging.tensorboard,
+            )
         )
-        self.strategy.network.train()
+        self.method.train()
         try:
             while self.step < self.timeline.total_steps:
-                step = self.step
-                distributed.at_step(step)
-                source_batch, target_batch, waited = self._next(source, target, step)
-                if self._agree(source_batch, target_batch, stop):
+                at = self.timeline.at(self.step)
+                distributed.at_step(at.number)
+                if self.timeline.begins_epoch(at.number) or continues:
+                    self._begin_epoch(at, tracker, continues)
+                    continues = False
+                batches, waited = self.feeder.next(at)
+                if self._agree(batches, stop):
                     self._save_and_stop()
                     return False
-                losses_3 = self.train_step(source_batch, target_batch, step)
-                replaced = source_batch.skipped + (target_batch.skipped if target_batch else 0)
-                self.interval.add(losses_3, waited, replaced)
+                losses = self.train_step(batches, at)
+                self.interval.add(losses, waited, sum(batch.skipped for batch in batches.values()))
                 self.step += 1
-                self._after_step(step, tracker, after_epoch)
+                self._after_step(at, tracker, after_epoch)
             self._unless_allowed(self.checkpoints.finish)
             return True
         except UserError as error:
@@ -104,92 +100,80 @@ class Trainer:
             raise
         finally:
             tracker.close()
+            self.feeder.close()
 
-    def _after_step(
-        self, step: int, tracker: Tracker, after_epoch: Callable[[int], dict[str, Any] | None] | None
-    ) -> None:
-        """What is due after `step`, in this order: a line of metrics, an evaluation, a checkpoint that tells of it."""
-        epoch, ends_epoch = self.timeline.epoch(step), self.timeline.ends_epoch(step)
+    def train_step(self, batches: dict[str, Batch], at: Step) -> Tensor:
+        """One step of training; returns this rank's losses, in the order of the method's `LOSSES`. Collective."""
+        # Networks with random depth draw from torch's own generator: make that, too, a function of (seed, step).
+        torch.manual_seed(self.config.seed * 1_000_003 + at.number)
+        outputs = self.strategy.forward({name: batch.images for name, batch in batches.items()}, at)
+        losses = self.method.step_losses(outputs, batches, at)
+        self.strategy.backward(losses["loss"])
+        took_step = self._optimizer_step(at)
+        if not at.source_only:
+            self.method.after_step(outputs, batches, took_step, at)
+        zero = torch.zeros_like(losses["loss"])
+        return torch.stack([losses.get(name, zero) for name in self.method.LOSSES]).detach()
+
+    def _begin_epoch(self, at: Step, tracker: Tracker, continues: bool) -> None:
+        """What precedes the step `at`, the first of its epoch or of this process."""
+        self.strategy.begin_phase(at.source_only)
+        if not at.source_only and not continues:
+            figures = self.method.before_epoch(at.epoch, self.extract)
+            if figures:
+                self._write_metrics(tracker, {"step": at.number, "epoch": at.epoch} | figures)
+            self.method.train()
+            self.interval.started = time.monotonic()
+        self.feeder.begin_epoch(at)
+
+    def _after_step(self, at: Step, tracker: Tracker, after_epoch: AfterEpoch | None) -> None:
+        """What is due after a step, in this order: a line of metrics, an evaluation, a checkpoint that tells of it."""
+        ends_epoch = self.timeline.ends_epoch(at.number)
         every = self.config.checkpoint.every_steps
         saves = self.step % every == 0 if every else ends_epoch
         if self.step % self.config.logging.every_steps == 0 or ends_epoch or saves:
             # Before a checkpoint too: it must not be written once the loss is no longer finite.
-            self._report(tracker, step)
+            self._report(tracker, at)
         evaluation = None
         if ends_epoch and after_epoch is not None:
-            evaluation = after_epoch(epoch)
+            evaluation = after_epoch(at.epoch)
             if evaluation is not None:
-                self._write_metrics(tracker, {"step": step, "epoch": epoch, "evaluation": evaluation})
-            self.strategy.network.train()
+                self._write_metrics(tracker, {"step": at.number, "epoch": at.epoch, "evaluation": evaluation})
+            self.method.train()
             self.interval.started = time.monotonic()
-            saves |= (self.keep.best and evaluation is not None) or epoch in self.keep.epochs
+            saves |= (self.keep.best and evaluation is not None) or at.epoch in self.keep.epochs
         if saves and self.diverging:  # in fp16, where it may come back; what was saved before stays the newest
-            log.warning("no checkpoint after step %d: its loss is not finite", step)
+            log.warning("no checkpoint after step %d: its loss is not finite", at.number)
         elif saves:
-            about = {"ended_epoch": epoch if ends_epoch else None, "evaluation": evaluation}
+            about = {"ended_epoch": at.epoch if ends_epoch else None, "evaluation": evaluation}
             self._unless_allowed(lambda: self.save(about))
 
-    def train_step(self, source: Batch, target: Batch | None, step: int) -> Tensor:
-        """One step of training; returns the (3,) losses of this rank: total, source, target.
-
-        `target` is None in epochs of source-only training.
-        """
-        # Networks with random depth draw from torch's own generator: make that, too, a function of (seed, step).
-        torch.manual_seed(self.config.seed * 1_000_003 + step)
-        if target is None or self.config.loss.target_weight == 0:
-            return self._step_without_target_loss(source, target, step)
-        return self._step_of_ecn(source, target, step)
-
-    def _step_of_ecn(self, source: Batch, target: Batch, step: int) -> Tensor:
-        """METHOD.md: Losses, Memory update."""
-        epoch, loss = self.timeline.epoch(step), self.config.loss
-
-        logits_bP, features_bD = self.strategy.forward(source.images, target.images, step)
-        assert features_bD is not None
-        gathered = self.memory.gather(features_bD, target.indices)  # on its way during the source loss
-        loss_source = F.cross_entropy(logits_bP, source.labels)
-        num_neighbors = neighbors_in_epoch(loss.num_neighbors, loss.neighbors_from_epoch, epoch)
-        loss_target = self.memory.loss(features_bD, target.indices, num_neighbors, gathered=gathered)
-        total = (1 - loss.target_weight) * loss_source + loss.target_weight * loss_target
-
-        self.strategy.backward(total)
-        took_step = self._optimizer_step(step)
-        momentum = memory_momentum(self.config.memory.momentum, epoch)
-        self.memory.update(features_bD, target.indices, momentum, skip=not took_step, gathered=gathered)
-        return torch.stack([total, loss_source, loss_target]).detach()
-
-    def _step_without_target_loss(self, source: Batch, target: Batch | None, step: int) -> Tensor:
-        """Source-only training, and the control lambda = 0, in which the target passes and only BatchNorm sees it."""
-        logits_bP, _ = self.strategy.forward(source.images, None if target is None else target.images, step)
-        loss_source = F.cross_entropy(logits_bP, source.labels)
-        self.strategy.backward(loss_source)
-        self._optimizer_step(step)
-        return torch.stack([loss_source, loss_source, torch.zeros_like(loss_source)]).detach()
-
-    def _optimizer_step(self, step: int) -> bool:
-        took_step = self.strategy.step(self._learning_rate_factor(step))
+    def _optimizer_step(self, at: Step) -> bool:
+        took_step = self.strategy.step(self._learning_rate_factor(at))
         self.skipped_steps += not took_step
         self.skipped_in_a_row = 0 if took_step else self.skipped_in_a_row + 1
         if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
             raise UserError(
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row up to step {step} had gradients that are not finite at any "
-                f"loss scale; {self._remedy()}",
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row up to step {at.number} had gradients that are not finite at "
+                f"any loss scale; {self._remedy()}",
                 on_all_ranks=True,
             )
         return took_step
 
     def images_since(self, first_step: int) -> int:
-        """Pictures of both domains, over all ranks, in the steps from `first_step` to the present one."""
+        """Pictures over all ranks, in the steps from `first_step` to the present one."""
         done = range(first_step, self.step)
-        source_only = len(range(first_step, min(self.step, self.timeline.source_only_steps)))
-        return (2 * len(done) - source_only) * self.config.global_batch_size
+        alone = len(range(first_step, min(self.step, self.timeline.source_only_steps)))
+        of_phase = {phase: self.feeder.images(Step(0, 0, phase)) for phase in {True, False} if not phase or alone}
+        return alone * of_phase.get(True, 0) + (len(done) - alone) * of_phase[False]
 
     def save(self, about: dict[str, Any] | None = None) -> None:
         """Write a checkpoint of the present position; `about` goes into its meta data. Collective."""
         meta = {
             "skipped_steps": self.skipped_steps,
             "replaced_pictures": self.replaced_pictures,
-            "timeline": self._timeline_in_meta(),
+            "timeline": self.timeline.in_meta(),
+            "sizes": self.method.sizes(),
             "data": self.data,
             "config": flatten(self.config),
         }
@@ -199,7 +183,7 @@ class Trainer:
     def _save_and_stop(self) -> None:
         if self.saved_step != self.step:
             if self.interval.steps:
-                self._check_finite(self.step, *self.interval.mean_losses())
+                self._check_finite(self.step, self.interval.mean_losses())
             self.save()
         self.checkpoints.finish()
 
@@ -214,53 +198,38 @@ class Trainer:
 
     def resume(self, checkpoint: Path) -> None:
         """Continue from `checkpoint`, written on any number of ranks. Collective."""
-        state = self._state()
-        meta = load(checkpoint, state)
-        if meta["timeline"] != self._timeline_in_meta():
+        meta = distributed.together(lambda: read_meta(checkpoint))
+        if meta["timeline"] != self.timeline.in_meta():
             raise UserError(
                 f"resume: {checkpoint} is at step {meta['step']} of a run with {meta['timeline']}, and this one has "
-                f"{self._timeline_in_meta()}, so the step says nothing here; give the stored options or data, or start "
+                f"{self.timeline.in_meta()}, so the step says nothing here; give the stored options or data, or start "
                 "anew with --model.weights",
                 on_all_ranks=True,
             )
+        self.method.resize(meta.get("sizes", {}))
+        state = self._state()
+        load(checkpoint, state)
         self.step = self.saved_step = meta["step"]
         self.skipped_steps = meta["skipped_steps"]
         self.replaced_pictures = meta.get("replaced_pictures", 0)
         self.strategy.load_state(state)
-        self.memory.load_local_state({key: _local(state[f"memory.{key}"]) for key in self.memory.local_state()})
-        self.memory.load_global_state({key: state[f"memory.{key}"] for key in self.memory.global_state()})
+        self.method.load_state(state)
         if f"{OF_RANKS}interval" in state:
-            *losses_3, steps = _local(state[f"{OF_RANKS}interval"])[0]
-            self.interval.losses, self.interval.steps = torch.stack(losses_3), int(steps)
+            *losses, steps = distributed.own_part(state[f"{OF_RANKS}interval"])[0]
+            self.interval.losses, self.interval.steps = torch.stack(losses), int(steps)
         log.info("continuing from %s, step %d", checkpoint, self.step)
 
-    def _timeline_in_meta(self) -> dict[str, int]:
-        timeline = self.timeline
-        return {"steps_per_epoch": timeline.steps_per_epoch, "source_only_epochs": timeline.source_only_epochs}
-
     def _state(self) -> dict[str, Tensor]:
-        memory = {
-            key: distributed.as_row_sharded(rows, self.memory.num_exemplars)
-            for key, rows in self.memory.local_state().items()
-        }
-        memory |= self.memory.global_state()
         interval = torch.cat([self.interval.losses, self.interval.losses.new_tensor([self.interval.steps])])
         of_ranks = {f"{OF_RANKS}interval": distributed.as_row_sharded(interval[None], distributed.world_size())}
-        return self.strategy.state() | {f"memory.{key}": tensor for key, tensor in memory.items()} | of_ranks
+        return self.strategy.state() | self.method.state() | of_ranks
 
-    def _next(self, source: Iterator[Batch], target: Iterator[Batch], step: int) -> tuple[Batch, Batch | None, float]:
-        """The batches of `step` and the seconds waited for them."""
-        started = time.monotonic()
-        source_batch = next(source)
-        target_batch = None if self.timeline.is_source_only(step) else next(target)
-        return source_batch, target_batch, time.monotonic() - started
-
-    def _agree(self, source: Batch, target: Batch | None, stop: StopRequest) -> bool:
+    def _agree(self, batches: dict[str, Batch], stop: StopRequest) -> bool:
         """Whether to stop before this step. All ranks act alike on what one may know alone, by one small all-reduce.
 
         Bad data is raised; a checkpoint of which every rank's part is written is completed.
         """
-        error = source.error or (target.error if target else None)
+        error = next((batch.error for batch in batches.values() if batch.error), None)
         bad, stops, writes = distributed.any_rank_of(error is not None, bool(stop), self.checkpoints.is_writing)
         if bad:
             distributed.raise_together(error)
@@ -268,42 +237,41 @@ class Trainer:
             self._unless_allowed(self.checkpoints.finish)
         return stops
 
-    def _learning_rate_factor(self, step: int) -> float:
+    def _learning_rate_factor(self, at: Step) -> float:
         optim = self.config.optim
-        done, epochs = self.timeline.position_in_phase(step)
+        done, epochs = self.timeline.position_in_phase(at)
         return learning_rate_factor(
             done,
             schedule=optim.schedule,
             epochs=epochs,
-            # The step schedule counts epochs that have begun, and belongs to the training with both losses.
-            step_epoch=optim.step_epoch if not self.timeline.is_source_only(step) else epochs + 1,
+            # The step schedule counts epochs that have begun, and belongs to the method's own epochs.
+            step_epochs=() if at.source_only else optim.step_epochs,
             warmup_epochs=optim.warmup_epochs,
         )
 
     def _new_interval(self) -> Interval:
         dtype = torch.float64 if self.config.precision == "fp64" else torch.float32
-        return Interval(torch.zeros(3, dtype=dtype, device=self.memory.rows.device))
+        device = next(self.method.parameters()).device
+        return Interval(torch.zeros(len(self.method.LOSSES), dtype=dtype, device=device))
 
-    def _report(self, tracker: Tracker, step: int) -> None:
+    def _report(self, tracker: Tracker, at: Step) -> None:
         """Write one line of metrics, and begin another interval. Collective."""
         interval = self.interval
-        loss, loss_source, loss_target = interval.mean_losses()
+        losses = dict(zip(self.method.LOSSES, interval.mean_losses(), strict=True))
+        loss = losses["loss"]
         replaced = interval.replaced_on_all_ranks()
         if replaced:
             log.warning("%d pictures could not be decoded and were replaced since the last line of metrics", replaced)
         self.replaced_pictures += replaced
         self.diverging = not math.isfinite(loss)
-        epoch = self.timeline.epoch(step)
-        domains = 1 if self.timeline.is_source_only(step) else 2
         seconds = time.monotonic() - interval.started
-        images_per_second = interval.steps_here * domains * self.config.global_batch_size / seconds
-        factor = self._learning_rate_factor(step)
+        images_per_second = interval.steps_here * self.feeder.images(at) / seconds
+        factor = self._learning_rate_factor(at)
+        of_method = {name: None if at.source_only and name not in SOURCE_LOSSES else losses[name] for name in losses}
         record: dict[str, Any] = {
-            "step": step,
-            "epoch": epoch,
-            "loss": loss,
-            "loss_source": loss_source,
-            "loss_target": loss_target if domains == 2 else None,
+            "step": at.number,
+            "epoch": at.epoch,
+            **of_method,
             "lr": self.config.optim.lr * factor,
             "lr_backbone": self.config.optim.backbone_lr * factor,
             "images_per_second": images_per_second,
@@ -311,21 +279,23 @@ class Trainer:
             "skipped_steps": self.skipped_steps,
             "replaced_pictures": self.replaced_pictures,
         }
-        if domains == 2 and self.config.loss.target_weight > 0:
-            record |= {f"memory_{name}": value for name, value in self.memory.health().items()}
+        if not at.source_only:
+            record |= self.method.health()
         self._write_metrics(tracker, record)
-        name = f"epoch {epoch}" if domains == 2 else f"source-only epoch {epoch + self.timeline.source_only_epochs}"
+        alone = f"source-only epoch {at.epoch + self.timeline.source_only_epochs}"
         figures = f"loss {loss:.4f}  {images_per_second:.0f} images/s"
-        tracker.progress(step, name, figures, epoch_ended=self.timeline.ends_epoch(step))
-        self._check_finite(step, loss, loss_source, loss_target)
+        name = alone if at.source_only else f"epoch {at.epoch}"
+        tracker.progress(at.number, name, figures, epoch_ended=self.timeline.ends_epoch(at.number))
+        self._check_finite(at.number, list(losses.values()))
         self.interval = self._new_interval()
 
-    def _check_finite(self, step: int, loss: float, loss_source: float, loss_target: float) -> None:
+    def _check_finite(self, step: int, losses: list[float]) -> None:
         """Raise `UserError`, on all ranks, for a loss that training will not come back from."""
-        if not math.isfinite(loss) and self.config.precision != "fp16":
+        if not math.isfinite(losses[0]) and self.config.precision != "fp16":
+            named = zip(self.method.LOSSES[1:], losses[1:], strict=True)
+            parts = ", ".join(f"{name.removeprefix('loss_')} {value}" for name, value in named)
             raise UserError(
-                f"the loss is {loss} around step {step} (source {loss_source}, target {loss_target}); {self._remedy()}",
-                on_all_ranks=True,
+                f"the loss is {losses[0]} around step {step} ({parts}); {self._remedy()}", on_all_ranks=True
             )
 
     def _remedy(self) -> str:
@@ -338,7 +308,3 @@ class Trainer:
     def _write_metrics(tracker: Tracker, record: dict[str, Any]) -> None:
         """On rank 0; a disk that is full ends all ranks with that text."""
         distributed.together(lambda: tracker.metrics(record))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

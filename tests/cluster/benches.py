@@ -13,7 +13,7 @@ from typing import Any
 
 BENCHES = os.environ.get("ECN_BENCHES", "")
 REPOSITORY = Path(__file__).parents[2]
-TTL_SECONDS = 600  # a bench ends by itself after this, whatever becomes of the tests
+TTL_SECONDS = 1500  # a bench ends by itself after this, whatever becomes of the tests
 COMMANDS = {
     "hosts": ("ip", "nsenter", "unshare", "setpriv"),
     "slurm": ("slurmctld", "slurmd", "sbatch", "munged"),
@@ -31,7 +31,7 @@ def missing(kind: str) -> str | None:
     return f"not installed: {', '.join(absent)}" if absent else None
 
 
-def bench(script: str, *args: object, timeout: float = 120.0) -> str:
+def bench(script: str, *args: object, timeout: float = 240.0) -> str:
     """Run a bench script to its end; what it printed."""
     command = [str(Path(BENCHES) / script), *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -115,7 +115,7 @@ class Hosts:
     def processes(self, host: str, pattern: str) -> list[int]:
         """The process numbers, on that host, of commands that match."""
         found = self.run(host, "pgrep", "-f", pattern)
-        found.wait(10.0)
+        found.wait(60.0)
         return [int(line) for line in found.text().split()]
 
     def finish(self, jobs: list[Job], seconds: float) -> None:

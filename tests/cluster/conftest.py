@@ -15,6 +15,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for kind in ("hosts", "slurm", "containers"):
             marked = item.get_closest_marker(f"cluster_{kind}") is not None
+            if marked:
+                item.add_marker(pytest.mark.timeout(900))  # each waits several times, patiently
             if marked and (reason := missing(kind)):
                 item.add_marker(pytest.mark.skip(reason=reason))
     # The image is built while the others run. A stable sort: nothing else changes its place.

@@ -86,7 +86,7 @@ def test_two_containers_on_two_hosts_train(image: Store, small_domains: Domains,
         hosts.finish(jobs, START_SECONDS)
     finally:
         hosts.down()
-    wait_until(lambda: not image.podman("ps", "--quiet").stdout, 20, "no container is left")
+    wait_until(lambda: not image.podman("ps", "--quiet").stdout, 60, "no container is left")
     assert run.summary["world_size"] == 2
     assert run.summary["steps"] == 10
     assert (run.folder / "weights.safetensors").stat().st_uid == 10001

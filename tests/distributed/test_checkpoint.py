@@ -116,3 +116,30 @@ def check_tensors_of_another_network(folder: Path) -> None:
 
 def test_tensors_of_another_network(ranks, tmp_path: Path) -> None:
     ranks(2).run(check_tensors_of_another_network, tmp_path)
+
+
+def check_damaged_file(folder: Path, content: bytes) -> None:
+    state, _ = make_state(7)
+    CheckpointStore(folder).save(1, state, {})
+    damaged = folder / "step-00000001" / "shard-00001-model-00001-of-00001.safetensors"
+    assert distributed.together(lambda: damaged.is_file())
+    if distributed.is_main():
+        damaged = damaged.with_name("stray.safetensors") if content == b"stray" else damaged
+        damaged.write_bytes(content or bytes(damaged.stat().st_size))
+    distributed.barrier()
+    name = "stray" if content == b"stray" else "shard-00001"
+    with pytest.raises(UserError, match=rf"{name}\S* is damaged .*remove") as raised:
+        load(folder / "step-00000001", state)
+    assert raised.value.on_all_ranks
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"stray", b"\x02" + bytes(7) + b"[]"])
+def test_a_damaged_file_is_named(ranks, tmp_path: Path, content: bytes) -> None:
+    """Zeros of the right length, rubbish, a file that does not belong there, a header that is no header."""
+    check_damaged_file(tmp_path / "1", content)
+    ranks(2).run(check_damaged_file, tmp_path / "2", content)
+
+
+def test_checksum(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert distributed.checksum(tmp_path / "file").startswith("ba7816bf8f01cfea")

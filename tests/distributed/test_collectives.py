@@ -21,11 +21,13 @@ def check_collectives() -> None:
     )
     uneven = distributed.all_gather_uneven_rows(torch.full((rank, 2), rank))
     assert uneven.tolist() == [[r, r] for r in range(world_size) for _ in range(r)]
+    nothing = distributed.all_gather_uneven_rows(torch.zeros(0, 2, dtype=torch.int64))
+    assert nothing.shape == (0, 2)
+    assert nothing.dtype == torch.int64
     assert distributed.all_reduce(torch.tensor(float(rank)), "max") == world_size - 1
     assert distributed.all_reduce(torch.ones(2))[0] == world_size
     assert distributed.any_rank(rank == world_size - 1)
     assert not distributed.any_rank(False)
-    assert distributed.all_ranks(rank == 0) == (world_size == 1)
     assert distributed.broadcast_object({"from": rank}) == {"from": 0}
     assert distributed.gather_objects(rank) == list(range(world_size))
 
@@ -34,20 +36,28 @@ def check_together() -> None:
     assert distributed.together(lambda: 7) == 7
     last = distributed.world_size() - 1
 
-    def fail_on_the_last() -> None:
+    def fail_on_the_last(error: Exception) -> None:
         if distributed.rank() == last:
-            raise PermissionError(13, "Permission denied", "/runs/x")
+            raise error
 
-    with pytest.raises(UserError, match="/runs/x") as raised:
-        distributed.together(fail_on_the_last)
-    assert raised.value.on_all_ranks
+    for error, words in (
+        (PermissionError(13, "Permission denied", "/runs/x"), "/runs/x"),
+        # An error of write() has no file's name.
+        (OSError(28, "No space left on device"), r"report\.html: .*No space left on device"),
+        (UserError(""), "UserError"),
+        (OSError(), "OSError"),
+    ):
+        with pytest.raises(UserError, match=words) as raised:
+            distributed.together(lambda error=error: fail_on_the_last(error), "report.html")
+        assert raised.value.on_all_ranks
 
 
 def check_raise_together() -> None:
     distributed.raise_together(None)
     last = distributed.world_size() - 1
-    with pytest.raises(UserError, match="shard-7 is gone"):
-        distributed.raise_together("shard-7 is gone" if distributed.rank() == last else None)
+    for text, words in (("shard-7 is gone", "shard-7 is gone"), ("", "an error without a text")):
+        with pytest.raises(UserError, match=words):
+            distributed.raise_together(text if distributed.rank() == last else None)
 
 
 def count_gathered_bytes() -> int:

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 
 from ecn_dist import distributed
-from ecn_dist import train as train_main
 from ecn_dist.checks.dry_run import make_plan
 from ecn_dist.config import parse
-from ecn_dist.data import ShardIndex
 from ecn_dist.distributed import count_traffic
+from ecn_dist.training.building import build_trainer, open_domains
 from tests.dataset_folders import pack_folder, write_market
 from tests.ranks import RankPool
 
@@ -19,12 +18,14 @@ FLAGS = 64  # bytes of the step's yes-or-no questions (is a batch bad, is the st
 def step_matches_the_plan(options: list[str], folder: str) -> None:
     config = parse(options, "test", "")
     device = distributed.resolve_device("cpu")
-    source, target = ShardIndex.load(config.source), ShardIndex.load(config.target)
-    trainer = train_main.build_trainer(config, source, target, device, Path(folder))
-    source_batch, target_batch = (next(iter(stream)) for stream in trainer.streams(0))
-    trainer.strategy.network.train()
+    trainer = build_trainer(config, open_domains(config), device, Path(folder))
+    at = trainer.timeline.at(0)
+    trainer.strategy.begin_phase(at.source_only)
+    trainer.feeder.begin_epoch(at)
+    batches, _ = trainer.feeder.next(at)
+    trainer.method.train()
     with count_traffic() as traffic:
-        trainer.train_step(source_batch, target_batch, 0)
+        trainer.train_step(batches, at)
     planned: dict[str, int] = {}
     for transfer in make_plan(config, distributed.world_size()).transfers:
         if transfer.what != "gradients":  # these go through DistributedDataParallel

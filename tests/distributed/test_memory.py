@@ -169,13 +169,20 @@ def check_gathered_once() -> None:
     torch.manual_seed(0)
     rows, features, indices = unit_rows(40, 8), unit_rows(GLOBAL_BATCH, 8), torch.arange(GLOBAL_BATCH)
     losses, updated, sent = [], [], []
-    for gathers_ahead in (False, True):
+    for gathers_once in (False, True):
         memory = ExemplarMemory(40, 8, dtype=torch.float64)
         memory.load_full(rows)
+        own = own_part(features).clone().requires_grad_()
         with distributed.count_traffic() as traffic:
-            gathered = memory.gather(own_part(features), own_part(indices)) if gathers_ahead else None
-            losses.append(memory.loss(own_part(features), own_part(indices), 3, gathered=gathered))
-            memory.update(own_part(features), own_part(indices), 0.2, gathered=gathered)
+            if gathers_once:
+                batch = memory.gather(own, own_part(indices))
+                loss = batch.loss(3)
+                batch.update(0.2)
+            else:
+                loss = memory.loss(own, own_part(indices), 3)
+                memory.update(own, own_part(indices), 0.2)
+        loss.backward()
+        losses.append(torch.cat([loss.detach()[None], own.grad.flatten()]))
         updated.append(memory.full())
         sent.append(traffic["all_gather"])
     assert torch.equal(losses[0], losses[1])

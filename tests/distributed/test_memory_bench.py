@@ -6,12 +6,11 @@ from benchmarks import memory as bench
 
 
 def check_case(dtype: str) -> None:
-    """The benchmark checks by itself that the sharded, published and replicated memories agree on every rank."""
+    """The benchmark checks by itself that the sharded and the published memory agree on every rank."""
     options = ["--exemplars", "50", "--dims", "16", "--batches", "12", "--rounds", "1", "--dtypes", dtype]
     (row,) = bench.measure(bench.parser().parse_args(options))
-    assert row["replicated_over_step"] > 0
-    assert row["sent_bytes"] > 0
-    assert row["predicted"]["transfer"] > 0
+    assert row["published / step"] > 0
+    assert row["sent MB"] > 0
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

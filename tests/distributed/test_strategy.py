@@ -10,9 +10,12 @@ from torch import Tensor
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
 from ecn_dist.memory import ExemplarMemory
-from ecn_dist.models import Backbone, ReIDNetwork, convert_batchnorm
+from ecn_dist.methods.base import Step
+from ecn_dist.methods.ecn import ECN
+from ecn_dist.models import convert_batchnorm
 from ecn_dist.training.deepspeed_strategy import DeepSpeed
 from ecn_dist.training.strategy import DataParallel, Strategy
+from tests.networks import ecn_network
 
 CPU = torch.device("cpu")
 BATCH, DIM, IDENTITIES, EXEMPLARS, STEPS = 12, 16, 5, 24, 4
@@ -21,15 +24,21 @@ BATCH, DIM, IDENTITIES, EXEMPLARS, STEPS = 12, 16, 5, 24, 4
 HEIGHT, WIDTH = 64, 32
 
 
+def new_network() -> ECN:
+    return ecn_network(height=HEIGHT, width=WIDTH, embedding_dim=DIM, num_identities=IDENTITIES)
+
+
 def make(engine: str, precision: str = "fp32", seed: int = 0) -> Strategy:
     torch.manual_seed(seed)
-    network = ReIDNetwork(Backbone("small_resnet", HEIGHT, WIDTH), embedding_dim=DIM, num_identities=IDENTITIES)
+    network = new_network()
     convert_batchnorm(network, "sync", CPU)
     groups = network.parameter_groups(lr=0.05, backbone_lr=0.02)
     sgd = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, nesterov=True)
     network.train()
     if engine == "ddp":
-        return DataParallel(network, sgd, precision=precision, device=CPU)
+        strategy = DataParallel(network, sgd, precision=precision, device=CPU)
+        strategy.begin_phase(source_only=False)
+        return strategy
     stage, batch = int(engine.removeprefix("zero-")), BATCH // distributed.world_size()
     return DeepSpeed(network, sgd, precision=precision, zero_stage=stage, batch_size=batch, device=CPU)
 
@@ -44,9 +53,9 @@ def run(strategy: Strategy, memory: ExemplarMemory, steps: range) -> list[list[f
         source, target = torch.randn(2, BATCH, 3, HEIGHT, WIDTH, generator=generator)
         labels = torch.randint(IDENTITIES, (BATCH,), generator=generator)[own]
         indices = torch.randint(EXEMPLARS, (BATCH,), generator=generator)[own]
-        logits_bP, features_bD = strategy.forward(source[own], target[own], step)
-        assert features_bD is not None
-        loss_source = F.cross_entropy(logits_bP, labels)
+        outputs = strategy.forward({"source": source[own], "target": target[own]}, Step(step, 0, False))
+        features_bD = outputs["features"]
+        loss_source = F.cross_entropy(outputs["logits"], labels)
         loss_target = memory.loss(features_bD, indices, 3)
         strategy.backward(0.7 * loss_source + 0.3 * loss_target)
         took_step = strategy.step(1.0 - 0.1 * step)
@@ -149,10 +158,11 @@ def test_fp16_overflow_skips_the_step_on_all_ranks(ranks, engine: str, infinite_
 
 def check_local_statistics() -> None:
     torch.manual_seed(0)
-    network = ReIDNetwork(Backbone("small_resnet", HEIGHT, WIDTH), embedding_dim=DIM, num_identities=IDENTITIES)
+    network = new_network()
     sgd = torch.optim.SGD(network.parameter_groups(lr=0.05, backbone_lr=0.02), momentum=0.9, nesterov=True)
     network.backbone.freeze(1, False)
     strategy = DataParallel(network.train(), sgd, precision="fp32", device=CPU)
+    strategy.begin_phase(source_only=False)
     run(strategy, memory_of("ddp"), range(2))
     before = {key: tensor.clone() for key, tensor in network.state_dict().items() if "running_" in key}
     state = plain(strategy)

@@ -13,18 +13,18 @@ from ecn_dist.data.stream import Batch, EvaluationStream
 from ecn_dist.errors import UserError
 from tests.tiny_shards import write_split
 from tests.unit.data.test_reader import overwrite
-from tests.unit.data.test_stream import train_stream
+from tests.unit.data.test_stream import batches, train_stream
 
 
-def gather(batches: list[Batch]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def gather(own: list[Batch]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The global batches' images and indices, on every rank."""
-    images = [distributed.all_gather_rows(batch.images) for batch in batches]
-    return images, [distributed.all_gather_rows(batch.indices) for batch in batches]
+    images = [distributed.all_gather_rows(batch.images) for batch in own]
+    return images, [distributed.all_gather_rows(batch.indices) for batch in own]
 
 
 def check_union(split: SplitIndex) -> None:
-    alone = list(train_stream(split))
-    own = list(train_stream(split, rank=distributed.rank(), world_size=distributed.world_size()))
+    alone = batches(split)
+    own = batches(split, rank=distributed.rank(), world_size=distributed.world_size())
     images, indices = gather(own)
     for step, batch in enumerate(alone):
         assert torch.equal(images[step], batch.images)
@@ -34,7 +34,7 @@ def check_union(split: SplitIndex) -> None:
 def check_training_error(split: SplitIndex) -> int:
     """As a trainer does: one flag in an exchange of every step. Returns the step at which this rank raised."""
     stream = train_stream(split, rank=distributed.rank(), world_size=distributed.world_size())
-    for step, batch in enumerate(stream):
+    for step, batch in enumerate(stream.batches(0, 9)):
         if distributed.any_rank(batch.error is not None):
             with pytest.raises(UserError, match="cannot be decoded") as caught:
                 distributed.raise_together(batch.error)
@@ -45,9 +45,9 @@ def check_training_error(split: SplitIndex) -> int:
 
 def check_replacement(split: SplitIndex) -> None:
     options = {"max_bad_samples": 3}
-    alone = list(train_stream(split, **options))
+    alone = batches(split, **options)
     stream = train_stream(split, rank=distributed.rank(), world_size=distributed.world_size(), **options)
-    own = list(stream)
+    own = list(stream.batches(0, 9))
     images, _ = gather(own)
     for step, batch in enumerate(alone):
         assert torch.equal(images[step], batch.images)

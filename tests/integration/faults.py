@@ -55,7 +55,7 @@ class RunningTrain:
                 raise AssertionError(f"step {step} was not reached\n{self.finish()[1]}")
             time.sleep(0.02)
 
-    def wait_for_save(self, seconds: float = 60.0) -> None:
+    def wait_for_save(self, seconds: float = 200.0) -> None:
         """Wait until a checkpoint begins to be written. Polls without pause: it takes some hundredths of a second."""
         deadline = time.monotonic() + seconds
         before = self._unfinished()
@@ -71,7 +71,7 @@ class RunningTrain:
                 found.add(folder.stat().st_ctime_ns)
         return found
 
-    def wait_for_workers(self, count: int, other_than: Sequence[int] = (), seconds: float = 60.0) -> list[int]:
+    def wait_for_workers(self, count: int, other_than: Sequence[int] = (), seconds: float = 200.0) -> list[int]:
         """Wait until there are `count` workers, none of them one of `other_than`; their process ids."""
         deadline = time.monotonic() + seconds
         while len(workers := self.workers()) != count or not set(workers).isdisjoint(other_than):

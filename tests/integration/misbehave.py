@@ -8,6 +8,7 @@ from unittest.mock import patch
 from torch import Tensor
 
 from ecn_dist import distributed
+from ecn_dist.methods.base import Step
 from ecn_dist.train import main
 from ecn_dist.training.trainer import Trainer
 
@@ -15,12 +16,12 @@ how, bad_rank, bad_step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 train_step = Trainer.train_step
 
 
-def with_bug(self: Trainer, source: Any, target: Any, step: int) -> Tensor:
-    if (distributed.rank(), step) == (bad_rank, bad_step):
+def with_bug(self: Trainer, batches: Any, at: Step) -> Tensor:
+    if (distributed.rank(), at.number) == (bad_rank, bad_step):
         if how == "raise":
             raise ZeroDivisionError("a bug of one rank")
         time.sleep(1000)
-    return train_step(self, source, target, step)
+    return train_step(self, batches, at)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import torch
 
 from ecn_dist.data import ShardIndex
 from ecn_dist.evaluate import main as evaluate
-from ecn_dist.models import Backbone, ReIDNetwork, export_weights
+from ecn_dist.models import export_weights
 from tests.dataset_folders import pack_folder, write_market
 from tests.integration.conftest import DEMO_CONFIG
+from tests.networks import source_network
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """An untrained network, and six people seen by three cameras."""
     folder = tmp_path_factory.mktemp("evaluate")
     torch.manual_seed(0)
-    network = ReIDNetwork(Backbone("small_resnet", 64, 32), embedding_dim=256, num_identities=6)
+    network = source_network(embedding_dim=256, num_identities=6)
     export_weights(network, folder / "weights.safetensors")
     pack_folder(write_market(folder / "data", identities=6), folder / "shards", min_shards=2)
     places = ["--checkpoint", str(folder / "weights.safetensors"), "--data", str(folder / "shards")]

@@ -49,7 +49,7 @@ def test_a_rank_that_stops_is_named_within_the_time_out(small_domains: Domains, 
             assert time.monotonic() - at < 60
             time.sleep(0.05)
         # The time-out, some seconds in which silence is heard, and the time of a busy machine.
-        assert time.monotonic() - at < 5 + 15
+        assert time.monotonic() - at < 5 + 40
         os.kill(stopped, signal.SIGKILL)
         status, output = training.finish()
     assert status != 0

@@ -15,7 +15,7 @@ def doctor(domains: Domains, run: Path, *options: str) -> subprocess.CompletedPr
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 

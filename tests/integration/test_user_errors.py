@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ecn_dist.models import Backbone, ReIDNetwork, export_weights
+from ecn_dist.models import export_weights
 from ecn_dist.train import main as train
 from tests.integration.conftest import Domains, Torchrun
+from tests.networks import source_network
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *options: str) -> str:
@@ -29,7 +30,7 @@ def test_missing_shard_folder(small_domains: Domains, tmp_path: Path, capsys) ->
 
 
 def test_weights_that_do_not_fit(small_domains: Domains, tmp_path: Path, capsys) -> None:
-    network = ReIDNetwork(Backbone("resnet18", 64, 32), embedding_dim=256, num_identities=50)
+    network = source_network("resnet18", embedding_dim=256, num_identities=50)
     export_weights(network, tmp_path / "weights.safetensors")
     options = [*small_domains.options, "--output_dir", str(tmp_path / "run")]
     shown = error_of(capsys, *options, "--model.weights", str(tmp_path / "weights.safetensors"))

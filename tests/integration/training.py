@@ -49,7 +49,7 @@ def train(argv: list[str], stop_rank: int | None = None, stop_step: int = 0) -> 
 
 
 def _send(output_dir: Path, step: int, number: int) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 250
     while time.monotonic() < deadline:
         if newest_step(output_dir) >= step:
             os.kill(os.getpid(), number)

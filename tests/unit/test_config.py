@@ -54,7 +54,7 @@ def test_wrong_type_names_the_key() -> None:
     ("options", "message"),
     [
         (["--epochs", "0"], "epochs: 0 must be above 0"),
-        (["--global_batch_size", "0"], "global_batch_size: 0 must be above 0"),
+        (["--global_batch_size", "0"], "global_batch_size: 0 must be at least 1"),
         (["--memory.momentum", "0.02", "--epochs", "51"], "must stay below 1"),
         (["--loss.target_weight", "1"], "below 1"),
         (["--optim.momentum", "2"], "optim.momentum: 2.0 must be at least 0 and below 1"),
@@ -77,16 +77,25 @@ def test_missing_place_is_named() -> None:
         parse("--source", "s", "--output_dir", "o").check()
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_the_demo_divides_by_up_to_four_ranks(world_size: int) -> None:
-    parse("--config", str(REPOSITORY / "configs" / "demo.yaml"), *PLACES).check_ranks(world_size)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "enc"], "method: 'enc' is unknown; did you mean ecn"),
+        (["--method", "source_only", "--loss.num_neighbors", "3"], "loss.num_neighbors: method source_only has no use"),
+        (["--method", "source_only", "--data.camera_style", "false"], "data.camera_style: method source_only"),
+        (["--model.batchnorm", "group"], "model.batchnorm_group: 0 with model.batchnorm group"),
+        (["--model.batchnorm_group", "4"], "model.batchnorm_group: 4 with model.batchnorm sync"),
+        (["--optim.step_epoch", "[20, -1]"], "optim.step_epoch: -1 must be at least 0"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse(*PLACES, *options).check()
 
 
-def test_batch_that_does_not_divide_says_what_would() -> None:
-    with pytest.raises(UserError, match=r"128 does not divide by 3 ranks; 129 would, or use 1, 2, 4, 8"):
-        Config(global_batch_size=128).check_ranks(3)
-    with pytest.raises(UserError, match=r"data.streams: 16 must divide .* these would do: 3, 6"):
-        Config(global_batch_size=126).check_ranks(3)
+def test_a_method_needs_its_own_domains_alone() -> None:
+    parse("--method", "source_only", "--source", "s", "--output_dir", "o").check()
+    parse(*PLACES, "--method", "source_only", "--optim.step_epoch", "[20, 40]").check()
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -26,7 +26,7 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
         capture_output=True,
         text=True,
         env=os.environ | environment,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 

@@ -14,21 +14,14 @@ from ecn_dist.errors import UserError
 SMALL = ["--dims", "16", "--batches", "8", "--rounds", "1"]
 
 
-def test_results_table_and_figure(tmp_path) -> None:
+def test_results_and_table(tmp_path) -> None:
     options = ["--exemplars", "100", "200", *SMALL, "--output", str(tmp_path), "--machine", "here"]
     assert bench.main(options) == 0
     results = json.loads((tmp_path / "memory-here.json").read_text())["results"]
-    assert [row["exemplars"] for row in results] == [100, 200]
-    assert all(row["seconds"] > 0 and row["over_products"] > 0 and row["sent_bytes"] == 0 for row in results)
+    assert [row["N"] for row in results] == [100, 200]
+    assert all(row["step s"] > 0 and row["/ products"] > 0 and row["sent MB"] == 0 for row in results)
+    assert results[1]["peak MB"] > results[1]["rows MB a rank"] > 0
     assert "published / step" in (tmp_path / "memory-here.md").read_text()
-    assert (tmp_path / "memory-here.png").stat().st_size > 1000
-
-    options[1:3] = ["50", "100"]
-    assert bench.main([*options, "--add"]) == 0
-    added = json.loads((tmp_path / "memory-here.json").read_text())["results"]
-    assert [row["exemplars"] for row in added] == [50, 100, 200]
-    assert added[2] == results[1]
-    assert added[1] != results[0]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
@@ -43,12 +36,12 @@ def test_a_formulation_that_differs_is_no_comparison() -> None:
     wanted = step()
     published, rows = memory_sides.published(case)
     found = published()
-    bench._check_agreement("published", found, rows, wanted, memory)
+    bench.check_agreement(found, rows, wanted, memory)
     rows[:, 0] += 0.01
-    with pytest.raises(RuntimeError, match="published: its rows differs"):
-        bench._check_agreement("published", found, rows, wanted, memory)
-    with pytest.raises(RuntimeError, match="published: its loss differs"):
-        bench._check_agreement("published", (found[0] * 1.01, found[1]), rows, wanted, memory)
+    with pytest.raises(RuntimeError, match="the published rows differs"):
+        bench.check_agreement(found, rows, wanted, memory)
+    with pytest.raises(RuntimeError, match="the published loss differs"):
+        bench.check_agreement((found[0] * 1.01, found[1]), rows, wanted, memory)
 
 
 def test_rows_do_not_depend_on_who_asks() -> None:
@@ -57,12 +50,9 @@ def test_rows_do_not_depend_on_who_asks() -> None:
     assert torch.equal(case.rows(3000, 9000), everything[3000:9000])
 
 
-def test_mistakes_are_named(capsys, monkeypatch) -> None:
+def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match="batch 8 must divide by the ranks and be at most N = 4"):
         bench.main(["--exemplars", "4", *SMALL])
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(UserError, match="leave it out under torchrun"):
-        bench.main(["--ranks", "2"])
 
 
 def test_cost_model() -> None:

@@ -8,10 +8,13 @@ import torch
 
 from ecn_dist import train
 from ecn_dist.checks import dry_run
-from ecn_dist.checks.dry_run import Options, Transfer, make_plan
-from ecn_dist.checks.network_cost import measure, meta_network
-from ecn_dist.config import Config, DataConfig, LossConfig, MemoryConfig, ModelConfig, OptimConfig
+from ecn_dist.checks.dry_run import Options, make_plan, sent
+from ecn_dist.checks.network_cost import measure, meta_method
+from ecn_dist.config import Config, DataConfig, ModelConfig, OptimConfig
 from ecn_dist.errors import UserError
+from ecn_dist.methods.base import Step, Transfer
+from ecn_dist.methods.options import LossOptions, MemoryOptions
+from ecn_dist.training.building import Domains, open_domains
 from tests.dataset_folders import pack_folder, write_market
 
 SMALL = Config(
@@ -19,8 +22,8 @@ SMALL = Config(
     global_batch_size=12,
     data=DataConfig(height=64, width=32, streams=12, workers=0),
     model=ModelConfig(arch="small_resnet", weights="none", embedding_dim=32),
-    memory=MemoryConfig(momentum=0.05),
-    loss=LossConfig(num_neighbors=6),
+    memory=MemoryOptions(momentum=0.05),
+    loss=LossOptions(num_neighbors=6),
     optim=OptimConfig(source_only_epochs=2),
     device="cpu",
 )
@@ -35,6 +38,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         )
     places = {key: str(folder / key) for key in ("source", "target")}
     return dataclasses.replace(SMALL, **places, output_dir=str(folder / "run"))
+
+
+@pytest.fixture(scope="module")
+def domains(config: Config) -> Domains:
+    return open_domains(config)
 
 
 def test_steps_and_batches(config: Config) -> None:
@@ -60,7 +68,7 @@ def test_nothing_is_sent_on_one_rank(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "payload", "sent"),
+    ("operation", "payload", "expected"),
     [
         ("all_reduce", 300, 400),  # 2 (W - 1) / W
         ("all_gather", 100, 200),  # W - 1 parts of the others pass through
@@ -68,26 +76,26 @@ def test_nothing_is_sent_on_one_rank(config: Config) -> None:
         ("all_to_all", 300, 200),
     ],
 )
-def test_what_a_ring_of_three_sends(operation: str, payload: int, sent: int) -> None:
-    assert Transfer("", operation, payload).sent(3) == sent
+def test_what_a_ring_of_three_sends(operation: str, payload: int, expected: int) -> None:
+    assert sent(Transfer("", operation, payload), 3) == expected
 
 
-def test_network_is_counted_as_it_is(config: Config) -> None:
-    network = meta_network(config, 8)
-    cost = measure(config, 8, 12)
+def test_network_is_counted_as_it_is(config: Config, domains: Domains) -> None:
+    network = meta_method(config, domains)
+    cost = measure(config, domains, 1)
     assert cost.parameters == sum(p.numel() for p in network.parameters())
     assert all(p.device.type == "meta" for p in network.parameters())
     assert cost.trained_parameters == cost.parameters
     frozen = dataclasses.replace(config, model=dataclasses.replace(config.model, weights="x", frozen_stages=2))
-    assert measure(frozen, 8, 12).trained_parameters < cost.parameters
-    assert measure(frozen, 8, 12).activations < cost.activations
-    assert measure(frozen, 8, 12).flops < cost.flops
+    assert measure(frozen, domains, 1).trained_parameters < cost.parameters
+    assert measure(frozen, domains, 1).activations < cost.activations
+    assert measure(frozen, domains, 1).flops < cost.flops
 
 
-def test_activations_are_those_that_a_real_step_keeps(config: Config) -> None:
+def test_activations_are_those_that_a_real_step_keeps(config: Config, domains: Domains) -> None:
     """By the bytes that stay allocated between forward and backward, on the CPU, where autograd alone holds them."""
-    cost = measure(config, 8, 6)
-    network = meta_network(config, 8).to_empty(device="cpu")
+    cost = measure(config, domains, 2)
+    network = meta_method(config, domains).to_empty(device="cpu")
     for tensor in [*network.parameters(), *network.buffers()]:
         torch.nn.init.zeros_(tensor)
     held: dict[int, torch.UntypedStorage] = {}
@@ -101,7 +109,7 @@ def test_activations_are_those_that_a_real_step_keeps(config: Config) -> None:
 
     images = torch.zeros(2, 6, 3, 64, 32)
     with torch.autograd.graph.saved_tensors_hooks(hold, lambda t: t):
-        network(images[0], images[1], 0)
+        network({"source": images[0], "target": images[1]}, Step(0, 0, False))
     real = sum(storage.nbytes() for storage in held.values())
     masks = 2 * 6 * 32 * 4
     assert cost.activations * 4 - masks == pytest.approx(real, rel=0.02)
@@ -110,9 +118,9 @@ def test_activations_are_those_that_a_real_step_keeps(config: Config) -> None:
 @pytest.mark.parametrize(
     ("changes", "world_size", "said"),
     [
-        ({}, 5, "does not divide by 5 ranks"),
+        ({}, 5, "does not divide by the 5 ranks"),
         ({"global_batch_size": 60}, 2, "60"),  # more than the source has
-        ({"loss": LossConfig(num_neighbors=37)}, 2, "only 36 training pictures"),
+        ({"loss": LossOptions(num_neighbors=37)}, 2, "only 36 training pictures"),
         ({"model": dataclasses.replace(SMALL.model, batchnorm="local")}, 12, "at least 2 pictures"),
         ({"model": dataclasses.replace(SMALL.model, arch="resnet5")}, 1, "did you mean"),
         ({"model": dataclasses.replace(SMALL.model, frozen_stages=9, weights="x")}, 1, "out of range"),

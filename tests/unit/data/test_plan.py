@@ -103,9 +103,9 @@ def test_the_order_is_the_one_of_earlier_versions() -> None:
 @pytest.mark.parametrize(
     ("batch", "streams", "world_size", "text"),
     [
-        (24, 5, 1, "use one of 1, 2, 3, 4, 6, 8, 12, 24"),
-        (24, 4, 3, "use one of 3, 6, 12, 24"),
-        (25, 5, 3, "use a multiple of 3, such as 24, 27"),
+        (24, 5, 1, "would do: 1, 2, 3, 4, 6, 8, 12, 24"),
+        (24, 4, 3, "would do: 3, 6, 12, 24"),
+        (25, 5, 3, "25 does not divide by 3 ranks; 24 would, or use 1, 5, 25 ranks"),
         (24, 0, 1, "at least 1"),
         (240, 12, 1, "100 training pictures, fewer than one global batch of 240"),
     ],
@@ -114,4 +114,4 @@ def test_sizes_that_do_not_fit_are_named_with_those_that_do(
     batch: int, streams: int, world_size: int, text: str
 ) -> None:
     with pytest.raises(UserError, match=text):
-        PassPlan([100], batch, streams, 0, "source").rows(0, 0, 0, world_size)
+        PassPlan([100], batch, streams, 0, "source").check_ranks(world_size)

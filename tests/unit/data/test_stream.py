@@ -13,8 +13,10 @@ from ecn_dist.data import transforms
 from ecn_dist.data.cache import ShardCache
 from ecn_dist.data.draws import Draws
 from ecn_dist.data.index import SplitIndex
+from ecn_dist.data.plan import PassPlan
 from ecn_dist.data.reader import ShardReader
 from ecn_dist.data.stream import NO_LABEL, Batch, EvaluationStream, TrainStream
+from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
 from tests.http_server import FolderServer
 from tests.tiny_shards import write_split
@@ -34,27 +36,28 @@ def small(tmp_path: Path) -> SplitIndex:
     return write_split(tmp_path, [20, 10, 20], sizes=SIZES)
 
 
+PLAN_OPTIONS = ("global_batch_size", "streams", "seed", "domain", "window")
+
+
 def train_stream(split: SplitIndex, **options: Any) -> TrainStream:
-    defaults: dict[str, Any] = {
-        "global_batch_size": BATCH,
-        "streams": 12,
-        "seed": 1,
-        "domain": "target",
-        "height": 32,
-        "width": 16,
-        "random_erasing": 0.5,
-        "camera_style": True,
-        "first_step": 0,
-        "last_step": 9,  # into the third pass
-        "window": 20,
-    }
-    return TrainStream(split, **(defaults | options))
+    """A stream over passes. Options are the plan's or the stream's."""
+    plan: dict[str, Any] = {"global_batch_size": BATCH, "streams": 12, "seed": 1, "domain": "target", "window": 20}
+    stream: dict[str, Any] = {"height": 32, "width": 16, "style": "random"}
+    for name, value in options.items():
+        (plan if name in PLAN_OPTIONS else stream)[name] = value
+    labels = split.labels if plan["domain"] == "source" else None
+    return TrainStream(split, PassPlan(split.shard_samples, labels=labels, **plan), **stream)
+
+
+def batches(split: SplitIndex, first_step: int = 0, last_step: int = 9, **options: Any) -> list[Batch]:
+    """The nine first are of three passes."""
+    return list(train_stream(split, **options).batches(first_step, last_step))
 
 
 def globally(split: SplitIndex, world_size: int, **options: Any) -> list[dict[str, torch.Tensor]]:
     """The global batches, put together from the ranks' parts."""
-    ranks = [list(train_stream(split, rank=r, world_size=world_size, **options)) for r in range(world_size)]
-    assert all(batch.error is None for batches in ranks for batch in batches)
+    ranks = [batches(split, rank=r, world_size=world_size, **options) for r in range(world_size)]
+    assert all(batch.error is None for parts in ranks for batch in parts)
     names = ("images", "labels", "pids", "camids", "indices")
     return [
         {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
@@ -89,7 +92,7 @@ def test_pictures_are_the_drawn_copies_augmented_as_defined(small: SplitIndex) -
     reader, draws, erase_draws = ShardReader(), Draws(1, "target", "augmentation"), Draws(1, "target", "erasing")
     row_of = {int(index): row for row, index in enumerate(small.indices)}
     seen = set()
-    for step, batch in enumerate(train_stream(small)):
+    for step, batch in enumerate(batches(small)):
         for image, index, pid, camid in zip(batch.images, batch.indices, batch.pids, batch.camids, strict=True):
             row = row_of[int(index)]
             assert pid == small.pids[row]
@@ -97,7 +100,7 @@ def test_pictures_are_the_drawn_copies_augmented_as_defined(small: SplitIndex) -
             address = (0, int(index), step // 4)
             uniforms = draws.uniforms(transforms.NUM_DRAWS, address)[0].tolist()
             erase = erase_draws.uniforms(transforms.NUM_ERASE_DRAWS, address)[0].tolist()
-            camera = int(transforms.draw_camera(np.array([uniforms]), 3)[0])
+            camera = int(transforms.draw_camera(np.array(uniforms[transforms.CAMERA]), 3))
             picture = reader.read_picture(small, row, 3 if camera == camid else camera)
             expected = transforms.augment_picture(picture, uniforms, erase, 32, 16, 0.5)
             assert (image - expected).abs().max() < 2.02 / 255 / 0.224
@@ -115,18 +118,18 @@ def test_cameras_are_drawn_evenly_and_anew_in_every_pass(small: SplitIndex, monk
         return read_batch(self, split, rows, slots)
 
     monkeypatch.setattr(ShardReader, "read_batch", watch)
-    list(train_stream(small, last_step=4 * 30))
+    batches(small, last_step=4 * 30)
     counts = np.bincount(np.concatenate(list(chosen.values())), minlength=3)
     assert np.abs(counts / counts.sum() * 3 - 1).max() < 0.15
     assert all(len(set(cameras)) == 3 for cameras in chosen.values())
     chosen.clear()
-    list(train_stream(small, camera_style=False))
+    batches(small, style="real")
     assert all(set(cameras) == {small.camids[row]} for row, cameras in chosen.items())
 
 
 def test_erasing_alone_tells_streams_with_and_without_it_apart(small: SplitIndex) -> None:
-    fill = torch.tensor(transforms.ERASE_FILL).view(3, 1, 1)
-    never, always = (list(train_stream(small, random_erasing=probability)) for probability in (0.0, 1.0))
+    fill = torch.tensor(transforms.ECN.erase_fill).view(3, 1, 1)
+    never, always = (batches(small, augmentation=Augmentation("ecn", probability)) for probability in (0.0, 1.0))
     for this, that in zip(never, always, strict=True):
         assert torch.equal(this.indices, that.indices)
         erased = (that.images == fill).all(dim=1, keepdim=True)
@@ -135,18 +138,19 @@ def test_erasing_alone_tells_streams_with_and_without_it_apart(small: SplitIndex
         assert torch.equal(this.images.where(~erased, that.images), that.images)
 
 
-def bytes_of(split: SplitIndex, stream: TrainStream) -> tuple[int, int]:
-    """What iterating `stream` reads, as the operating system counts it, and the bytes of the pictures it shows."""
+def bytes_of(split: SplitIndex, first_step: int, last_step: int) -> tuple[int, int]:
+    """What these steps read, as the operating system counts it, and the bytes of the pictures they show."""
 
     def counted() -> int:
         return int(Path("/proc/self/io").read_text().split()[1])
 
-    list(train_stream(split, last_step=1))  # what is only read once: modules, the members' pages
+    batches(split, last_step=1)  # what is only read once: modules, the members' pages
     own = counted() - counted()  # the counting itself
+    stream = train_stream(split)
     before = counted()
-    list(stream)
+    list(stream.batches(first_step, last_step))
     read = counted() - before + own
-    return read, stream._batches.reader.bytes_read
+    return read, stream._dataset.reader.bytes_read
 
 
 def test_a_pass_reads_the_chosen_pictures_and_nothing_else(split: SplitIndex) -> None:
@@ -155,23 +159,23 @@ def test_a_pass_reads_the_chosen_pictures_and_nothing_else(split: SplitIndex) ->
 
     def chosen_bytes(first_step: int, last_step: int) -> int:
         total = 0
-        for step, batch in enumerate(train_stream(split, first_step=first_step, last_step=last_step), first_step):
+        for step, batch in enumerate(batches(split, first_step, last_step), first_step):
             for index, camid in zip(batch.indices.tolist(), batch.camids.tolist(), strict=True):
-                camera = int(transforms.draw_camera(draws.uniforms(1, (0, index, step // 4)), 3)[0])
+                camera = int(transforms.draw_camera(draws.uniforms(1, (0, index, step // 4))[0, 0], 3))
                 total += int(split.members["length"][row_of[index]][3 if camera == camid else camera])
         return total
 
     for first_step in (0, 3):  # from the start, and after a resume
-        read, counted = bytes_of(split, train_stream(split, first_step=first_step, last_step=8))
+        read, counted = bytes_of(split, first_step, 8)
         assert counted == chosen_bytes(first_step, 8)
         assert counted <= read <= 1.05 * counted
 
 
 def test_labels_are_for_the_source_alone(small: SplitIndex) -> None:
-    for batch in train_stream(small, domain="source", camera_style=False):
+    for batch in batches(small, domain="source", style="real"):
         # write_split names identity n 10 n, and lists them from the last to the first.
         assert (batch.labels == 4 - batch.pids // 10).all()
-    for batch in train_stream(small):
+    for batch in batches(small):
         assert (batch.labels == NO_LABEL).all()
 
 
@@ -182,13 +186,13 @@ def test_a_source_of_unknown_people_and_styles_that_were_not_packed_are_refused(
     members = np.array(split.members)
     members["pid"][7] = -1
     unknown = SplitIndex("train", split.folder, split.shards, members, 3, split.identities)
-    train_stream(unknown, camera_style=False)
+    train_stream(unknown, style="real")
     with pytest.raises(UserError, match="have no identity"):
-        train_stream(unknown, camera_style=False, domain="source")
+        train_stream(unknown, style="real", domain="source")
 
 
 def test_sizes_that_do_not_fit_are_refused_before_anything_is_read(small: SplitIndex) -> None:
-    with pytest.raises(UserError, match="use one of 5, 10"):
+    with pytest.raises(UserError, match="these would do: 5, 10"):
         train_stream(small, global_batch_size=10, streams=2, world_size=5)
     with pytest.raises(UserError, match="fewer than one global batch of 60"):
         train_stream(small, global_batch_size=60)
@@ -199,7 +203,7 @@ def evaluated(split: SplitIndex, world_size: int, **options: Any) -> list[Batch]
     batches = []
     for rank in range(world_size):
         stream = EvaluationStream(split, height=40, width=20, batch_size=7, rank=rank, world_size=world_size, **options)
-        steps = list(stream._load(range(len(stream))))
+        steps = list(stream._batches())
         assert len(steps) == len(stream)
         batches += steps
     return batches
@@ -240,16 +244,16 @@ def test_shards_behind_a_url_give_the_same_batches_and_are_fetched_once(
     options = {"cache": ShardCache(tmp_path / "cache", 1 << 30), "workers": workers}
     assert_equal(globally(remote, 2, **options), globally(small, 2))
     assert server.requests == {shard.name: 1 for shard in small.shards}
-    batches = EvaluationStream(remote, height=40, width=20, batch_size=7, **options)
-    assert torch.cat([batch.indices for batch in batches]).tolist() == small.indices.tolist()
+    evaluation = EvaluationStream(remote, height=40, width=20, batch_size=7, **options)
+    assert torch.cat([batch.indices for batch in evaluation]).tolist() == small.indices.tolist()
     assert sum(server.requests.values()) == 3
 
 
 def test_what_workers_get_is_small(served: tuple[FolderServer, SplitIndex], small: SplitIndex, tmp_path: Path) -> None:
     for split in (small, served[1]):
         stream = train_stream(split, cache=ShardCache(tmp_path / "cache", 1 << 30))
-        list(stream)
-        assert b".members.npy" in (pickled := pickle.dumps(stream._batches))
+        list(stream.batches(0, 1))
+        assert b".members.npy" in (pickled := pickle.dumps(stream._dataset))
         assert len(pickled) < 12_000  # the rows themselves are in a file that a worker maps
 
 
@@ -264,11 +268,11 @@ def test_shards_are_fetched_ahead_of_use(
         int(remote.members["shard"][row]) for row in stream.plan.rows(0, 0)
     }
     assert later
-    iterator = iter(stream)
+    iterator = stream.batches(0, 9)
     next(iterator)
     assert all(server.wait_for(remote.shards[shard].name) for shard in later)
 
 
 def test_a_cache_too_small_for_two_shards_is_refused(served: tuple[FolderServer, SplitIndex], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"limited to 50000 bytes, and shards are up to \d+ bytes large"):
-        train_stream(served[1], cache=ShardCache(tmp_path / "cache", 50_000))
+        train_stream(served[1], cache=ShardCache(tmp_path / "cache", 50_000)).start()

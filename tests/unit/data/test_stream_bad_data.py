@@ -1,6 +1,7 @@
 """Bad data: a batch that says so, or a replacement that does not depend on ranks; never a batch less."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ecn_dist.data.stream import Batch, EvaluationStream, TrainStream
 from ecn_dist.errors import UserError
 from tests.tiny_shards import write_split
 from tests.unit.data.test_reader import overwrite
-from tests.unit.data.test_stream import assert_equal, globally, train_stream
+from tests.unit.data.test_stream import assert_equal, batches, globally, train_stream
 
 
 @pytest.fixture
@@ -20,16 +21,16 @@ def split(tmp_path: Path) -> SplitIndex:
     return write_split(tmp_path, [20, 10, 20])
 
 
-def damage(split: SplitIndex, row: int) -> None:
-    for slot in range(4):
+def damage(split: SplitIndex, row: int, slots: Iterable[int] = range(4)) -> None:
+    for slot in slots:
         if split.members["length"][row][slot]:
             overwrite(split, row, slot, b"\0" * 50)
 
 
-def until_error(stream: TrainStream | EvaluationStream) -> tuple[list[Batch], str]:
+def until_error(stream: TrainStream | EvaluationStream, last_step: int = 9) -> tuple[list[Batch], str]:
     batches = []
     try:
-        for batch in stream:
+        for batch in stream.batches(0, last_step) if isinstance(stream, TrainStream) else stream:
             batches.append(batch)
     except UserError as error:
         return batches, str(error)
@@ -38,7 +39,7 @@ def until_error(stream: TrainStream | EvaluationStream) -> tuple[list[Batch], st
 
 def plan_of(split: SplitIndex, step: int, rank: int = 0, world_size: int = 1, **options: Any) -> list[int]:
     stream = train_stream(split, **options)
-    return stream.plan.rows(*divmod(step, stream.steps_per_pass), rank, world_size).tolist()
+    return stream.plan.step(step, rank, world_size).rows_b.tolist()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -48,16 +49,16 @@ def test_a_picture_that_cannot_be_decoded_is_an_error_in_the_batch_it_belongs_to
     row = plan_of(split, 2)[7]
     damage(split, row)
     key = f"{split.indices[row]:06d}"
-    assert list(train_stream(split, rank=0, world_size=2, last_step=4, workers=workers))[2].error is None
-    batches, error = until_error(train_stream(split, rank=1, world_size=2, workers=workers))
-    assert [batch.error is None for batch in batches] == [True, True, False]
-    assert batches[-1].error == error
+    assert batches(split, rank=0, world_size=2, last_step=4, workers=workers)[2].error is None
+    made, error = until_error(train_stream(split, rank=1, world_size=2, workers=workers))
+    assert [batch.error is None for batch in made] == [True, True, False]
+    assert made[-1].error == error
     assert Path(split.shard_path(int(split.members["shard"][row]))).name in error
     assert key in error
     assert "--data.max_bad_samples" in error
     # In full shape, so that a rank may still take part in the collectives of the step.
-    assert batches[-1].images.shape == (6, 3, 32, 16)
-    assert batches[-1].indices.shape == (6,)
+    assert made[-1].images.shape == (6, 3, 32, 16)
+    assert made[-1].indices.shape == (6,)
 
 
 @pytest.mark.parametrize("damaged", [[0], [3, 4], [49], [48, 49, 0]])
@@ -88,12 +89,12 @@ def test_replaced_pictures_are_counted_and_limited_by_pass(split: SplitIndex, ca
     rows = [plan_of(split, step)[0] for step in (0, 1, 2)]
     for row in rows:
         damage(split, row)
-    batches = list(train_stream(split, max_bad_samples=3, last_step=8))
-    assert [batch.skipped for batch in batches[:4]] == [1, 1, 1, 0]
-    assert sum(batch.skipped for batch in batches[4:]) <= 3  # fewer where one is left out
+    made = batches(split, max_bad_samples=3, last_step=8)
+    assert [batch.skipped for batch in made[:4]] == [1, 1, 1, 0]
+    assert sum(batch.skipped for batch in made[4:]) <= 3  # fewer where one is left out
     assert caplog.messages[0] == "target: 3 pictures of this pass could not be decoded and were replaced"
-    batches, error = until_error(train_stream(split, max_bad_samples=2, last_step=8))
-    assert [batch.error is None for batch in batches] == [True, True, False]
+    made, error = until_error(train_stream(split, max_bad_samples=2), last_step=8)
+    assert [batch.error is None for batch in made] == [True, True, False]
     assert "3 pictures in this pass cannot be decoded, more than data.max_bad_samples (2)" in error
 
 
@@ -111,7 +112,7 @@ def test_every_rank_tells_its_replaced_pictures_by_step_and_in_all(
         expected = [len(damaged.intersection(plan_of(split, step, **options))) for step in range(9)]
         stream = train_stream(split, max_bad_samples=3, workers=workers, **options)
         assert stream.replaced == 0
-        for step, batch in enumerate(stream):
+        for step, batch in enumerate(stream.batches(0, 9)):
             assert type(batch.skipped) is int
             assert batch.skipped == expected[step]
             assert stream.replaced == sum(expected[: step + 1])  # over all passes
@@ -125,21 +126,21 @@ def test_what_was_replaced_in_a_pass_that_does_not_end_is_told(
     split: SplitIndex, caplog: pytest.LogCaptureFixture, left: str
 ) -> None:
     damage(split, plan_of(split, 0)[3])
-    stream = train_stream(split, max_bad_samples=3, last_step=3)
-    batches = iter(stream)
-    next(batches)
+    stream = train_stream(split, max_bad_samples=3)
+    made = stream.batches(0, 3)
+    next(made)
     assert caplog.messages == []
     if left == "at its end":
-        list(batches)
+        list(made)
     elif left == "closed":
-        batches.close()
+        made.close()
     elif left == "dropped":
-        del batches
+        del made
     else:
         for shard in range(3):
             os.truncate(split.shard_path(shard), 0)
         with pytest.raises(UserError, match="ends within"):
-            list(batches)
+            list(made)
     assert caplog.messages == ["target: 1 pictures of this pass could not be decoded and were replaced"]
     assert stream.replaced == 1
 
@@ -147,8 +148,8 @@ def test_what_was_replaced_in_a_pass_that_does_not_end_is_told(
 def test_where_nothing_near_can_be_decoded_there_is_no_replacement(split: SplitIndex) -> None:
     for row in range(50):
         damage(split, row)
-    batches, error = until_error(train_stream(split, max_bad_samples=100))
-    assert len(batches) == 1
+    made, error = until_error(train_stream(split, max_bad_samples=100))
+    assert len(made) == 1
     assert "cannot be decoded" in error
 
 
@@ -165,6 +166,6 @@ def test_a_shard_that_was_cut_or_is_gone_is_never_replaced(split: SplitIndex, ma
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_does_without_no_picture(split: SplitIndex, workers: int) -> None:
     damage(split, 30)
-    batches, error = until_error(EvaluationStream(split, height=32, width=16, batch_size=8, workers=workers))
+    made, error = until_error(EvaluationStream(split, height=32, width=16, batch_size=8, workers=workers))
     assert f"train-000002.tar: {split.indices[30]:06d}.jpg" in error
-    assert len(batches) == 3
+    assert len(made) == 3

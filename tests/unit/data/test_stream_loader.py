@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from ecn_dist.data.batches import Batches, RawBatch
-from ecn_dist.data.loader import check_shared_memory, load
+from ecn_dist.data.dataset import PictureDataset, RawBatch, Request
+from ecn_dist.data.loader import Loader, check_shared_memory
 from ecn_dist.errors import UserError
 
 
-class Recorded(Batches):
+class Recorded(PictureDataset):
     """Batch t holds t in one pixel, and is noted in a file when it is made."""
 
     def __init__(self, folder: Path, lost_at: int = -1) -> None:
@@ -27,18 +28,18 @@ class Recorded(Batches):
         self.made.touch()
         self.lost_at = lost_at
 
-    def num_pictures(self, step: int) -> int:
-        return 1
+    def failed(self, samples: int, error: str) -> RawBatch:
+        return RawBatch(torch.zeros(1, dtype=torch.uint8), error=error)
 
-    def failed(self, step: int, error: str) -> RawBatch:
-        return RawBatch(torch.zeros(1, dtype=torch.uint8), np.zeros(1), np.zeros(1), error=error)
-
-    def __getitem__(self, step: int) -> RawBatch:
-        if step == self.lost_at:
+    def __getitem__(self, request: Request) -> RawBatch:
+        if request.step == self.lost_at:
             os.kill(os.getpid(), signal.SIGKILL)
         with self.made.open("a") as file:
-            file.write(f"{step}\n")
-        return RawBatch(torch.tensor([step], dtype=torch.uint8), np.zeros(1), np.zeros(1))
+            file.write(f"{request.step}\n")
+        return RawBatch(torch.tensor([request.step], dtype=torch.uint8))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
 
     def steps_made(self) -> list[int]:
         return sorted(map(int, self.made.read_text().split()))
@@ -57,70 +58,101 @@ def loader_workers() -> list[Any]:
     return [child for child in children if isinstance(child, multiprocessing.context.ForkServerProcess)]
 
 
-def steps(batches: Any) -> list[int]:
-    return [int(batch.pixels_bHW3) for batch in batches]
+def requests(steps: range) -> list[Request]:
+    return [Request(step, np.zeros(1, np.int64), np.zeros(1, np.int64), 0) for step in steps]
+
+
+def load(loader: Loader, steps: range) -> Iterator[int]:
+    for request, batch in loader.load(requests(steps)):
+        assert request.step == int(batch.data)
+        yield request.step
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_come_in_order(tmp_path: Path, workers: int) -> None:
-    batches = Recorded(tmp_path)
-    assert steps(load(batches, range(3, 20), workers=workers, pin_memory=False)) == list(range(3, 20))
-    assert steps(load(batches, range(7, 7), workers=workers, pin_memory=False)) == []
-    assert batches.steps_made() == list(range(3, 20))
+    recorded = Recorded(tmp_path)
+    loader = Loader(recorded, workers, pin_memory=False)
+    assert list(load(loader, range(3, 20))) == list(range(3, 20))
+    assert list(load(loader, range(7, 7))) == []
+    assert recorded.steps_made() == list(range(3, 20))
 
 
 def test_workers_read_ahead_without_a_pause_but_not_endlessly(tmp_path: Path) -> None:
-    batches = Recorded(tmp_path)
-    loading = load(batches, range(100), workers=2, pin_memory=False)
+    recorded = Recorded(tmp_path)
+    loading = load(Loader(recorded, 2, pin_memory=False), range(100))
     for step in range(20):
-        assert int(next(loading).pixels_bHW3) == step
+        assert next(loading) == step
         # Two batches a worker, and one for the one that was taken.
-        assert within(5, lambda step=step: len(batches.steps_made()) >= step + 4)
-    assert len(batches.steps_made()) <= 20 + 5
-    loading.close()
+        assert within(5, lambda step=step: len(recorded.steps_made()) >= step + 4)
+    assert len(recorded.steps_made()) <= 20 + 5
+
+
+def test_one_range_after_the_other_is_made_by_the_same_workers(tmp_path: Path) -> None:
+    loader = Loader(Recorded(tmp_path), 2, pin_memory=False)
+    assert list(load(loader, range(5))) == list(range(5))
+    workers = {process.pid for process in loader_workers()}
+    left = load(loader, range(5, 50))
+    assert [next(left) for _ in range(3)] == [5, 6, 7]  # the rest of this range is dropped
+    assert list(load(loader, range(70, 80))) == list(range(70, 80))
+    with pytest.raises(RuntimeError, match="another range"):
+        next(left)
+    assert list(load(loader, range(3))) == [0, 1, 2]
+    assert {process.pid for process in loader_workers()} == workers
+    loader.close()
+    assert within(5, lambda: not loader_workers())
+    assert list(load(loader, range(3))) == [0, 1, 2]
+
+
+def test_workers_lost_between_two_ranges_are_replaced(tmp_path: Path) -> None:
+    loader = Loader(Recorded(tmp_path), 2, pin_memory=False)
+    list(load(loader, range(5)))
+    first, _ = loader_workers()
+    os.kill(first.pid, signal.SIGKILL)
+    first.join(5)
+    assert list(load(loader, range(5, 9))) == [5, 6, 7, 8]
 
 
 def test_the_global_generator_is_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    list(load(Recorded(tmp_path), range(3), workers=1, pin_memory=False))
+    list(load(Loader(Recorded(tmp_path), 1, pin_memory=False), range(3)))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_workers_leave_signals_to_the_training_process(tmp_path: Path) -> None:
-    loading = load(Recorded(tmp_path), range(50), workers=2, pin_memory=False)
-    first = [int(next(loading).pixels_bHW3) for _ in range(5)]
+    loading = load(Loader(Recorded(tmp_path), 2, pin_memory=False), range(50))
+    first = [next(loading) for _ in range(5)]
     workers = [process.pid for process in loader_workers()]
     server = multiprocessing.forkserver._forkserver._forkserver_pid
     assert len(workers) == 2
     for name in ("INT", "TERM", "USR1", "USR2"):
         # By another process, as a terminal or a scheduler would send it.
         subprocess.run(["/bin/sh", "-c", f"kill -{name} {server} {' '.join(map(str, workers))}"], check=True)
-    assert first + steps(loading) == list(range(50))
+    assert first + list(loading) == list(range(50))
 
 
 def test_workers_end_when_the_stream_is_left(tmp_path: Path) -> None:
-    loading = load(Recorded(tmp_path), range(50), workers=2, pin_memory=False)
+    loader = Loader(Recorded(tmp_path), 2, pin_memory=False)
+    loading = load(loader, range(50))
     next(loading)
     assert len(loader_workers()) == 2
-    loading.close()
+    del loader, loading
     assert within(5, lambda: not loader_workers())
 
 
 def test_workers_obey_a_termination_by_the_training_process(tmp_path: Path) -> None:
-    loading = load(Recorded(tmp_path), range(50), workers=1, pin_memory=False)
+    loading = load(Loader(Recorded(tmp_path), 1, pin_memory=False), range(50))
     next(loading)
     (worker,) = loader_workers()
     worker.terminate()
     assert within(5, lambda: not worker.is_alive())
-    loading.close()
 
 
 def test_a_lost_worker_is_an_error_in_place_of_its_batch(tmp_path: Path) -> None:
-    *made, last = load(Recorded(tmp_path, lost_at=6), range(50), workers=2, pin_memory=False)
+    *made, (_, last) = Loader(Recorded(tmp_path, lost_at=6), 2, pin_memory=False).load(requests(range(50)))
     # The loss is noticed at once, perhaps before batches that were already made are handed over; none is skipped.
-    assert steps(made) == list(range(len(made)))
+    assert [int(batch.data) for _, batch in made] == list(range(len(made)))
     assert len(made) <= 6
     assert last.error is not None
     assert f"a loader worker failed at step {len(made)}: " in last.error
@@ -129,11 +161,11 @@ def test_a_lost_worker_is_an_error_in_place_of_its_batch(tmp_path: Path) -> None
 SCRIPT = """
     import multiprocessing, sys, time
     from pathlib import Path
-    from tests.unit.data.test_stream_loader import Recorded
-    from ecn_dist.data.loader import load
+    from tests.unit.data.test_stream_loader import Recorded, load
+    from ecn_dist.data.loader import Loader
 
     if __name__ == "__main__":
-        loading = load(Recorded(Path(sys.argv[1])), range(50), workers=2, pin_memory=False)
+        loading = load(Loader(Recorded(Path(sys.argv[1])), 2, pin_memory=False), range(50))
         next(loading)
         print(*(process.pid for process in multiprocessing.active_children()), flush=True)
         time.sleep(60)

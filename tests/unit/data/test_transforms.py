@@ -122,7 +122,7 @@ def test_where_no_box_fits_nothing_is_erased() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
 def test_pictures_are_erased_as_often_as_asked_for(probability: float) -> None:
-    fill = torch.tensor(transforms.ERASE_FILL).view(3, 1, 1)
+    fill = torch.tensor(transforms.ECN.erase_fill).view(3, 1, 1)
     erased = [
         (transforms.augment_picture(picture(32, 16), draws, erase, 32, 16, probability) == fill).all(dim=0).any()
         for draws, erase in zip(draws_of(400), erase_draws_of(400), strict=True)
@@ -132,7 +132,7 @@ def test_pictures_are_erased_as_often_as_asked_for(probability: float) -> None:
 
 def test_cameras_and_flips_are_drawn_evenly() -> None:
     draws = draws_of(6000)
-    cameras = np.bincount(transforms.draw_camera(np.array(draws), 6), minlength=6)
+    cameras = np.bincount(transforms.draw_camera(np.array(draws)[:, transforms.CAMERA], 6), minlength=6)
     assert len(cameras) == 6
     assert np.abs(cameras / 1000 - 1).max() < 0.15
     assert np.mean([row[transforms.FLIP] < transforms.FLIP_PROBABILITY for row in draws]) == pytest.approx(
@@ -151,7 +151,7 @@ def test_the_definition_is_what_torchvision_computes() -> None:
         image = functional.normalize(image, transforms.IMAGENET_MEAN, transforms.IMAGENET_STD)
         if draws[transforms.ERASE] < 0.5:
             box = transforms.erase_box(erase_draws, 64, 32)
-            image = functional.erase(image, *box, torch.tensor(transforms.ERASE_FILL).view(3, 1, 1))
+            image = functional.erase(image, *box, torch.tensor(transforms.ECN.erase_fill).view(3, 1, 1))
         defined = transforms.augment_picture(picture(height, width), draws, erase_draws, 64, 32, 0.5)
         torch.testing.assert_close(defined, image)
 
@@ -166,7 +166,7 @@ def test_the_quick_way_agrees_with_the_definition_within_two_grey_levels(size: t
         transforms.resize_into(out_HW3, np.array(stored), box, flip)
     erase = erase_draws_of(len(draws))
     boxes = [transforms.erase_box(row, 128, 64) if at % 2 else transforms.NO_BOX for at, row in enumerate(erase)]
-    quick = transforms.normalise_and_erase(pixels_bHW3, boxes)
+    quick = transforms.normalise_and_erase(pixels_bHW3, torch.tensor(boxes))
     exact = torch.stack(
         [
             transforms.augment_picture(stored, row, erase_row, 128, 64, at % 2)
@@ -192,3 +192,20 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
     together = transforms.normalise_and_erase(pixels_bHW3)
     for at in range(7):
         assert torch.equal(transforms.normalise_and_erase(pixels_bHW3[at : at + 1])[0], together[at])
+
+
+def test_the_mask_that_accelerators_erase_by_is_the_boxes() -> None:
+    boxes = [transforms.erase_box(row, 64, 32) for row in erase_draws_of(30)] + [transforms.NO_BOX, (0, 0, 64, 32)]
+    expected = torch.zeros(len(boxes), 64, 32, dtype=torch.bool)
+    for mask, (top, left, height, width) in zip(expected, boxes, strict=True):
+        mask[top : top + height, left : left + width] = True
+    assert torch.equal(transforms.box_mask(torch.tensor(boxes), 64, 32), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", [transforms.ECN, transforms.Augmentation("pad")])
+def test_an_accelerator_gives_the_same_pictures(how: transforms.Augmentation) -> None:
+    pixels_bHW3 = torch.randint(0, 256, (30, 64, 32, 3), dtype=torch.uint8)
+    boxes = torch.tensor([transforms.erase_box(row, 64, 32, how) for row in erase_draws_of(30)])
+    there = transforms.normalise_and_erase(pixels_bHW3.to("cuda"), boxes.to("cuda"), how)
+    assert torch.equal(there.cpu(), transforms.normalise_and_erase(pixels_bHW3, boxes, how))

@@ -15,4 +15,3 @@ def test_cut_is_that_of_torch_chunk(num_rows: int, world_size: int) -> None:
     for rank, rows in enumerate(chunks):
         assert list(range(partition.start(rank), partition.stop(rank))) == rows
         assert partition.size(rank) == len(rows)
-        assert (partition.owner(torch.tensor(rows, dtype=torch.int64)) == rank).all()

@@ -56,9 +56,9 @@ def test_a_step_does_not_wait_for_the_device(dtype: torch.dtype, backend: str) -
     indices = torch.arange(24, device=memory.rows.device)
 
     def step() -> None:
-        gathered = memory.gather(features, indices)
-        memory.loss(features, indices, 6, gathered=gathered).backward()
-        memory.update(features, indices, 0.3, skip=torch.zeros((), device=features.device), gathered=gathered)
+        batch = memory.gather(features, indices)
+        batch.loss(6).backward()
+        batch.update(0.3, skip=torch.zeros((), device=features.device))
 
     step()  # the first one loads libraries and compiles kernels
     torch.cuda.set_sync_debug_mode("error")

@@ -48,7 +48,7 @@ def unit_rows(*shape: int) -> torch.Tensor:
 def test_summary_equals_that_of_torch(
     dtype: torch.dtype, batch: int, num_rows: int, dim: int, num_neighbors: int, chunk_rows: int
 ) -> None:
-    from ecn_dist.memory import triton_pass
+    from ecn_dist.memory import rows_pass_triton as triton_pass
 
     torch.manual_seed(0)
     features = (1.4 * unit_rows(batch, dim)).to(dtype).float().to(DEVICE)
@@ -69,7 +69,7 @@ def test_summary_equals_that_of_torch(
 @needs_triton
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_similarities_go_to_the_lower_row(dtype: torch.dtype) -> None:
-    from ecn_dist.memory import triton_pass
+    from ecn_dist.memory import rows_pass_triton as triton_pass
 
     torch.manual_seed(0)
     rows, features = torch.zeros(700, 64), torch.zeros(20, 64)

@@ -7,14 +7,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ecn_dist.errors import UserError
-from ecn_dist.models import Backbone, ReIDNetwork, export_weights, load_backbone, load_weights, normalized_features
+from ecn_dist.methods.source_only import SourceOnly
+from ecn_dist.models import Backbone, export_weights, load_backbone, load_weights, normalized_features
+from tests.networks import source_network
 
 HEIGHT, WIDTH = 64, 32
 
 
-def new_network(arch: str = "small_resnet", num_identities: int = 7, seed: int = 0) -> ReIDNetwork:
+def new_network(arch: str = "small_resnet", num_identities: int = 7, seed: int = 0) -> SourceOnly:
     torch.manual_seed(seed)
-    return ReIDNetwork(Backbone(arch, HEIGHT, WIDTH), embedding_dim=16, num_identities=num_identities)
+    return source_network(arch, num_identities=num_identities)
 
 
 def images(count: int = 4) -> torch.Tensor:
@@ -53,29 +55,6 @@ def test_resnet_feature_is_the_global_average_of_its_last_stage() -> None:
 def test_unfit_architectures_say_why(arch: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Backbone(arch, HEIGHT, WIDTH)
-
-
-def test_target_feature_is_normalised_before_dropout() -> None:
-    network = new_network()
-    logits, features = network(images(), images(), step=3)
-    assert logits.shape == (4, 7)
-    # Entries are 0 or twice those of a unit vector, so a row's length is about sqrt(2), and never 1.
-    network.target_dropout.probability = 0.0
-    _, unit = network(images(), images(), step=3)
-    torch.testing.assert_close(unit.norm(dim=1), torch.ones(4))
-    kept = features != 0
-    torch.testing.assert_close(features[kept], 2 * unit[kept])
-    assert 0.2 < kept.float().mean() < 0.8
-
-
-def test_running_statistics_see_source_then_target() -> None:
-    network, apart = new_network(), new_network()
-    source, target = images(), 2 * images() + 1
-    network(source, target, step=0)
-    apart.source_logits(source, 0)
-    apart.target_features(target, 0)
-    for (name, a), (_, b) in zip(network.named_buffers(), apart.named_buffers(), strict=True):
-        assert torch.equal(a, b), name
 
 
 def test_frozen_stages_of_a_resnet() -> None:

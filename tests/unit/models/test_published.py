@@ -7,21 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from ecn_dist.errors import UserError
-from ecn_dist.models import Backbone, ReIDNetwork, load_backbone, load_published_memory, load_weights
+from ecn_dist.methods.source_only import SourceOnly
+from ecn_dist.models import load_backbone, load_published_memory, load_weights
+from tests.networks import source_network
 
 DIM, IDENTITIES, EXEMPLARS = 24, 7, 11
 
 
-def network(seed: int) -> ReIDNetwork:
+def network(seed: int) -> SourceOnly:
     torch.manual_seed(seed)
-    made = ReIDNetwork(Backbone("resnet18", 64, 32), embedding_dim=DIM, num_identities=IDENTITIES)
+    made = source_network("resnet18", embedding_dim=DIM, num_identities=IDENTITIES)
     for buffer in made.buffers():
         if buffer.is_floating_point():
             buffer.uniform_(0.5, 1.5)
     return made
 
 
-def published(trained: ReIDNetwork, prefix: str) -> dict[str, Tensor]:
+def published(trained: SourceOnly, prefix: str) -> dict[str, Tensor]:
     """The state dict of the published network, whose backbone keeps torchvision's unused classifier."""
     names = {
         "backbone.body.": "base.",

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.dense_reranking import dense_reranking
 from ecn_dist.errors import UserError
 from ecn_dist.ranking import KReciprocal, evaluate_ranking, rerank_distances
+from tests.dense_reranking import dense_reranking
 from tests.ranking_cases import Case, assert_same, clustered_case, random_case
 
 SMALL_BUDGET = 400_000

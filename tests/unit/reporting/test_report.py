@@ -85,16 +85,6 @@ def test_it_says_what_was_trained_how_well_it_does_and_on_what(run: Path) -> Non
     assert "notice" not in [attributes.get("class") for attributes in page.all("p")]
 
 
-def test_the_losses_are_named_as_they_were() -> None:
-    from ecn_dist.reporting.words import method
-
-    assert method({"loss.target_weight": 0}).startswith("Control")
-    only_e = method({"loss.target_weight": 0.3, "data.camera_style": False, "loss.num_neighbors": 0})
-    assert "(E)" in only_e
-    assert "(C)" not in only_e
-    assert "(N" not in only_e
-
-
 def test_it_is_whole(run: Path) -> None:
     page = Page(write_report(run))
     assert page.all("script") == []
@@ -216,10 +206,6 @@ def test_a_picture_too_large_to_open_is_named(run: Path) -> None:
         (folder / "bomb.png").write_bytes(bomb)
         with pytest.raises(UserError, match=r"bomb\.png: is no readable PNG"):
             write_report(run)
-
-
-def test_a_method_may_describe_itself(run: Path) -> None:
-    assert "By our own words." in Page(write_report(run, method_words="By our own words.")).text
 
 
 def test_comparison_shows_mean_and_spread_and_stays_with_the_run(run: Path) -> None:

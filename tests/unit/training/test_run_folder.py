@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from ecn_dist.config import CheckpointConfig, Config, DataConfig, MemoryConfig, flatten, load
+from ecn_dist.config import CheckpointConfig, Config, DataConfig, flatten, load
 from ecn_dist.errors import UserError
+from ecn_dist.methods.options import MemoryOptions
 from ecn_dist.training import run_folder
 from ecn_dist.training.checkpoint import CheckpointStore
 
@@ -35,7 +36,7 @@ def test_differences() -> None:
         checkpoint=CheckpointConfig(keep=9),
     )
     assert run_folder.differences(stored, flatten(same_results)) == []
-    other = Config(seed=3, memory=MemoryConfig(momentum=0.02))
+    other = Config(seed=3, memory=MemoryOptions(momentum=0.02))
     assert run_folder.differences(stored, flatten(other)) == ["seed: 0 -> 3", "memory.momentum: 0.01 -> 0.02"]
 
 
@@ -49,7 +50,7 @@ def test_options_of_a_later_version_count_with_their_defaults() -> None:
     older = flatten(Config())
     del older["memory.start"]
     assert run_folder.differences(older, flatten(Config())) == []
-    assert run_folder.differences(older, flatten(Config(memory=MemoryConfig(start="weights"))))
+    assert run_folder.differences(older, flatten(Config(memory=MemoryOptions(start="weights"))))
 
 
 def test_a_fresh_start(tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""P x K batches: P identities (or clusters) and K pictures of each, an endless sequence planned for an epoch.
+
+The identities come in seeded rounds, each of which has all of them once; so do the pictures of an identity in the turns
+that it gets. Where a round ends inside a batch (or a turn), what was in that batch comes later in the next round, so an
+identity comes once in a batch, and a picture once in a turn where its identity has K. In a turn the cameras that were
+taken least come first. A picture's occurrence number is the round that it comes in.
+
+Random orders are addressed by the identity's label and the picture's exemplar index, and ties go to the lower ones: the
+sequence does not know in which order the pictures are stored.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+
+from ecn_dist.data.draws import Draws
+from ecn_dist.data.plan import STAND_INS, Step, check_batch
+from ecn_dist.errors import UserError
+
+REMEDY = "pack more of them, or take fewer identities a batch"
+
+
+class IdentityPlan:
+    """The P x K batches of one epoch.
+
+    Args:
+        labels: (n,) integers, the identity of each row of the split; -1 takes no part.
+        indices, camids: (n,) the rows' exemplar indices and cameras.
+        identities: P, of a batch.
+        instances: K, pictures of an identity in a batch.
+        seed: of the run.
+        domain: see `Plan`.
+        epoch: another one gives another sequence.
+        remedy: the end of the error about too few identities.
+
+    Raises:
+        UserError: there are fewer than P identities.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        indices: np.ndarray,
+        camids: np.ndarray,
+        *,
+        identities: int,
+        instances: int,
+        seed: int,
+        domain: str,
+        epoch: int,
+        remedy: str = REMEDY,
+    ) -> None:
+        if min(identities, instances) < 1:
+            raise UserError(f"{identities} identities x {instances} pictures are no batch: both must be at least 1")
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.identities, self.instances = identities, instances
+        self.global_batch_size = identities * instances
+        self.seed, self.domain, self.epoch = seed, domain, epoch
+        self._indices, self._camids = np.asarray(indices), np.asarray(camids)
+        rows = np.flatnonzero(self.labels >= 0)
+        rows = rows[np.lexsort((self._indices[rows], self.labels[rows]))]
+        self._numbers, starts = np.unique(self.labels[rows], return_index=True)
+        if len(self._numbers) < identities:
+            raise UserError(
+                f"the {domain} has {len(self._numbers)} identities, fewer than the {identities} of a batch: {remedy}"
+            )
+        self._members = np.split(rows, starts[1:])  # of each identity, by exemplar index
+        self._identity_draws = Draws(seed, domain, "identities")
+        self._picture_draws = Draws(seed, domain, "instances")
+        self._sequence = self._all_turns()
+        self._turns: list[tuple[np.ndarray, np.ndarray]] = []  # the sequence as far as it was asked for
+        self._lock = threading.Lock()
+
+    def check_ranks(self, world_size: int) -> None:
+        """See `Plan`: B must divide by the ranks. A rank has whole identities where P divides by them, too."""
+        check_batch(self.global_batch_size, self.global_batch_size, world_size)
+
+    def step(self, step: int, rank: int = 0, world_size: int = 1) -> Step:
+        """Step `step` of the epoch: see `Plan`. The pictures of an identity lie side by side."""
+        first = step * self.identities
+        with self._lock:
+            while len(self._turns) < first + self.identities:
+                self._turns.append(next(self._sequence))
+        rows_B, occurrences_B = map(np.concatenate, zip(*self._turns[first : first + self.identities], strict=True))
+        b = self.global_batch_size // world_size
+        part = slice(rank * b, (rank + 1) * b)
+        return Step(rows_B[part], occurrences_B[part], self.epoch)
+
+    def stand_ins(self, row: int) -> np.ndarray:
+        """The other pictures of the identity, from the next exemplar index on."""
+        members = self._members[np.searchsorted(self._numbers, self.labels[row])]
+        at = int(np.flatnonzero(members == row)[0])
+        return np.roll(members, -at)[1 : STAND_INS + 1]
+
+    def _all_turns(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(K,) rows and (K,) occurrence numbers of one identity after the other."""
+        turns = [self._turns_of(members) for members in self._members]
+        order: list[int] = []
+        for number in count():
+            begun = number * len(turns) % self.identities  # identities of the last round in the batch that goes on
+            in_batch = set(order[len(order) - begun :])
+            drawn = self._identity_draws.order((number, self._numbers, self.epoch)).tolist()
+            first = [identity for identity in drawn if identity not in in_batch][: self.identities - begun]
+            rest = set(drawn) - set(first)
+            order = first + [identity for identity in drawn if identity in rest]
+            for identity in order:
+                yield next(turns[identity])
+
+    def _turns_of(self, members: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        cameras = self._camids[members].tolist()
+        to_come: list[int] = []  # places in `members` that this round still has, in drawn order
+        number = -1
+        while True:
+            turn: list[int] = []
+            occurrences: list[int] = []
+            taken: Counter[int] = Counter()  # pictures of each camera
+            while len(turn) < self.instances:
+                if not to_come:
+                    number += 1
+                    to_come = self._picture_draws.order((number, self._indices[members], self.epoch)).tolist()
+                fresh = [place for place in to_come if place not in turn] or to_come
+                place = min(fresh, key=lambda place: taken[cameras[place]])  # the first drawn, among equals
+                to_come.remove(place)
+                taken[cameras[place]] += 1
+                turn.append(place)
+                occurrences.append(number)
+            yield members[turn], np.array(occurrences)

@@ -1,0 +1,197 @@
+"""A global batch before the memory: brought together once, then its losses and its update.
+
+Shape letters: b batch rows here, B on all ranks, D feature length.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ecn_dist import distributed
+from ecn_dist.errors import UserError
+from ecn_dist.memory.proxy_loss import proxy_loss
+from ecn_dist.memory.row_update import occurrence_number, update_rows_
+from ecn_dist.memory.rows_pass import accumulation_dtype
+from ecn_dist.memory.target_loss import combine
+
+if TYPE_CHECKING:
+    from ecn_dist.memory.exemplar_memory import ExemplarMemory
+
+
+class GatheredBatch:
+    """Features and row numbers of the global batch, as `ExemplarMemory.gather` brings them together."""
+
+    def __init__(self, memory: "ExemplarMemory", features_bD: Tensor, indices_b: Tensor) -> None:
+        if features_bD.ndim != 2 or features_bD.shape[1] != memory.dim or indices_b.shape != features_bD.shape[:1]:
+            raise UserError(
+                f"memory: features {tuple(features_bD.shape)} and indices {tuple(indices_b.shape)} do not fit; "
+                f"wanted (b, {memory.dim}) and (b,)"
+            )
+        device = memory.rows.device
+        self._memory, self._own_features_bD = memory, features_bD
+        self._indices = distributed.start_all_gather_rows(indices_b.to(device, torch.int64))
+        self._features = distributed.start_all_gather_rows(features_bD.detach().to(device))
+        self._occurrence_B: Tensor | None = None
+        self._last_occurrence: Tensor | None = None
+        self._is_copied: torch.Event | None = None
+
+    @property
+    def features_BD(self) -> Tensor:
+        """The features of all ranks, detached, in the type that sums are kept in."""
+        features_BD = self._features.wait()
+        return features_BD.to(accumulation_dtype(features_BD, self._memory.rows))
+
+    @property
+    def indices_B(self) -> Tensor:
+        """The row numbers of all ranks."""
+        return self._indices.wait()
+
+    def loss(self, num_neighbors: int = 0) -> Tensor:
+        """The target loss of METHOD.md, the mean over this rank's own batch rows.
+
+        Without neighbours it is the cross entropy of a softmax over all rows at the memory's temperature.
+
+        Args:
+            num_neighbors: k, 0 for the picture's own row alone.
+
+        Returns:
+            A scalar in float32 (or float64), differentiable in the features given to `gather`. Autocast casts
+            nothing here.
+
+        Raises:
+            UserError: On all ranks alike, for indices outside 0..N-1 (on an accelerator a device-side assertion) and
+                for more neighbours than rows.
+
+        Collective: as `target_loss.combine`; backward none.
+        """
+        memory = self._memory
+        if not 0 <= num_neighbors <= memory.num_exemplars:
+            raise UserError(f"loss.num_neighbors: {num_neighbors}, but the memory has {memory.num_exemplars} rows")
+        with torch.no_grad(), torch.autocast(memory.rows.device.type, enabled=False):
+            self._begin()
+            summary = memory.summarize(self.features_BD, num_neighbors)
+            loss, gradient_bD, memory.latest = combine(memory, self, summary)
+        return _KnownGradient.apply(self._own_features_bD, loss, gradient_bD)
+
+    def proxy_loss(self, own_b2: Tensor, camids_b: Tensor, *, most_own: int, num_others: int = 50) -> Tensor:
+        """The camera-proxy loss of METHODS.md: the rows are proxies, those of one cluster side by side.
+
+        Args:
+            own_b2: (b, 2) int64, the proxies of each picture's cluster: first row, and one past the last.
+            camids_b: (b,) int64, each picture's camera.
+            most_own: At least the longest of all ranges, the same on all ranks: the number of cameras will do.
+            num_others: How many of the other proxies, the most similar ones, take part.
+
+        Returns:
+            A scalar in float32 (or float64), differentiable in the features given to `gather`: this rank's part of
+            the sum, times the number of ranks, so that the mean over ranks (which DDP takes of gradients) is the loss
+            of the global batch.
+
+        Raises:
+            UserError: On all ranks alike (CPU; on an accelerator a device-side assertion), for ranges that are empty,
+                longer than `most_own` or outside the rows.
+
+        Collective: as `proxy_loss.proxy_loss`; backward none.
+        """
+        memory = self._memory
+        with torch.no_grad(), torch.autocast(memory.rows.device.type, enabled=False):
+            self._begin()
+            loss, gradient_bD = proxy_loss(memory, self, own_b2, camids_b, most_own=most_own, num_others=num_others)
+        return _KnownGradient.apply(self._own_features_bD, loss, gradient_bD)
+
+    @torch.no_grad()
+    def update(self, momentum: float, skip: bool | Tensor = False, *, hardest: bool = False) -> None:
+        """v_y <- normalised(m v_y + (1 - m) x_i) for every picture of the global batch, in order.
+
+        Call it once a step, after the optimiser's. A step that is skipped, or in which any rank has a feature that is
+        not finite (or too large for its norm to be), changes no row on any rank and is counted.
+
+        Args:
+            momentum: m, in [0, 1).
+            skip: Whether this step was not taken: a bool, or a scalar tensor where the host does not know. One rank's
+                word counts for all.
+            hardest: Each row once, by the picture least similar to it before the update, equals by their order.
+
+        Raises:
+            UserError: For a momentum outside [0, 1), and for indices as `loss`.
+
+        Collective: an all-reduce of one number. Of the device the host only awaits what `_rounds` says.
+        """
+        if not 0 <= momentum < 1:
+            raise UserError(f"memory.momentum: {momentum} in this epoch; it must stay in [0, 1)")
+        memory, features_BD = self._memory, self.features_BD
+        skip = skip if isinstance(skip, Tensor) else torch.full((), float(skip), device=memory.rows.device)
+        skipped = distributed.all_reduce(skip.to(memory.rows.device, torch.float32).reshape(()), "max") > 0
+        not_finite = ~torch.linalg.vector_norm(features_BD, dim=1).isfinite().all()
+        if hardest:
+            self.check_rows(self.indices_B)
+            occurrence_B = occurrence_number(self.indices_B, memory.similarity(self.indices_B, features_BD))
+        else:
+            occurrence_B = self._begin()
+        update_rows_(
+            memory,
+            features_BD,
+            self.indices_B,
+            occurrence_B=occurrence_B,
+            rounds=1 if hardest else self._rounds(),
+            momentum=momentum,
+            accept=~(skipped | not_finite),
+        )
+        memory.refused += torch.stack([skipped, not_finite])
+        memory.num_updates += 1
+
+    def check_rows(self, rows: Tensor) -> None:
+        """Refuse row numbers outside 0..N-1. Every rank gives the same, so all raise alike, or none."""
+        num_rows = self._memory.num_exemplars
+        inside = (rows >= 0) & (rows < num_rows)
+        if rows.device.type != "cpu":
+            torch._assert_async(inside.all(), f"memory: an index is outside 0..{num_rows - 1}")
+        elif not inside.all():
+            raise UserError(
+                f"memory: indices {rows[~inside].tolist()[:5]} are outside 0..{num_rows - 1}; "
+                "is the memory as large as the target's training split?",
+                on_all_ranks=True,
+            )
+
+    def _begin(self) -> Tensor:
+        """Check the indices and count repeats: (B,) `occurrence_number`. Begins to bring its maximum to the host."""
+        if self._occurrence_B is None:
+            self.check_rows(self.indices_B)
+            self._occurrence_B = occurrence_number(self.indices_B)
+            self._last_occurrence = last = self._occurrence_B.max()
+            if last.device.type != "cpu":
+                self._last_occurrence = torch.empty((), dtype=last.dtype, pin_memory=True)
+                self._last_occurrence.copy_(last, non_blocking=True)
+                self._is_copied = torch.Event(last.device)
+                self._is_copied.record()
+        return self._occurrence_B
+
+    def _rounds(self) -> int:
+        """How often the most frequent index occurs.
+
+        On an accelerator the host waits for no more than the copy that the first `_begin` began. The loss calls it
+        before its pass, so that by the update the device is past it, or still has the pass, the backward pass and the
+        optimiser's step in its queue and does not run dry.
+        """
+        assert self._last_occurrence is not None
+        if self._is_copied is not None:
+            self._is_copied.synchronize()
+        return int(self._last_occurrence) + 1
+
+
+class _KnownGradient(torch.autograd.Function):
+    """A loss whose gradient is known with it; backward scales it."""
+
+    @staticmethod
+    def forward(ctx: Any, features_bD: Tensor, loss: Tensor, gradient_bD: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient_bD)
+        ctx.features_like = features_bD.dtype, features_bD.device
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor, None, None]:
+        (gradient_bD,) = ctx.saved_tensors
+        dtype, device = ctx.features_like
+        return (gradient_bD * loss_gradient).to(device, dtype), None, None

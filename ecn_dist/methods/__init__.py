@@ -1,0 +1,80 @@
+"""What a paper adds to the trainer: one file or folder a method, and this table of them.
+
+Importing the table imports neither torch nor a method: `load` does.
+"""
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ecn_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from ecn_dist.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the table tells of a method without loading it."""
+
+    summary: str
+    """one line, for `--help` and lists"""
+    home: str
+    """module:class of its `Method`"""
+    domains: tuple[str, ...] = ("source", "target")
+    """shard folders that it needs; the other one, if given, is for evaluation only"""
+    options: type | None = None
+    """dataclass of the section under the method's own name"""
+    reads: tuple[str, ...] = ()
+    """keys, or beginnings of keys, that it reads of `OF_SOME_METHODS`"""
+
+
+# Options that not every method reads. One that the chosen method does not read is refused unless it has its default.
+OF_SOME_METHODS = ("memory.", "loss.", "model.embedding_dim", "model.dropout", "data.camera_style")
+
+_HEADS = ("model.embedding_dim", "model.dropout")
+
+METHODS: dict[str, Entry] = {
+    "ecn": Entry(
+        "exemplar memory with exemplar-, camera- and neighbourhood-invariance (Zhong et al. 2019)",
+        "ecn_dist.methods.ecn:ECN",
+        reads=("memory.", "loss.", "data.camera_style", *_HEADS),
+    ),
+    "source_only": Entry(
+        "identity classification on the source alone: starting weights for the others",
+        "ecn_dist.methods.source_only:SourceOnly",
+        domains=("source",),
+        reads=_HEADS,
+    ),
+}
+
+
+def entry(name: str) -> Entry:
+    """The method called `name`. Raises `UserError` for an unknown one, with the nearest known."""
+    if name in METHODS:
+        return METHODS[name]
+    near = difflib.get_close_matches(name, METHODS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(METHODS)}"
+    raise UserError(f"method: {name!r} is unknown{hint}")
+
+
+def load(name: str) -> "type[Method]":
+    """The class of the method called `name`. Raises `UserError` for an unknown one."""
+    module, _, attribute = entry(name).home.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def unread(name: str, key: str) -> bool:
+    """Whether the method called `name` has no use for the option `key`."""
+    of_others = tuple(f"{other}." for other in METHODS if other != name)
+    if key.startswith(of_others):
+        return True
+    return key.startswith(OF_SOME_METHODS) and not key.startswith(entry(name).reads or ("no key",))
+
+
+def describe(options: Mapping[str, Any]) -> str:
+    """A run's method in a sentence or two, from its options by dotted key. For report and model card."""
+    name = options.get("method", "ecn")
+    return load(name).describe(options) if name in METHODS else f"Method: {name}."

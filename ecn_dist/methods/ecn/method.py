@@ -1,0 +1,155 @@
+"""ECN's step: two passes, two losses, one update of the memory (METHOD.md).
+
+Shape letters: b images of a domain here, D embedding dimension, P source identities, N exemplars.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecn_dist import distributed
+from ecn_dist.data import Batch
+from ecn_dist.errors import UserError
+from ecn_dist.memory import ExemplarMemory
+from ecn_dist.methods.base import Costs, Feed, Setting, Step, Transfer, source_loss
+from ecn_dist.methods.source_only import SourceHead
+from ecn_dist.models import GlobalDropout, load_published_memory
+
+ROW_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ECN(SourceHead):
+    """Zhong et al. 2019, figure 2: one backbone and embedding, a source classifier, an exemplar memory."""
+
+    LOSSES = ("loss", "loss_source", "loss_target")
+
+    def __init__(self, setting: Setting) -> None:
+        """Raises `UserError` for more neighbours than the target has training pictures."""
+        super().__init__(setting)
+        assert setting.target is not None
+        self.target_dropout = GlobalDropout(setting.dropout, seed=setting.seed, site=1)
+        self.weight, self.loss = setting.loss.target_weight, setting.loss
+        num_exemplars = setting.target.num_pictures
+        if self.loss.num_neighbors > num_exemplars:
+            raise UserError(
+                f"loss.num_neighbors: {self.loss.num_neighbors}, but the target has only {num_exemplars} training "
+                "pictures; lower it"
+            )
+        automatic = torch.float64 if setting.dtype == torch.float64 else torch.float32
+        self.memory = ExemplarMemory(
+            num_exemplars,
+            setting.embedding_dim,
+            temperature=setting.memory.temperature,
+            device=setting.device,
+            dtype=ROW_DTYPES.get(setting.memory.dtype, automatic),
+            backend=setting.memory.backend,
+        )
+        if setting.target.pids_N is not None:  # for the health figures, never for the loss
+            self.memory.set_identities(setting.target.pids_N, setting.target.camids_N.int())
+
+    def started_from(self, weights: str) -> None:
+        if self.setting.memory.start == "weights":
+            self.memory.load_full(load_published_memory(weights, self.memory.num_exemplars, self.memory.dim))
+
+    def feeds(self) -> tuple[Feed, ...]:
+        batch_size = self.setting.global_batch_size
+        target = Feed("target", "target", batch_size, style="random" if self.setting.camera_style else "real")
+        return Feed("source", "source", batch_size), target
+
+    def passes(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
+        """Source logits (b, P), then the target feature x = dropout(z / ||z||) (b, D), not of unit length.
+
+        The two domains pass one after the other, each with its own BatchNorm statistics; the running statistics see
+        both in that order.
+        """
+        outputs = self.source_passes(images, at)
+        z_bD = self.embedding(self.backbone(images["target"]))
+        return outputs | {"features": self.target_dropout(F.normalize(z_bD, dim=1), at.number)}
+
+    def losses(self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], at: Step) -> dict[str, Tensor]:
+        """L = (1 - lambda) L_source + lambda L_target (METHOD.md: Losses)."""
+        if self.weight == 0:  # the control: the target passes, and only BatchNorm sees it
+            loss_source = source_loss(outputs, batches)
+            return {"loss": loss_source, "loss_source": loss_source, "loss_target": torch.zeros_like(loss_source)}
+        # On its way during the source loss.
+        self._batch = self.memory.gather(outputs["features"], batches["target"].indices)
+        loss_source = source_loss(outputs, batches)
+        num_neighbors = self.loss.num_neighbors if at.epoch >= self.loss.neighbors_from_epoch else 0
+        loss_target = self._batch.loss(num_neighbors)
+        loss = (1 - self.weight) * loss_source + self.weight * loss_target
+        return {"loss": loss, "loss_source": loss_source, "loss_target": loss_target}
+
+    def after_step(
+        self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], took_step: bool, at: Step
+    ) -> None:
+        """v_y <- normalised(m v_y + (1 - m) x_i), m = memory.momentum * epoch (METHOD.md: Memory update)."""
+        if self.weight:
+            self._batch.update(self.setting.memory.momentum * at.epoch, skip=not took_step)
+
+    def state(self) -> dict[str, Tensor]:
+        divided = {
+            key: distributed.as_row_sharded(rows, self.memory.num_exemplars)
+            for key, rows in self.memory.local_state().items()
+        }
+        return {f"memory.{key}": tensor for key, tensor in (divided | self.memory.global_state()).items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.memory.load_local_state(
+            {key: distributed.own_part(state[f"memory.{key}"]) for key in self.memory.local_state()}
+        )
+        self.memory.load_global_state({key: state[f"memory.{key}"] for key in self.memory.global_state()})
+
+    def health(self) -> dict[str, float]:
+        if self.weight == 0:
+            return {}
+        return {f"memory_{name}": value for name, value in cast(dict[str, float], self.memory.health()).items()}
+
+    @classmethod
+    def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
+        whole, dim, neighbors = (
+            options["global_batch_size"],
+            options["model.embedding_dim"],
+            options["loss.num_neighbors"],
+        )
+        batch, rows = whole // world_size, distributed.RowPartition(num_pictures, world_size).rows_per_rank
+        row_dtype = ROW_DTYPES.get(options["memory.dtype"])
+        row_bytes = dim * (row_dtype.itemsize if row_dtype else element) + 8  # and when it was written
+        return Costs(
+            memory={"memory rows": rows * row_bytes, "memory's pass": 3 * whole * dim * element},
+            transfers=(
+                Transfer("features", "all_gather", batch * (dim * element + 8)),
+                Transfer("similarities, neighbours", "all_to_all", whole * (3 + 2 * neighbors) * 8),
+                Transfer("softmax, neighbours", "all_gather", batch * (1 + neighbors) * 8),
+                Transfer("features' gradients", "reduce_scatter", whole * dim * element),
+            ),
+            checkpoint_bytes=num_pictures * row_bytes,
+            flops=4 * whole * rows * dim,  # similarities, weighted sum
+        )
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        base, epochs = options["memory.momentum"], options["epochs"]
+        if (last := base * (epochs - 1)) >= 1:
+            raise UserError(
+                f"memory.momentum: {base} times the last epoch ({epochs - 1}) is {last:g}, and the rows' momentum must "
+                "stay below 1; lower memory.momentum or epochs"
+            )
+
+    @classmethod
+    def describe(cls, options: Mapping[str, Any]) -> str:
+        weight = options.get("loss.target_weight")
+        if weight is None:
+            return ""
+        if weight == 0:
+            return "Control: the target's pictures pass through the network, but there is no target loss (lambda = 0)."
+        parts = ["exemplar-invariance (E)"]
+        if options.get("data.camera_style"):
+            parts.append("camera-invariance (C)")
+        if neighbors := options.get("loss.num_neighbors"):
+            since = options.get("loss.neighbors_from_epoch", 0)
+            parts.append(f"neighbourhood-invariance (N, k = {neighbors}, from epoch {since})")
+        joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+        return f"The source's identity loss, and with weight lambda = {weight:g} the target's loss with {joined}."

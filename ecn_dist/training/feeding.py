@@ -1,0 +1,133 @@
+"""The batches of each step: one stream for each feed of the method."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from ecn_dist import distributed
+from ecn_dist.config import Config
+from ecn_dist.data import Batch, SplitIndex, TrainStream
+from ecn_dist.data.identity_plan import IdentityPlan
+from ecn_dist.data.plan import PassPlan, Plan, check_batch
+from ecn_dist.data.transforms import Augmentation
+from ecn_dist.errors import UserError
+from ecn_dist.methods.base import Feed, Method, Step
+from ecn_dist.training.timeline import Timeline
+
+
+class Feeder:
+    """Hands out the batches of the steps of a run, in order.
+
+    Passes over a split follow each other from the method's epoch 0 on, whatever the epochs; those of the epochs on the
+    source alone go on where the method asks for the same. Batches of identities are planned anew for every epoch, and
+    made by the same loader workers.
+    """
+
+    def __init__(
+        self, config: Config, method: Method, splits: dict[str, SplitIndex], device: torch.device, world_size: int
+    ) -> None:
+        """`splits` are the training splits by domain. Nothing is opened yet.
+
+        Raises `UserError` for sizes that do not divide, and data that no stream can be made of: now, and not after the
+        epochs on the source alone.
+        """
+        self._config, self._method, self._splits, self._device = config, method, splits, device
+        self._world_size = world_size
+        self.feeds = method.feeds()
+        source_only = config.optim.source_only_epochs
+        self.alone = Feed("source", "source", config.global_batch_size) if source_only else None
+        self._streams = {feed: self._stream(feed) for feed in dict.fromkeys(filter(None, (self.alone, *self.feeds)))}
+        passes = {
+            feed: stream.steps_per_pass for feed, stream in self._streams.items() if stream and not feed.instances
+        }
+        steps = method.steps_per_epoch() or next(passes[feed] for feed in self.feeds if feed in passes)
+        self.timeline = Timeline(steps, source_only, config.epochs, passes[self.alone] if self.alone else steps)
+        self._opened: dict[Feed, Iterator[Batch]] = {}
+
+    def of(self, at: Step) -> tuple[Feed, ...]:
+        """The feeds of a step."""
+        if not at.source_only:
+            return self.feeds
+        assert self.alone is not None
+        return (self.alone,)
+
+    def images(self, at: Step) -> int:
+        """Pictures in a step's batches, over all ranks."""
+        return sum(
+            feed.batch_size * (self._splits[feed.domain].num_cameras if feed.style == "all" else 1)
+            for feed in self.of(at)
+        )
+
+    def begin_epoch(self, at: Step) -> None:
+        """Open what step `at`, the first of its epoch or of this process, needs; `Method.before_epoch` came before."""
+        total, before = self.timeline.total_steps, self.timeline.source_only_steps
+        for feed in self.of(at):
+            if feed.instances:
+                first = (at.number - before) % self.timeline.steps_per_epoch
+                plan = self._identity_plan(feed, at.epoch)
+                stream = self._streams[feed]
+                if stream is None:
+                    stream = self._streams[feed] = self._new_stream(feed, plan)
+                stream.replan(plan)
+                self._opened[feed] = stream.batches(first, self.timeline.steps_per_epoch)
+            elif feed not in self._opened:
+                stream = self._streams[feed]
+                assert stream is not None
+                offset = 0 if feed == self.alone else before
+                last = total if feed in self.feeds else before
+                self._opened[feed] = stream.batches(at.number - offset, last - offset)
+
+    def next(self, at: Step) -> tuple[dict[str, Batch], float]:
+        """The batches of step `at` by the feeds' names, and the seconds waited for them."""
+        started = time.monotonic()
+        batches = {feed.name: next(self._opened[feed]) for feed in self.of(at)}
+        return batches, time.monotonic() - started
+
+    def close(self) -> None:
+        """End the loader workers."""
+        for stream in filter(None, self._streams.values()):
+            stream.close()
+
+    def _stream(self, feed: Feed) -> TrainStream | None:
+        """A stream of the feed, not started; None where its plan needs labels that the method has yet to make."""
+        if feed.domain not in self._splits:
+            raise UserError(f"{feed.domain}: is not set; give it in the --config file or as --{feed.domain}")
+        if feed.instances:
+            check_batch(feed.batch_size, feed.batch_size, self._world_size)
+            return self._new_stream(feed, self._identity_plan(feed, 0)) if feed.domain == "source" else None
+        split = self._splits[feed.domain]
+        labels = split.labels if feed.domain == "source" else None
+        samples, streams, seed = split.shard_samples, self._config.data.streams, self._config.seed
+        return self._new_stream(feed, PassPlan(samples, feed.batch_size, streams, seed, feed.name, labels=labels))
+
+    def _identity_plan(self, feed: Feed, epoch: int) -> IdentityPlan:
+        split = self._splits[feed.domain]
+        given = self._method.labels(feed.name)
+        return IdentityPlan(
+            split.labels if given is None else given[split.indices],
+            split.indices,
+            split.camids,
+            identities=feed.batch_size // feed.instances,
+            instances=feed.instances,
+            seed=self._config.seed,
+            domain=feed.name,
+            epoch=epoch,
+            **({} if given is None else {"remedy": self._method.too_few_labels}),
+        )
+
+    def _new_stream(self, feed: Feed, plan: Plan) -> TrainStream:
+        data = self._config.data
+        return TrainStream(
+            self._splits[feed.domain],
+            plan,
+            height=data.height,
+            width=data.width,
+            augmentation=Augmentation(feed.augmentation, data.random_erasing),
+            style=feed.style,
+            rank=distributed.rank() if self._world_size == distributed.world_size() else 0,
+            world_size=self._world_size,
+            workers=data.workers,
+            device=self._device,
+            max_bad_samples=data.max_bad_samples,
+        )

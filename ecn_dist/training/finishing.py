@@ -1,0 +1,94 @@
+"""A run from its first step to its last, and what it leaves: weights, figures, card, summary, report."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ecn_dist import distributed
+from ecn_dist.config import Config, flatten
+from ecn_dist.models import average_local_statistics, export_weights
+from ecn_dist.ranking import EvaluationInput
+from ecn_dist.ranking.evaluating import Evaluation, evaluate_backbone, has_evaluation
+from ecn_dist.reporting import model_card, words
+from ecn_dist.reporting.figures import write_figures
+from ecn_dist.training import run_folder, tracking
+from ecn_dist.training.building import Domains
+from ecn_dist.training.signals import StopRequest
+from ecn_dist.training.tracking import log
+from ecn_dist.training.trainer import Trainer
+
+
+def train(
+    config: Config, trainer: Trainer, domains: Domains, device: torch.device, stop: StopRequest | None = None
+) -> bool:
+    """Train to the end, evaluate, and write exported weights, summary.json, figures and report. Collective.
+
+    The report is made from summary.json, which says only at the very end that the run is finished. False where training
+    stopped, saved, on a request to `stop`.
+    """
+    output_dir, method = Path(config.output_dir), trainer.method
+    size = EvaluationInput(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
+    target = domains.get("target")
+
+    def evaluate() -> Evaluation | None:
+        if target is None or not has_evaluation(target):
+            return None
+        average_local_statistics(method)
+        return evaluate_backbone(method.evaluated, target, size, config.precision, device)
+
+    def after_epoch(epoch: int) -> dict[str, Any] | None:
+        every = config.evaluation.every_epochs
+        if not every or (epoch + 1) % every or epoch + 1 >= config.epochs or (evaluation := evaluate()) is None:
+            return None
+        figures = evaluation.summary()
+        log.info("epoch %d: %s", epoch, tracking.describe(figures))
+        return figures
+
+    started, first_step = time.monotonic(), trainer.step
+    if not trainer.fit(after_epoch, stop):
+        asked = f"by {stop.signal}" if stop else "through another rank"
+        log.info("asked to stop %s: saved at step %d; the same command continues from there", asked, trainer.step)
+        distributed.barrier()
+        return False
+    wall_seconds = time.monotonic() - started
+    summary: dict[str, Any] = {
+        "world_size": distributed.world_size(),
+        "steps": trainer.step,
+        "epochs": config.epochs,
+        "wall_seconds": wall_seconds,
+        "images_per_second": trainer.images_since(first_step) / wall_seconds,
+        "skipped_steps": trainer.skipped_steps,
+        "replaced_pictures": trainer.replaced_pictures,
+        "data": {name: model_card.describe_data(index) for name, index in domains.items()},
+    }
+    average_local_statistics(method)
+    # Before the evaluation, so that no failure there costs the model.
+    distributed.together(lambda: _on_main(lambda: export_weights(method, output_dir / run_folder.WEIGHTS)))
+    evaluation = evaluate()
+    if evaluation is None:
+        log.info("the target has no query and gallery, so there is nothing to evaluate on")
+    else:
+        summary["evaluation"] = evaluation.summary()
+        log.info("result: %s", tracking.describe(summary["evaluation"]))
+        if warning := words.collapse(summary["evaluation"]):
+            log.warning("%s", warning)
+
+    def card_and_summary() -> None:
+        facts = model_card.Facts(summary)
+        model_card.write_card(output_dir / model_card.NAME, method.evaluated, flatten(config), facts)
+        run_folder.write_summary(output_dir, summary, finished=False)
+
+    distributed.together(lambda: _on_main(card_and_summary))
+    if evaluation is not None and config.logging.figures:
+        with tracking.pictures_for_tensorboard(output_dir, config.logging.tensorboard) as writer:
+            write_figures(output_dir, evaluation, domains, writer=writer, step=trainer.step)
+    distributed.together(lambda: _on_main(lambda: run_folder.write_summary(output_dir, summary, finished=True)))
+    return True
+
+
+def _on_main(action: Any) -> None:
+    """`action` on rank 0 alone; within `distributed.together` its failure is raised on all ranks."""
+    if distributed.is_main():
+        action()
