@@ -81,3 +81,22 @@ def proxy_loss(
     loss = torch.stack([torch.stack(losses).mean() for losses in of_cameras.values()]).sum()
     (gradient,) = torch.autograd.grad(loss, features)
     return loss.detach(), gradient
+
+
+def bank_loss(
+    features: Tensor, indices: Tensor, positives: Tensor, rows: Tensor, written: Tensor, *, num_neighbors: int
+) -> tuple[Tensor, Tensor]:
+    """FMCL's loss of each batch row (B,), and the gradient of their mean with respect to the features (B, D)."""
+    features, losses = features.detach().double().requires_grad_(), []
+    for feature, index, positive in zip(features, indices.tolist(), positives.double(), strict=True):
+        others = [j for j in range(len(rows)) if written[j] and j != index]
+        logits = torch.cat([(feature @ positive)[None], rows.double()[others] @ feature]) / 0.07
+        nearest = nearest_rows(logits[1:].tolist(), num_neighbors)
+        weight = torch.zeros_like(logits.detach())
+        weight[0] = 1.0
+        if nearest:
+            at = torch.tensor(nearest) + 1
+            weight[at] = torch.softmax(logits.detach()[at], dim=0)
+        losses.append(-(weight * torch.log_softmax(logits, dim=0)).sum())
+    (gradient,) = torch.autograd.grad(torch.stack(losses).mean(), features)
+    return torch.stack(losses).detach(), gradient

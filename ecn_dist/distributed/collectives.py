@@ -3,6 +3,7 @@
 Shape letters: b rows here, B rows on all ranks (B = W b), W ranks.
 """
 
+import errno
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -184,5 +185,7 @@ def together(action: Callable[[], T], what: str = "") -> T:
         error = str(failure) or type(failure).__name__
         if isinstance(failure, OSError) and failure.filename is None and what:
             error = f"{what}: {error}"
+        if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
+            error += ". Free space on that disk, and start again"
     raise_together(error)
     return cast(T, result)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
+from ecn_dist.memory.bank_loss import bank_loss
 from ecn_dist.memory.proxy_loss import proxy_loss
 from ecn_dist.memory.row_update import occurrence_number, update_rows_
 from ecn_dist.memory.rows_pass import accumulation_dtype
@@ -66,8 +67,7 @@ class GatheredBatch:
         Collective: as `target_loss.combine`; backward none.
         """
         memory = self._memory
-        if not 0 <= num_neighbors <= memory.num_exemplars:
-            raise UserError(f"loss.num_neighbors: {num_neighbors}, but the memory has {memory.num_exemplars} rows")
+        self._check_neighbors(num_neighbors)
         with torch.no_grad(), torch.autocast(memory.rows.device.type, enabled=False):
             self._begin()
             summary = memory.summarize(self.features_BD, num_neighbors)
@@ -100,6 +100,34 @@ class GatheredBatch:
             loss, gradient_bD = proxy_loss(memory, self, own_b2, camids_b, most_own=most_own, num_others=num_others)
         return _KnownGradient.apply(self._own_features_bD, loss, gradient_bD)
 
+    def bank_loss(self, positives_bD: Tensor, num_neighbors: int = 0) -> Tensor:
+        """The loss of FMCL (METHODS.md), the mean over this rank's own batch rows.
+
+        The positive of a picture is given, and not its own row; rows that were never written take no part either.
+
+        Args:
+            positives_bD: (b, D), the momentum encoder's features of the same pictures; no gradient goes there.
+            num_neighbors: k, so many of the largest rows are positives too, weighted by the softmax among them.
+
+        Returns:
+            A scalar in float32 (or float64), differentiable in the features given to `gather`.
+
+        Raises:
+            UserError: As `loss`.
+
+        Collective: as `bank_loss.bank_loss`; backward none.
+        """
+        memory = self._memory
+        self._check_neighbors(num_neighbors)
+        if positives_bD.shape != self._own_features_bD.shape:
+            raise UserError(
+                f"memory: positives {tuple(positives_bD.shape)} for features {tuple(self._own_features_bD.shape)}"
+            )
+        with torch.no_grad(), torch.autocast(memory.rows.device.type, enabled=False):
+            self._begin()
+            loss, gradient_bD, memory.latest = bank_loss(memory, self, positives_bD, num_neighbors)
+        return _KnownGradient.apply(self._own_features_bD, loss, gradient_bD)
+
     @torch.no_grad()
     def update(self, momentum: float, skip: bool | Tensor = False, *, hardest: bool = False) -> None:
         """v_y <- normalised(m v_y + (1 - m) x_i) for every picture of the global batch, in order.
@@ -125,7 +153,7 @@ class GatheredBatch:
         skipped = distributed.all_reduce(skip.to(memory.rows.device, torch.float32).reshape(()), "max") > 0
         not_finite = ~torch.linalg.vector_norm(features_BD, dim=1).isfinite().all()
         if hardest:
-            self.check_rows(self.indices_B)
+            self._check_rows(self.indices_B)
             occurrence_B = occurrence_number(self.indices_B, memory.similarity(self.indices_B, features_BD))
         else:
             occurrence_B = self._begin()
@@ -141,7 +169,12 @@ class GatheredBatch:
         memory.refused += torch.stack([skipped, not_finite])
         memory.num_updates += 1
 
-    def check_rows(self, rows: Tensor) -> None:
+    def _check_neighbors(self, num_neighbors: int) -> None:
+        num_rows = self._memory.num_exemplars
+        if not 0 <= num_neighbors <= num_rows:
+            raise UserError(f"loss.num_neighbors: {num_neighbors}, but the memory has {num_rows} rows")
+
+    def _check_rows(self, rows: Tensor) -> None:
         """Refuse row numbers outside 0..N-1. Every rank gives the same, so all raise alike, or none."""
         num_rows = self._memory.num_exemplars
         inside = (rows >= 0) & (rows < num_rows)
@@ -157,7 +190,7 @@ class GatheredBatch:
     def _begin(self) -> Tensor:
         """Check the indices and count repeats: (B,) `occurrence_number`. Begins to bring its maximum to the host."""
         if self._occurrence_B is None:
-            self.check_rows(self.indices_B)
+            self._check_rows(self.indices_B)
             self._occurrence_B = occurrence_number(self.indices_B)
             self._last_occurrence = last = self._occurrence_B.max()
             if last.device.type != "cpu":

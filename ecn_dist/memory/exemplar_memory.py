@@ -6,6 +6,7 @@ Shape letters: b batch rows here, B on all ranks, M memory rows here, N in all, 
 import importlib
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -101,27 +102,21 @@ class ExemplarMemory:
         """
         return GatheredBatch(self, features, indices)
 
-    def loss(
-        self, features: Tensor, indices: Tensor, num_neighbors: int = 0, *, gathered: GatheredBatch | None = None
-    ) -> Tensor:
+    def loss(self, features: Tensor, indices: Tensor, num_neighbors: int = 0) -> Tensor:
         """`gather` and `GatheredBatch.loss`."""
-        return (gathered or self.gather(features, indices)).loss(num_neighbors)
+        return self.gather(features, indices).loss(num_neighbors)
 
-    def update(
-        self,
-        features: Tensor,
-        indices: Tensor,
-        momentum: float,
-        skip: bool | Tensor = False,
-        *,
-        gathered: GatheredBatch | None = None,
-    ) -> None:
+    def update(self, features: Tensor, indices: Tensor, momentum: float, skip: bool | Tensor = False) -> None:
         """`gather` and `GatheredBatch.update`, for the rows given to `loss`."""
-        (gathered or self.gather(features, indices)).update(momentum, skip)
+        self.gather(features, indices).update(momentum, skip)
 
-    def summarize(self, features_BD: Tensor, num_neighbors: int) -> RowsSummary:
-        """This rank's rows as seen by each of `features_BD`, in one pass."""
-        return self._summarize_rows(
+    def summarize(
+        self, features_BD: Tensor, num_neighbors: int, *, left_out: tuple[Tensor, Tensor] | None = None
+    ) -> RowsSummary:
+        """This rank's rows as seen by each of `features_BD`, in one pass; `left_out` as `rows_pass.summarize_rows`."""
+        # The kernels leave nothing out.
+        summarize = self._summarize_rows if left_out is None else partial(summarize_rows, left_out=left_out)
+        return summarize(
             features_BD,
             self.rows,
             temperature=self.temperature,

@@ -76,9 +76,18 @@ def _must_widen(rows_MD: Tensor, dtype: torch.dtype) -> bool:
 
 
 def summarize_rows(
-    features_BD: Tensor, rows_MD: Tensor, *, temperature: float, num_neighbors: int, chunk_bytes: int
+    features_BD: Tensor,
+    rows_MD: Tensor,
+    *,
+    temperature: float,
+    num_neighbors: int,
+    chunk_bytes: int,
+    left_out: tuple[Tensor, Tensor] | None = None,
 ) -> RowsSummary:
     """Summarise `rows_MD` as seen by each of `features_BD`, in one pass with two matrix products a chunk.
+
+    `left_out` is (M,) booleans, rows that take no part, and (B,) row numbers, one for each feature that takes no part
+    for it (a number that is no row's: none does). Where no row takes part the maximum is the type's lowest number.
 
     Rows may be float64, float32, bfloat16 or float16. Sums are in `accumulation_dtype`. Half-precision rows are
     widened chunk by chunk on the CPU; on CUDA the products take them as they are (features and softmax weights are
@@ -113,6 +122,12 @@ def summarize_rows(
             torch.mm(queries_BD, chunk_cD.t(), out_dtype=dtype, out=similarity_Bc)
         else:
             torch.mm(queries_BD, chunk_cD.t(), out=similarity_Bc)
+        if left_out is not None:
+            similarity_Bc.masked_fill_(left_out[0][first_row : first_row + count], -torch.inf)
+            column_B1 = (left_out[1] - first_row).unsqueeze(1)
+            is_here_B1, column_B1 = (column_B1 >= 0) & (column_B1 < count), column_B1.clamp(0, count - 1)
+            kept_B1 = similarity_Bc.gather(1, column_B1).masked_fill_(is_here_B1, -torch.inf)
+            similarity_Bc.scatter_(1, column_B1, kept_B1)
 
         if num_neighbors:
             group_maximum_BG = similarity_BC.unflatten(1, (-1, GROUP)).amax(dim=2)
@@ -123,6 +138,8 @@ def summarize_rows(
         else:
             chunk_maximum_B1 = similarity_BC.amax(dim=1, keepdim=True)
 
+        if left_out is not None:  # the difference of two infinities would be no number
+            chunk_maximum_B1 = chunk_maximum_B1.clamp(min=torch.finfo(dtype).min)
         new_maximum_B1 = torch.maximum(maximum_B1, chunk_maximum_B1)
         rescale_B1 = torch.exp((maximum_B1 - new_maximum_B1) / temperature)
         maximum_B1 = new_maximum_B1

@@ -43,7 +43,7 @@ def combine(
     (B, D).
     """
     rank, temperature, indices_B = distributed.rank(), memory.temperature, batch.indices_B
-    batch_size, num_neighbors = len(indices_B) // distributed.world_size(), summary.top_row_Bk.shape[1]
+    batch_size = len(indices_B) // distributed.world_size()
 
     # Send each batch row's figures to the rank it belongs to. float64 holds row numbers up to 2^53 exactly.
     own_similarity_B = memory.similarity(indices_B, batch.features_BD)
@@ -51,18 +51,8 @@ def combine(
     top_row_Bk = global_rows(memory, summary)
     sent = torch.cat([torch.stack([c.double() for c in columns], 1), summary.top_similarity_Bk, top_row_Bk], dim=1)
     received_Wb = distributed.exchange_rows(sent)
-    maximum_Wb, normalizer_Wb, own_similarity_Wb = received_Wb[:, :, :3].unbind(dim=2)
-    similarity_Wbk, row_Wbk = received_Wb[:, :, 3:].tensor_split(2, dim=2)
-
-    # Softmax over all rows, and the k nearest of all: rank order is row order, so equals still go to the lower row.
-    maximum_b = maximum_Wb.amax(dim=0)
-    normalizer_b = (normalizer_Wb * torch.exp((maximum_Wb - maximum_b) / temperature)).sum(dim=0)
-    log_normalizer_b = maximum_b / temperature + normalizer_b.log()
-    own_similarity_b = own_similarity_Wb.sum(dim=0)
-    candidates_bn = similarity_Wbk.transpose(0, 1).flatten(1)
-    best_bk = first_largest(candidates_bn, num_neighbors)
-    similarity_bk = candidates_bn.gather(1, best_bk)
-    neighbors_bk = row_Wbk.transpose(0, 1).flatten(1).gather(1, best_bk)
+    own_similarity_b = received_Wb[:, :, 2].sum(dim=0)
+    log_normalizer_b, similarity_bk, neighbors_bk = merge(received_Wb[:, :, :2], received_Wb[:, :, 3:], temperature)
 
     indices_b = indices_B[rank * batch_size : (rank + 1) * batch_size]
     weight_bk = neighbor_weights(neighbors_bk, indices_b)
@@ -82,6 +72,27 @@ def combine(
     gradient_bD = distributed.reduce_scatter_rows(gradient_BD.div_(temperature * batch_size))
     diagnostics = BatchDiagnostics(indices_b, own_similarity_b, neighbors_bk.long())
     return loss.to(gradient_bD.dtype), gradient_bD, diagnostics
+
+
+def merge(sums_Wb2: Tensor, nearest_Wbn: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The softmax over the rows of all ranks, and the k nearest of all.
+
+    Args:
+        sums_Wb2: Maximum and normaliser of each rank's rows.
+        nearest_Wbn: Each rank's k similarities, then the k row numbers.
+        temperature: The beta of the softmax.
+
+    Returns:
+        log sum exp s (b,), and the nearest rows' similarities and numbers (b, k), equals by the lower row.
+    """
+    maximum_Wb, normalizer_Wb = sums_Wb2.unbind(dim=2)
+    similarity_Wbk, row_Wbk = nearest_Wbn.tensor_split(2, dim=2)
+    maximum_b = maximum_Wb.amax(dim=0)
+    normalizer_b = (normalizer_Wb * torch.exp((maximum_Wb - maximum_b) / temperature)).sum(dim=0)
+    candidates_bn = similarity_Wbk.transpose(0, 1).flatten(1)  # rank order is row order
+    best_bk = first_largest(candidates_bn, similarity_Wbk.shape[2])
+    neighbors_bk = row_Wbk.transpose(0, 1).flatten(1).gather(1, best_bk)
+    return maximum_b / temperature + normalizer_b.log(), candidates_bn.gather(1, best_bk), neighbors_bk
 
 
 def global_rows(memory: "ExemplarMemory", summary: RowsSummary) -> Tensor:

@@ -11,10 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
 from ecn_dist.errors import UserError
+from ecn_dist.models.pooling import GeM
 from ecn_dist.models.small_resnet import SmallResNet
 
 SMALL_RESNET = "small_resnet"
 _CLASSIFIERS = ("fc", "classifier", "heads", "head")
+_AUXILIARY = ("googlenet", "inception_v3")
+_SHORTCUTS = ("downsample", "shortcut")
 
 
 class Backbone(nn.Module):
@@ -23,14 +26,32 @@ class Backbone(nn.Module):
     `body` keeps torchvision's parameter names. `stages` are its parts from the input on, what `freeze` counts.
     """
 
-    def __init__(self, arch: str, height: int, width: int) -> None:
-        """Raises `UserError` for an unknown name, or a network without a pooled feature at this input size."""
+    def __init__(self, arch: str, height: int, width: int, last_stride: int = 2, pooling: str = "avg") -> None:
+        """A network with torch's random initialisation.
+
+        Args:
+            arch: `small_resnet`, or the name of a torchvision classification network.
+            height: of the input, in pixels.
+            width: likewise.
+            last_stride: of the last stage; 1 keeps its map twice as high and wide (ResNets only).
+            pooling: `avg`, or `gem` where the network pools a feature map by a module that can be exchanged.
+
+        Raises:
+            UserError: for an unknown name, a network without a pooled feature at this input size, and options that
+                the network does not have.
+        """
         super().__init__()
         self.arch = arch
-        self.body = SmallResNet() if arch == SMALL_RESNET else _without_classifier(arch)
+        self.last_stride = last_stride
+        self.body = SmallResNet(last_stride) if arch == SMALL_RESNET else _without_classifier(arch)
+        if last_stride != 2 and arch != SMALL_RESNET:
+            _set_last_stride(arch, self.body, last_stride)
+        if pooling == "gem":
+            _pool_by_gem(arch, self.body)
         self.num_features = _measure_features(arch, self.body, height, width)
-        self._frozen: list[nn.Module] = []
-        self._frozen_but_training: list[nn.Module] = []
+        # What is frozen is looked up when it is needed: the conversion of BatchNorms may replace modules at any time.
+        self._num_frozen = 0
+        self._shortcut_batchnorm_trains = False
 
     def forward(self, images: Tensor) -> Tensor:
         return self.body(images)
@@ -44,7 +65,7 @@ class Backbone(nn.Module):
         if self.arch == SMALL_RESNET:
             return [[children["stem"]], *([stage] for stage in children["stages"].children())]
         if "features" in children:
-            return [[part] for part in children["features"].children()]
+            return [[part] for part in children["features"].children() if not isinstance(part, GeM)]
         return [[part] for part in children.values()]
 
     def freeze(self, num_stages: int, shortcut_batchnorm_trains: bool) -> None:
@@ -57,24 +78,22 @@ class Backbone(nn.Module):
             raise UserError(
                 f"model.frozen_stages: {num_stages} is out of range; {self.arch} has {len(self.stages)} stages"
             )
-        for stage in self.stages[:num_stages]:
-            for part in stage:
-                part.requires_grad_(False)
-                self._frozen.append(part)
-                if shortcut_batchnorm_trains:
-                    self._frozen_but_training += [
-                        module
-                        for name, module in part.named_modules()
-                        if isinstance(module, _BatchNorm) and "downsample" in name
-                    ]
+        self._num_frozen, self._shortcut_batchnorm_trains = num_stages, shortcut_batchnorm_trains
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
-        for part in self._frozen:
+        for part in self._frozen_parts():
             part.eval()
-        for part in self._frozen_but_training:
-            part.train(mode)
+            for name, module in part.named_modules():
+                if self._shortcut_batchnorm_trains and isinstance(module, _BatchNorm):
+                    module.train(mode and any(shortcut in name for shortcut in _SHORTCUTS))
         return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        return [part for stage in self.stages[: self._num_frozen] for part in stage]
 
 
 def _without_classifier(arch: str) -> nn.Module:
@@ -84,6 +103,11 @@ def _without_classifier(arch: str) -> nn.Module:
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; known are {SMALL_RESNET}, {', '.join(names)}"
         raise UserError(
             f"model.arch: {arch!r} is neither {SMALL_RESNET} nor a torchvision classification network{hint}"
+        )
+    if arch in _AUXILIARY:
+        raise UserError(
+            f"model.arch: {arch} trains with auxiliary classifiers, which no method here has a loss for; use another "
+            "network, such as resnet50"
         )
     network = models.get_model(arch, weights=None)
     for name in _CLASSIFIERS:
@@ -106,6 +130,25 @@ def _without_linear(classifier: nn.Module) -> nn.Module:
         return nn.Identity()
     kept = [layer for layer in layers if not isinstance(layer, nn.Linear | nn.Dropout)]
     return nn.Sequential(*kept) if kept else nn.Identity()
+
+
+def _set_last_stride(arch: str, body: nn.Module, stride: int) -> None:
+    if not isinstance(body, models.ResNet):
+        raise UserError(f"model.last_stride: {arch} is no ResNet and has none to set; use 2, or a ResNet")
+    for module in body.layer4[0].modules():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.stride = (stride, stride)
+
+
+def _pool_by_gem(arch: str, body: nn.Module) -> None:
+    """In the place of the network's average; or before it, as the average over one position changes nothing."""
+    average = getattr(body, "avgpool", None)
+    if isinstance(average, nn.AdaptiveAvgPool2d) and average.output_size in (1, (1, 1)):
+        body.avgpool = GeM()
+    elif isinstance(body, models.MobileNetV2 | models.DenseNet):
+        body.features.add_module("gem", GeM())
+    else:
+        raise UserError(f"model.pooling: {arch} has no average over a feature map that gem could replace; use avg")
 
 
 @torch.no_grad()

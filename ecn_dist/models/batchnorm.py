@@ -1,114 +1,199 @@
-"""BatchNorm over the global batch (`sync`) on any device, and the re-estimation of its statistics (AdaBN).
+"""BatchNorm over the global batch (`sync`) or groups of it (`group`), and re-estimation of its statistics (AdaBN).
 
-PyTorch's own SyncBatchNorm needs an accelerator. `GlobalBatchNorm` is the same computation with this project's
-collectives, so that many ranks can be held against one anywhere.
+`sync` on an accelerator is PyTorch's own SyncBatchNorm. `GlobalBatchNorm` is the same computation with this project's
+collectives, for any device and for groups of pictures, so that many ranks can be held against one anywhere.
 
-Shape letters: b images here, C channels, n = b x positions values per channel here, W ranks.
+Shape letters: b images here, B on all ranks, C channels, K groups in the global batch, W ranks.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ecn_dist.distributed import all_gather_rows, all_reduce, world_size
+from ecn_dist.distributed import all_gather_rows, all_reduce, rank, world_size
+from ecn_dist.errors import UserError
 
 BatchNormMode = Literal["sync", "group", "local"]
 
 
 class _NormalizeOverRanks(torch.autograd.Function):
-    """Batch normalisation with the mean and variance of all ranks' batches (of equal size).
+    """Batch normalisation over groups of `group` consecutive images of the global batch, wherever their ranks are.
 
-    Forward: one all-gather of (2, C). Backward: one all-reduce of (2, C).
+    Forward: one all-gather of (K, 2, C). Backward: one all-reduce of (K, 2, C). b is equal on all ranks.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        dims = [0, *range(2, x.dim())]
-        n = x.numel() // x.shape[1]
-        mean_C = x.mean(dims)
-        squares_C = (x - _along_channels(mean_C, x)).square().sum(dims)
-        parts_W2C = all_gather_rows(torch.stack([mean_C, squares_C])[None])
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        b, positions = x.shape[0], x[0, 0].numel()
+        parts, group_of_b, shares_WK1 = _layout(b, group, rank(), world_size(), x.dtype, x.device)
+        sums_K2C = x.new_zeros(shares_WK1.shape[1], 2, x.shape[1])
+        for k, rows in parts:
+            part, dims = x[rows], [0, *range(2, x.dim())]
+            mean_C = part.mean(dims)
+            sums_K2C[k, 0] = mean_C
+            sums_K2C[k, 1] = (part - _along_channels(mean_C, x)).square().sum(dims)
+        sums_WK2C = all_gather_rows(sums_K2C[None])
         # Chan et al. 1979: squares about the common mean, without the cancellation of E[x^2] - E[x]^2.
-        mean_C = parts_W2C[:, 0].mean(0)
-        squares_C = parts_W2C[:, 1].sum(0) + n * (parts_W2C[:, 0] - mean_C).square().sum(0)
-        var_C = squares_C / (n * world_size())
-        inverse_std_C = torch.rsqrt(var_C + eps)
-        normal = (x - _along_channels(mean_C, x)) * _along_channels(inverse_std_C, x)
-        ctx.save_for_backward(normal, weight, inverse_std_C)
-        ctx.mark_non_differentiable(mean_C, var_C)
-        return normal * _along_channels(weight, x) + _along_channels(bias, x), mean_C, var_C
+        mean_KC = (shares_WK1 * sums_WK2C[:, :, 0]).sum(0) / shares_WK1.sum(0)
+        apart_KC = (shares_WK1 * (sums_WK2C[:, :, 0] - mean_KC).square()).sum(0)
+        var_KC = (sums_WK2C[:, :, 1].sum(0) + b * positions * apart_KC) / (group * positions)
+        inverse_std_KC = torch.rsqrt(var_KC + eps)
+        normal = (x - _along_channels(mean_KC[group_of_b], x)) * _along_channels(inverse_std_KC[group_of_b], x)
+        ctx.save_for_backward(normal, weight, inverse_std_KC, group_of_b)
+        ctx.group, ctx.parts = group, parts
+        ctx.mark_non_differentiable(mean_KC, var_KC)
+        return normal * _along_channels(weight, x) + _along_channels(bias, x), mean_KC, var_KC
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        normal, weight, inverse_std_C = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        normal, weight, inverse_std_KC, group_of_b = ctx.saved_tensors
         dims = [0, *range(2, grad.dim())]
-        n = grad.numel() // grad.shape[1]
-        bias_grad_C = grad.sum(dims)
-        weight_grad_C = (grad * normal).sum(dims)
-        means_2C = all_reduce(torch.stack([bias_grad_C, weight_grad_C])) / (n * world_size())
-        centred = grad - _along_channels(means_2C[0], grad) - normal * _along_channels(means_2C[1], grad)
-        return centred * _along_channels(weight * inverse_std_C, grad), weight_grad_C, bias_grad_C, None
+        sums_K2C = grad.new_zeros(len(inverse_std_KC), 2, grad.shape[1])
+        for k, rows in ctx.parts:
+            sums_K2C[k, 0] = grad[rows].sum(dims)
+            sums_K2C[k, 1] = (grad[rows] * normal[rows]).sum(dims)
+        means_b2C = (all_reduce(sums_K2C) / (ctx.group * grad[0, 0].numel()))[group_of_b]
+        centred = grad - _along_channels(means_b2C[:, 0], grad) - normal * _along_channels(means_b2C[:, 1], grad)
+        scale_bC = weight * inverse_std_KC[group_of_b]
+        bias_grad_C, weight_grad_C = sums_K2C.sum(0)
+        return centred * _along_channels(scale_bC, grad), weight_grad_C, bias_grad_C, None, None
 
 
-def _along_channels(values_C: Tensor, like: Tensor) -> Tensor:
-    return values_C.view(1, -1, *[1] * (like.dim() - 2))
+def _along_channels(values: Tensor, like: Tensor) -> Tensor:
+    """(C,) or (b, C), to be combined with the (b, C, ...) of `like`."""
+    return values.view(-1, like.shape[1], *[1] * (like.dim() - 2))
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(
+    b: int, group: int, rank: int, world_size: int, dtype: torch.dtype, device: torch.device
+) -> tuple[list[tuple[int, slice]], Tensor, Tensor]:
+    """Which images belong to which group.
+
+    Returns the groups on this rank, each with its rows here; (b,) the group of each image here; (W, K, 1) the groups'
+    shares of each rank's images. Kept, so that a step on an accelerator copies nothing to it.
+    """
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
+        groups_Wb = (torch.arange(b * world_size) // group).view(world_size, b)
+        shares_WK = F.one_hot(groups_Wb).sum(1).double() / b
+        group_of_b = groups_Wb[rank]
+        parts, start = [], 0
+        for k, count in zip(*(values.tolist() for values in group_of_b.unique(return_counts=True)), strict=True):
+            parts.append((k, slice(start, start + count)))
+            start += count
+        return parts, group_of_b.to(device), shares_WK[..., None].to(device, dtype)
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """BatchNorm whose training statistics are those of the global batch; 2-D to 5-D input, equal batches on all ranks.
+    """BatchNorm whose training statistics are those of the global batch, or of groups of `group` images in its order.
 
-    State-dict compatible with `nn.BatchNorm1d/2d`. On one rank, and in evaluation mode, it is `F.batch_norm`.
+    2-D to 5-D input, equal batches on all ranks. State-dict compatible with `nn.BatchNorm1d/2d`, whose instances
+    `convert_batchnorm` turns into it. In evaluation mode, and where a group is all of one rank's batch, it is
+    `F.batch_norm`. The running statistics are equal on all ranks: they follow the mean of the groups' means and
+    unbiased variances.
+
+    Collective in training mode, but for `sync` on one rank. Raises `UserError` where the groups do not divide the
+    batch.
     """
+
+    group: int = 0  # 0: the global batch
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or world_size() == 1:
+        b, ranks = input.shape[0], world_size()
+        group = self.group or b * ranks
+        if not self.training:
             return super().forward(input)
+        check_statistics("group" if self.group else "sync", group, b * ranks, ranks)
+        if ranks == 1 and group == b:
+            return super().forward(input)
+        if b % group == 0:
+            return self._whole_groups(input, group)
         # As torch's own BatchNorm under autocast: statistics in the parameters' precision.
         x = input.to(self.weight.dtype)
-        output, mean_C, var_C = _NormalizeOverRanks.apply(x, self.weight, self.bias, self.eps)
-        self._update_running(mean_C, var_C, input.numel() // input.shape[1] * world_size())
+        output, mean_KC, var_KC = _NormalizeOverRanks.apply(x, self.weight, self.bias, self.eps, group)
+        n = group * input[0, 0].numel()
+        self._update_running(mean_KC.mean(0), var_KC.mean(0) * (n / max(n - 1, 1)))
         return output.to(input.dtype)
 
+    def _whole_groups(self, input: Tensor, group: int) -> Tensor:
+        """Each group lies on one rank: torch's own kernels, one call a group."""
+        statistics_2C = self.weight.new_zeros(2, self.num_features)
+        outputs = []
+        for part in input.split(group):
+            mean_C, var_C = self.weight.new_zeros(2, self.num_features)
+            outputs.append(F.batch_norm(part, mean_C, var_C, self.weight, self.bias, True, 1.0, self.eps))
+            statistics_2C += torch.stack([mean_C, var_C])
+        self._update_running(*all_reduce(statistics_2C) / (len(outputs) * world_size()))
+        return torch.cat(outputs)
+
     @torch.no_grad()
-    def _update_running(self, mean_C: Tensor, var_C: Tensor, n: int) -> None:
+    def _update_running(self, mean_C: Tensor, var_C: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean_C, momentum)
-        self.running_var.lerp_(var_C * (n / max(n - 1, 1)), momentum)
+        self.running_var.lerp_(var_C, momentum)
 
 
-def convert_batchnorm(module: nn.Module, mode: BatchNormMode, device: torch.device) -> nn.Module:
-    """Give every BatchNorm in `module` the statistics of the global batch (`sync`), or leave them alone (`local`)."""
-    if mode == "local" or world_size() == 1:
+def convert_batchnorm(module: nn.Module, mode: BatchNormMode, device: torch.device, group: int = 0) -> nn.Module:
+    """Give every BatchNorm in `module` the statistics of `mode`.
+
+    Args:
+        module: changed in place, its parameters and buffers staying the same tensors; order against `freeze` is free.
+        mode: `sync` for the global batch, `group` for each `group` consecutive images of it, `local` for a rank's part.
+        device: where it will run.
+        group: G, the images of a group; it must divide the global batch of every pass.
+
+    Returns:
+        `module`, or what replaces it where it is a BatchNorm itself.
+    """
+    if mode == "local" or (mode == "sync" and world_size() == 1):
         return module
-    if device.type != "cpu":
+    if mode == "sync" and device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    return _convert_to_global(module)
-
-
-def _convert_to_global(module: nn.Module) -> nn.Module:
-    if isinstance(module, _BatchNorm) and not isinstance(module, GlobalBatchNorm):
-        converted = GlobalBatchNorm(module.num_features, module.eps, module.momentum)
-        converted.load_state_dict(module.state_dict())
-        converted.to(module.weight.device, module.weight.dtype)
-        for name, parameter in converted.named_parameters():
-            parameter.requires_grad_(module.get_parameter(name).requires_grad)
-        converted.train(module.training)
-        return converted
-    for name, child in module.named_children():
-        module.add_module(name, _convert_to_global(child))
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.__class__ = GlobalBatchNorm  # it has nothing but `group` beyond theirs; hooks and mode stay
+            assert isinstance(norm, GlobalBatchNorm)
+            norm.group = group if mode == "group" else 0
     return module
+
+
+def check_statistics(mode: BatchNormMode, group: int, batch: int, ranks: int) -> None:
+    """Refuse a pass of `batch` images, over all `ranks`, that BatchNorm cannot normalise.
+
+    Raises:
+        UserError: on all ranks, where `group` does not divide the batch, or where the statistics would be of one image
+            (one value a channel, after pooling).
+    """
+    if mode == "group" and (group < 1 or batch % group):
+        fitting = ", ".join(str(size) for size in range(2, batch + 1) if batch % size == 0)
+        raise UserError(
+            f"model.batchnorm_group: {group} does not divide a batch of {batch} pictures; these would do: {fitting}",
+            on_all_ranks=True,
+        )
+    images = {"sync": batch, "group": group, "local": batch // ranks}[mode]
+    if images < 2:
+        raise UserError(
+            f"model.batchnorm: {mode} statistics need at least 2 pictures, and here they are of {images} "
+            f"({batch} a pass on {ranks} ranks); use a larger global_batch_size"
+            + {"sync": "", "group": " or model.batchnorm_group", "local": ", fewer ranks, or sync"}[mode],
+            on_all_ranks=True,
+        )
 
 
 @torch.no_grad()
@@ -138,8 +223,8 @@ def average_local_statistics(network: nn.Module) -> None:
 def reestimate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """AdaBN (Li et al. 2016): replace every BatchNorm's running statistics by their average over `batches`.
 
-    `network` is called once on each batch of images; parameters stay as they are. With `sync` BatchNorm every rank
-    must give the same number of batches.
+    `network` is called once on each batch of images; parameters stay as they are. With `sync` and `group` BatchNorm
+    every rank must give the same number of batches.
     """
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, norm.training) for norm in norms]

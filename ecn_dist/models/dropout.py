@@ -25,15 +25,15 @@ class GlobalDropout(nn.Module):
         if not self.training or self.probability == 0.0:
             return features_bD
         b, dim = features_bD.shape
-        generator = torch.Generator(features_bD.device).manual_seed(_mix(self.seed, step, self.site))
+        generator = torch.Generator(features_bD.device).manual_seed(mix_seed(self.seed, step, self.site))
         # In float32 whatever the features' dtype: the draws, and so the mask, are then the same in every precision.
         uniform_BD = torch.rand(world_size() * b, dim, generator=generator, device=features_bD.device)
         kept_bD = uniform_BD[rank() * b : (rank() + 1) * b] >= self.probability
         return features_bD * (kept_bD.to(features_bD.dtype) / (1.0 - self.probability))
 
 
-def _mix(*values: int) -> int:
-    """A 63-bit seed in which each of `values` counts (splitmix64, Steele et al. 2014)."""
+def mix_seed(*values: int) -> int:
+    """A 63-bit seed for torch's generators, in which each of `values` counts (splitmix64, Steele et al. 2014)."""
     mask = (1 << 64) - 1
     state = 0
     for value in values:

@@ -10,11 +10,12 @@ _BATCH_COUNT = "num_batches_tracked"  # bookkeeping that changes no feature
 
 
 def fingerprint_backbone(backbone: Backbone, height: int, width: int) -> str:
-    """SHA-256 of the network's name, the size of its input and all its weights, rounded to float32.
+    """SHA-256 of the network's name and options, the size of its input and all its weights, rounded to float32.
 
     The same for a run, its export and a checkpoint of the same step, on any device.
     """
-    digest = hashlib.sha256(f"{backbone.arch} {height}x{width}".encode())
+    stride = "" if backbone.last_stride == 2 else f" last stride {backbone.last_stride}"  # no weight tells of it
+    digest = hashlib.sha256(f"{backbone.arch} {height}x{width}{stride}".encode())
     for name, tensor in sorted(backbone.body.state_dict().items()):
         if not name.endswith(_BATCH_COUNT):
             values = tensor.detach().to("cpu", torch.float32).contiguous()

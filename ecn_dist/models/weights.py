@@ -10,6 +10,7 @@ import ecn_dist.torchvision_compat  # noqa: F401  (before torchvision)
 # isort: split
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +20,7 @@ from torchvision import models
 
 from ecn_dist.errors import UserError
 from ecn_dist.models.backbones import Backbone
+from ecn_dist.models.pooling import GeM
 from ecn_dist.models.published import with_our_names
 
 _HEADS = ("embedding.", "source_head.")
@@ -26,6 +28,8 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "backbone.body.", "backbone.")
 _CLASSIFIER_KEYS = ("fc.", "classifier.", "heads.", "head.")
 _BATCH_COUNT = "num_batches_tracked"  # bookkeeping that old files lack and that changes no result
+# What torch.load raises for bytes that are no file of tensors, besides its own errors.
+_UNREADABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError)
 
 
 def load_weights(network: nn.Module, weights: str) -> list[str]:
@@ -67,7 +71,7 @@ def _read(weights: str, arch: str) -> dict[str, Tensor]:
     if weights == "imagenet":
         return _read_file(_cached_imagenet(arch))
     if weights.startswith(("http://", "https://")):
-        return _strip(torch.hub.load_state_dict_from_url(weights, map_location="cpu", weights_only=True))
+        return _strip(torch.hub.load_state_dict_from_url(weights, map_location="cpu", weights_only=True), weights)
     return _read_file(Path(weights))
 
 
@@ -93,24 +97,42 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise UserError(f"model.weights: there is no file {path}; it takes imagenet, none, or a file of tensors")
     try:
         if path.suffix == ".safetensors":
-            return _strip(load_file(path))
-        return _strip(torch.load(path, map_location="cpu", weights_only=True))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (*_UNREADABLE, AttributeError) as error:
         raise UserError(f"model.weights: {path} cannot be read as a file of plain tensors ({error})") from error
+    return _strip(content, str(path))
 
 
-def _strip(content: dict) -> dict[str, Tensor]:
-    """The tensors of a state dict, out of the usual wrappings."""
+def _strip(content: Any, weights: str) -> dict[str, Tensor]:
+    """The tensors of a state dict, out of the usual wrappings; a `UserError` where they are not plain ones by name."""
     for wrapper in _WRAPPERS:
-        if isinstance(content.get(wrapper), dict):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(
+            f"model.weights: {weights} holds a {type(content).__name__}, where a state dict, of tensors by name, is "
+            "needed; write it with torch.save(network.state_dict(), ...)"
+        )
     tensors = {}
     for key, value in content.items():
         if isinstance(value, Tensor):
+            _check_plain(key, value, weights)
             for prefix in _PREFIXES:
                 key = key.removeprefix(prefix)
             tensors[key] = value
     return with_our_names(tensors)
+
+
+def _check_plain(key: str, tensor: Tensor, weights: str) -> None:
+    dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+    if not dense or not (tensor.is_floating_point() or key.endswith(_BATCH_COUNT)) or tensor.itemsize < 2:
+        kind = f"{tensor.layout} tensor of {tensor.dtype} on {tensor.device}".replace("torch.", "")
+        raise UserError(
+            f"model.weights: {key} in {weights} is a {kind}, where dense floating point numbers of at least 16 bits "
+            "are needed; convert the file"
+        )
 
 
 def _fill_heads(network: nn.Module, tensors: dict[str, Tensor], weights: str) -> list[str]:
@@ -135,7 +157,9 @@ def _fill_heads(network: nn.Module, tensors: dict[str, Tensor], weights: str) ->
 
 def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str) -> None:
     wanted = backbone.body.state_dict()
-    missing = [key for key in wanted if key not in tensors and not key.endswith(_BATCH_COUNT)]
+    # Classifiers' weights know no pooling with a trained power, which then starts as it is.
+    powers = {f"{name}.p" for name, module in backbone.body.named_modules() if isinstance(module, GeM)}
+    missing = [key for key in wanted if key not in tensors and not key.endswith(_BATCH_COUNT) and key not in powers]
     unexpected = [key for key in tensors if key not in wanted and not key.startswith((*_CLASSIFIER_KEYS, *_HEADS))]
     shapes = [
         f"{key} {tuple(tensors[key].shape)} for {tuple(wanted[key].shape)}"
@@ -150,6 +174,6 @@ def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str)
     if problems:
         raise UserError(
             f"model.weights: {weights} does not fit {backbone.arch} ({'; '.join(problems)}); "
-            "set model.arch to the network the file was made with"
+            "set model.arch and model.pooling to those the file was made with"
         )
     backbone.body.load_state_dict({key: tensors[key] for key in wanted if key in tensors}, strict=False)

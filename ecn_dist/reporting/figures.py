@@ -63,7 +63,7 @@ def write_figures(
         writer=writer,
         step=step,
     )
-    distributed.together(lambda: write_report(run_folder) if distributed.is_main() else None)
+    distributed.together(lambda: write_report(run_folder) if distributed.is_main() else None, "the report")
 
 
 def write_run_figures(
@@ -138,5 +138,5 @@ def write_run_figures(
         if rows := merge_steps(read_metrics(Path(run_folder) / METRICS)):
             add("training", curves.draw_training_curves(rows), *TRAINING)
 
-    distributed.together(lambda: draw() if distributed.is_main() else None)
+    distributed.together(lambda: draw() if distributed.is_main() else None, f"the figures in {folder}")
     return written

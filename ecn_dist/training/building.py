@@ -14,7 +14,7 @@ from ecn_dist.data.reader import check_shards
 from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
 from ecn_dist.methods.base import Method, Setting, TargetPictures
-from ecn_dist.models import Backbone, convert_batchnorm, load_weights
+from ecn_dist.models import Backbone, check_statistics, convert_batchnorm, load_weights
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.strategy import DataParallel, Strategy
 from ecn_dist.training.tracking import log
@@ -43,16 +43,14 @@ def open_domains(config: Config) -> Domains:
 def check_ranks(config: Config, world_size: int) -> None:
     """Raise `UserError` where the global batch cannot be cut for `world_size` ranks."""
     check_batch(config.global_batch_size, config.data.streams, world_size)
-    if config.model.batchnorm == "local" and config.global_batch_size == world_size:
-        raise UserError(
-            "model.batchnorm: local statistics need at least 2 pictures of a domain on a rank, and here it is 1; "
-            "use fewer ranks, a larger global_batch_size, or model.batchnorm sync"
-        )
+    model = config.model
+    check_statistics(model.batchnorm, model.batchnorm_group, config.global_batch_size, world_size)
 
 
 def build_backbone(config: Config) -> Backbone:
     """The backbone of `config`, its weights at random, on the CPU."""
-    return Backbone(config.model.arch, config.data.height, config.data.width)
+    model, data = config.model, config.data
+    return Backbone(model.arch, data.height, data.width, model.last_stride, model.pooling)
 
 
 def build_method(config: Config, domains: Domains, device: torch.device) -> Method:
@@ -94,7 +92,7 @@ def build_method(config: Config, domains: Domains, device: torch.device) -> Meth
         method.double()
     method.to(device)
     if device.type != "meta":
-        convert_batchnorm(method, model.batchnorm, device)
+        convert_batchnorm(method, model.batchnorm, device, model.batchnorm_group)
     return method
 
 

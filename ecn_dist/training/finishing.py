@@ -80,7 +80,7 @@ def train(
         model_card.write_card(output_dir / model_card.NAME, method.evaluated, flatten(config), facts)
         run_folder.write_summary(output_dir, summary, finished=False)
 
-    distributed.together(lambda: _on_main(card_and_summary))
+    distributed.together(lambda: _on_main(card_and_summary), str(output_dir))
     if evaluation is not None and config.logging.figures:
         with tracking.pictures_for_tensorboard(output_dir, config.logging.tensorboard) as writer:
             write_figures(output_dir, evaluation, domains, writer=writer, step=trainer.step)

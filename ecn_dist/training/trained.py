@@ -12,6 +12,7 @@ from ecn_dist.config import Config
 from ecn_dist.errors import UserError
 from ecn_dist.models import Backbone, convert_batchnorm, load_backbone
 from ecn_dist.training import run_folder
+from ecn_dist.training.building import build_backbone
 from ecn_dist.training.checkpoint import META, CheckpointStore, damage, load
 
 
@@ -36,7 +37,7 @@ def load_trained(path: Path, device: torch.device, config_file: Path | None = No
     found = _newest_checkpoint(path) if place is None else path / place
     _check_seen(found, is_checkpoint)
     torch.manual_seed(config.seed)
-    backbone = distributed.together(lambda: Backbone(config.model.arch, config.data.height, config.data.width))
+    backbone = distributed.together(lambda: build_backbone(config))
     if is_checkpoint:
         load(found, {f"network.backbone.{key}": tensor for key, tensor in backbone.state_dict().items()})
     else:
@@ -44,7 +45,7 @@ def load_trained(path: Path, device: torch.device, config_file: Path | None = No
     if config.precision == "fp64":
         backbone.double()
     backbone.to(device)
-    convert_batchnorm(backbone, config.model.batchnorm, device)
+    convert_batchnorm(backbone, config.model.batchnorm, device, config.model.batchnorm_group)
     return backbone.eval(), config
 
 

@@ -307,4 +307,4 @@ class Trainer:
     @staticmethod
     def _write_metrics(tracker: Tracker, record: dict[str, Any]) -> None:
         """On rank 0; a disk that is full ends all ranks with that text."""
-        distributed.together(lambda: tracker.metrics(record))
+        distributed.together(lambda: tracker.metrics(record), "metrics.jsonl")

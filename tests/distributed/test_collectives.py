@@ -43,7 +43,7 @@ def check_together() -> None:
     for error, words in (
         (PermissionError(13, "Permission denied", "/runs/x"), "/runs/x"),
         # An error of write() has no file's name.
-        (OSError(28, "No space left on device"), r"report\.html: .*No space left on device"),
+        (OSError(28, "No space left on device"), r"report\.html: .*No space left on device\. Free space"),
         (UserError(""), "UserError"),
         (OSError(), "OSError"),
     ):

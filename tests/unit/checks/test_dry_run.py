@@ -118,10 +118,15 @@ def test_activations_are_those_that_a_real_step_keeps(config: Config, domains: D
 @pytest.mark.parametrize(
     ("changes", "world_size", "said"),
     [
-        ({}, 5, "does not divide by the 5 ranks"),
+        ({}, 5, "does not divide by 5 ranks"),
         ({"global_batch_size": 60}, 2, "60"),  # more than the source has
         ({"loss": LossOptions(num_neighbors=37)}, 2, "only 36 training pictures"),
         ({"model": dataclasses.replace(SMALL.model, batchnorm="local")}, 12, "at least 2 pictures"),
+        (
+            {"global_batch_size": 1, "data": dataclasses.replace(SMALL.data, streams=1)},
+            1,
+            "sync statistics need at least 2",
+        ),
         ({"model": dataclasses.replace(SMALL.model, arch="resnet5")}, 1, "did you mean"),
         ({"model": dataclasses.replace(SMALL.model, frozen_stages=9, weights="x")}, 1, "out of range"),
         ({"source": "/nowhere"}, 1, "no such shard folder"),
