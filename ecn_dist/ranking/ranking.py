@@ -118,11 +118,12 @@ def evaluate_ranking(
             raise UserError("a table of camera pairs needs camids", on_all_ranks=True)
         evaluation = _Evaluation(query, gallery, first_position, labels, camera_pairs, memory_budget)
         if rerank is not None:
-            gallery = (
+            part = slice(first_position, first_position + len(gallery))
+            whole = (
                 distributed.all_gather_uneven_rows(gallery) if gallery_sharded else torch.as_tensor(gallery_features)
             )
-            encodings = Encodings(query, gallery, rerank, device, memory_budget)
-            evaluation.score = RerankedScore(encodings, evaluation.distances, first_position)
+            encodings = Encodings(query, whole, rerank, device, memory_budget)
+            evaluation.score = RerankedScore(encodings, evaluation.distances, part)
             false_positive_rates = ()
         return evaluation.run(max(max_rank, MIN_CMC), false_positive_rates)
 
