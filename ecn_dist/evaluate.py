@@ -10,7 +10,9 @@ from ecn_dist import distributed
 from ecn_dist.command import at_least, command
 from ecn_dist.data import ShardIndex
 from ecn_dist.errors import UserError
-from ecn_dist.ranking.evaluating import InputSize, Protocol, adapt_batchnorm, evaluate_backbone, has_evaluation
+from ecn_dist.ranking import EvaluationInput
+from ecn_dist.ranking.evaluating import RankingOptions, adapt_batchnorm, evaluate_backbone, has_evaluation
+from ecn_dist.reporting import words
 from ecn_dist.training import building, tracking
 from ecn_dist.training.trained import load_trained
 
@@ -68,12 +70,12 @@ def main(argv: list[str] | None = None) -> int:
     if options.adapt_batchnorm:
         stream = distributed.together(lambda: building.adaptation_batches(config, index.split("train"), device))
         adapt_batchnorm(backbone, stream, config.precision, device)
-    size = InputSize(config.data.height, config.data.width, options.batch_size, options.workers)
-    protocol = Protocol(options.camera_free, options.expand_queries, options.rerank)
-    evaluation = evaluate_backbone(backbone, index, size, config.precision, device, protocol)
+    size = EvaluationInput(config.data.height, config.data.width, options.batch_size, options.workers)
+    ranking = RankingOptions(options.camera_free, options.expand_queries, options.rerank)
+    evaluation = evaluate_backbone(backbone, index, size, config.precision, device, ranking)
     summary = evaluation.summary()
     if distributed.is_main():
-        print(tracking.describe(summary))
+        print("\n".join(filter(None, (tracking.describe(summary), words.collapse(summary)))))
     distributed.together(lambda: _write(options.output, summary | {"camera_pairs": evaluation.camera_pairs()}))
     return 0
 

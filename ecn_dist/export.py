@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 from ecn_dist.command import command
+from ecn_dist.config import flatten
 from ecn_dist.embed import add_model_options
+from ecn_dist.reporting import model_card
 from ecn_dist.serving import exporting
 from ecn_dist.serving.embedder import Embedder
-from ecn_dist.training import model_card
 
 DESCRIPTION = """\
 Write a trained model as ONNX, TorchScript or PT2 (torch.export): normalised pictures (n, 3, H, W) float32 in, features
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     if facts is None:
         print(f"kept {card} as it is, as it is this model's; remove it to have it written anew")
     else:
-        model_card.write_card(card, embedder.backbone, embedder.config, facts)
+        model_card.write_card(card, embedder.backbone, flatten(embedder.config), facts)
         print(f"wrote {card}: complete it before you pass the model on")
     return 0
 

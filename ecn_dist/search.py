@@ -13,8 +13,8 @@ from ecn_dist.data import jpeg
 from ecn_dist.embed import add_model_options, read_picture
 from ecn_dist.errors import UserError
 from ecn_dist.ranking.nearest import ExactSearch, FaissSearch, Matches, nearest
-from ecn_dist.reporting.pictures import save_figure
-from ecn_dist.reporting.pictures.answers import draw_answers
+from ecn_dist.reporting.montage import save_figure
+from ecn_dist.reporting.sheets import draw_answers
 from ecn_dist.serving.embedder import Embedder, PictureFile
 from ecn_dist.serving.feature_file import FeatureFile
 

@@ -12,6 +12,7 @@ from ecn_dist import config as configuration
 from ecn_dist import distributed
 from ecn_dist.checks import dry_run
 from ecn_dist.command import command
+from ecn_dist.reporting import model_card
 from ecn_dist.training import building, finishing, run_folder, tracking
 from ecn_dist.training.signals import EXIT_PREEMPTED, stop_on_signals
 
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     distributed.together(lambda: building.check_ranks(config, distributed.world_size()))
     domains = building.open_domains(config)
     output_dir = Path(config.output_dir)
-    data = {name: run_folder.fingerprint(index) for name, index in domains.items()}
+    data = {name: model_card.fingerprint(index) for name, index in domains.items()}
     if not run_folder.claim(config, data):
         if distributed.is_main():
             print(f"{output_dir} holds this very run, finished; its results are in {output_dir / run_folder.SUMMARY}")

@@ -3,6 +3,9 @@
 import torch
 from PIL import Image
 
+from ecn_dist.ranking import FeatureSet, evaluate_ranking
+from ecn_dist.ranking.evaluating import Evaluation
+
 
 def random_case(seed: int, queries: int = 7, gallery: int = 40) -> tuple[torch.Tensor, ...]:
     """Small integer features, so that equal distances are common and exact."""
@@ -19,6 +22,20 @@ def random_case(seed: int, queries: int = 7, gallery: int = 40) -> tuple[torch.T
         draw(5, gallery),  # pid 5 is in no gallery
         draw(3, gallery),
     )
+
+
+def evaluation_of(
+    case: tuple[torch.Tensor, ...], *, camera_free: bool = False, part: slice = slice(None)
+) -> Evaluation:
+    """As `evaluate_backbone` gives it; with `part`, this rank's part of the gallery."""
+    query, gallery = FeatureSet(*case[:3]), FeatureSet(*case[3:])
+    labels = (query.features, query.pids, query.camids, gallery.features, gallery.pids, gallery.camids)
+    result = evaluate_ranking(
+        *(None if camera_free and place in (2, 5) else values for place, values in enumerate(labels)),  # type: ignore[arg-type]
+        camera_pairs=not camera_free,
+    )
+    own = FeatureSet(gallery.features[part], gallery.pids[part], gallery.camids[part])
+    return Evaluation(result, query, own, camera_free)
 
 
 def color_of(row: int) -> tuple[int, int, int]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from ecn_dist.ranking import FeatureSet, evaluate_ranking
-from ecn_dist.reporting.pictures import Domain, write_run_figures
-from tests.picture_cases import plain_picture, random_case
+from ecn_dist.reporting.figures import write_run_figures
+from ecn_dist.reporting.sheets import Domain
+from tests.picture_cases import evaluation_of, plain_picture, random_case
 
 CONFIG = {
     "source": "shards/source",
@@ -53,14 +53,12 @@ def write_run(folder: Path, *, figures: bool = False) -> Path:
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if figures:
-        case = random_case(0, queries=20)
-        query, gallery = FeatureSet(*case[:3]), FeatureSet(*case[3:])
+        evaluation = evaluation_of(random_case(0, queries=20))
+        gallery = evaluation.gallery_part
         domain = Domain("target", gallery.camids.numpy(), plain_picture, gallery.pids.numpy())
         write_run_figures(
             folder,
-            evaluate_ranking(*case, camera_pairs=True),
-            query,
-            gallery,
+            evaluation,
             read_query=plain_picture,
             read_gallery=plain_picture,
             domains=[domain],

@@ -8,7 +8,7 @@ buckets, about one in a hundred, are placed by a search among the true matches; 
 one, about one in a thousand, have their exact score computed.
 
 Shape letters: R queries of a block, G gallery pictures on this rank, n pictures of a chunk, C groups of the gallery
-(cameras, or one), T true matches of the query that has most, B buckets, P pairs.
+(cameras, or one), T true matches of the query that has most (the others are padded), B buckets, P pairs.
 """
 
 from collections.abc import Callable
@@ -17,77 +17,94 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ecn_dist.ranking.distances import UNIT_ROUNDOFF, ProductSpace, Scratch
-from ecn_dist.ranking.matches import TrueMatches
-from ecn_dist.ranking.scores import Score
+from ecn_dist import distributed
+from ecn_dist.ranking.distances import BATCH, UNIT_ROUNDOFF, ProductSpace, Score, Scratch
+from ecn_dist.ranking.inputs import Labels, place_in_row
 
 MARGIN = 2.0  # buckets before the closest and after the farthest true match, so that the outermost are never near one
-BATCH = 2**19  # unsure entries at a time: with many equal features all are
+
+
+@dataclass(frozen=True)
+class TrueMatches:
+    """The true matches of a block of queries, from all ranks, in ranked order: by score, equals in gallery order."""
+
+    score: Tensor  # (R, T) float64, infinite where a query has fewer than T
+    position: Tensor  # (R, T) int64, place in the whole gallery
+    camera: Tensor  # (R, T) int64
+    count: Tensor  # (R,) int64
+
+    @property
+    def valid(self) -> Tensor:
+        """(R, T) bool: not padding."""
+        return torch.arange(self.score.shape[1], device=self.count.device) < self.count[:, None]
+
+    @classmethod
+    def gather(
+        cls, labels: Labels, queries: Tensor, pairs: tuple[Tensor, Tensor], score: Score, first_position: int
+    ) -> "TrueMatches":
+        """Score the true ones among this rank's `pairs` of one identity, and share them. Two all-gathers of the pairs.
+
+        `first_position` is the place of this rank's first picture in the whole gallery.
+        """
+        places, pictures = pairs
+        true = labels.gallery_cameras[pictures] != labels.query_cameras[queries[places]]
+        places, pictures = places[true], pictures[true]
+        scores = distributed.all_gather_uneven_rows(score.of_pairs(queries[places], pictures))
+        facts = torch.stack([places, first_position + pictures, labels.gallery_cameras[pictures]], dim=1)
+        facts = distributed.all_gather_uneven_rows(facts)
+        order = facts[:, 1].argsort()
+        for key in (scores, facts[:, 0]):
+            order = order[key[order].argsort(stable=True)]
+        place, position, camera = facts[order].unbind(1)
+        count = torch.bincount(place, minlength=len(queries))
+        column = place_in_row(place, count)
+
+        def padded(values: Tensor, padding: float) -> Tensor:
+            table = values.new_full((len(queries), int(count.max())), padding)
+            table[place, column] = values
+            return table
+
+        return cls(padded(scores[order], float("inf")), padded(position, 0), padded(camera, 0), count)
+
+    def of_camera(self, camera: int, counts: Tensor) -> tuple["TrueMatches", Tensor]:
+        """Those that one camera has seen, in order, and the `counts` (3, R, T) that belong to them."""
+        mine = self.valid & (self.camera == camera)
+        count = mine.sum(1)
+        kept = (~mine).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(count.max())]
+        score, position, seen_by = (values.gather(1, kept) for values in (self.score, self.position, self.camera))
+        matches = TrueMatches(score, position, seen_by, count)
+        return matches, torch.stack([values.gather(1, kept) for values in counts])
 
 
 @dataclass(frozen=True)
 class Gallery:
     """This rank's gallery in the order in which it is scanned: chunk after chunk, each of one group."""
 
-    order: Tensor | None  # (G,) rows in the order of the scan; None: as given
-    place: Tensor | None  # (G,) the inverse of `order`
+    order: Tensor  # (G,) rows in the order of the scan
+    place: Tensor  # (G,) the inverse of `order`
     chunks: list[tuple[int, int, int]]  # group, first place, one past the last
     num_groups: int
     first_position: int  # place of this rank's first picture in the whole gallery
 
     @classmethod
-    def plan(cls, size: int, groups: Tensor | None, num_groups: int, chunk: int, first_position: int) -> "Gallery":
-        """Chunks of at most `chunk` pictures, each of one of the `groups` (G,) 0..C-1; None: all are one group."""
-        if groups is None:
-            return cls(None, None, [(0, *span) for span in _spans(0, size, chunk)], 1, first_position)
+    def plan(cls, groups: Tensor, num_groups: int, chunk: int, first_position: int) -> "Gallery":
+        """Chunks of at most `chunk` pictures, each of one of the `groups` (G,) 0..C-1."""
         order = groups.argsort(stable=True)
         ends = torch.bincount(groups, minlength=num_groups).cumsum(0).tolist()
-        starts = [0, *ends[:-1]]
-        spans = [(g, *span) for g in range(num_groups) for span in _spans(starts[g], ends[g], chunk)]
-        return cls(order, order.argsort(), spans, num_groups, first_position)
+        chunks = [
+            (group, at, min(at + chunk, end))
+            for group, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
+            for at in range(start, end, chunk)
+        ]
+        return cls(order, order.argsort(), chunks, num_groups, first_position)
 
     def cut(self, pairs: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
         """For each chunk, of pairs of something and gallery rows (P,), the something and the place in the scan."""
-        others, places = pairs
-        places, order = (places if self.place is None else self.place[places]).sort()
-        others = others[order]
+        places, order = self.place[pairs[1]].sort()
+        others = pairs[0][order]
         bounds = torch.tensor([span[1:] for span in self.chunks], dtype=torch.int64, device=places.device)
         cuts = torch.searchsorted(places, bounds.reshape(-1, 2)).tolist()
         return [(others[start:stop], places[start:stop]) for start, stop in cuts]
-
-    def rows(self, first: int, last: int) -> Tensor | slice:
-        """The rows of the gallery at these places of the scan."""
-        return slice(first, last) if self.order is None else self.order[first:last]
-
-
-def _spans(start: int, stop: int, length: int) -> list[tuple[int, int]]:
-    return [(at, min(at + length, stop)) for at in range(start, stop, length)]
-
-
-@dataclass(frozen=True)
-class Closer:
-    """For each true match, how many pictures of each group come before it that are no match of its query."""
-
-    counts: Tensor  # (3, C, R, T) int64
-
-    @property
-    def strictly(self) -> Tensor:
-        """(C, R, T) closer."""
-        return self.counts[0]
-
-    @property
-    def or_equal(self) -> Tensor:
-        """(C, R, T) closer or as close."""
-        return self.counts[1]
-
-    @property
-    def in_order(self) -> Tensor:
-        """(C, R, T) closer, or as close and earlier in the gallery."""
-        return self.counts[2]
-
-    def whole(self) -> "Closer":
-        """All groups as one: (3, 1, R, T)."""
-        return Closer(self.counts.sum(1, keepdim=True))
 
 
 class Buckets:
@@ -137,7 +154,7 @@ class Buckets:
         return place - 2 * self.num_matches * row
 
 
-Watch = Callable[[Tensor, Buckets, Tensor | slice, Tensor], None]
+Watch = Callable[[Tensor, Buckets, Tensor, Tensor], None]
 
 
 class CloserCounter:
@@ -150,10 +167,11 @@ class CloserCounter:
         lines; gallery rows; query rows (R,)."""
         self._space, self._score, self._gallery, self._scratch, self._watch = space, score, gallery, scratch, watch
 
-    def count(self, queries: Tensor, matches: TrueMatches, left_out: tuple[Tensor, Tensor], num_buckets: int) -> Closer:
-        """For each true match of `queries` (R,), this rank's pictures before it, those in `left_out` excepted.
+    def count(self, queries: Tensor, matches: TrueMatches, left_out: tuple[Tensor, Tensor], num_buckets: int) -> Tensor:
+        """For each true match of `queries` (R,), this rank's pictures of each group before it: (3, C, R, T) int64.
 
-        `left_out` are places in `queries` and gallery rows, both (P,): the true matches themselves and the junk.
+        Counted three ways: closer; as close or closer; closer, or as close and earlier in the gallery. `left_out` are
+        places in `queries` and gallery rows, both (P,): the true matches themselves and the junk.
         """
         space, gallery = self._space, self._gallery
         squared = self._score.squared_distance(queries, matches.score) * space.factor**2
@@ -166,7 +184,7 @@ class CloserCounter:
         codes = squared.new_zeros((shape[0], shape[1] * lines.codes_per_row), dtype=torch.int64)
         exact = squared.new_zeros((3, *shape, lines.num_matches + 1), dtype=torch.int64)
         for (group, first, last), out in zip(gallery.chunks, gallery.cut(left_out), strict=True):
-            pictures = gallery.rows(first, last)
+            pictures = gallery.order[first:last]
             line = space.multiply(left, pictures, self._scratch)
             lowering = self._score.lowering(queries, pictures)
             if lowering is not None:
@@ -183,12 +201,12 @@ class CloserCounter:
                 codes[group] += torch.bincount(code + lines.codes_per_row * row, minlength=codes.shape[1])
                 near = code.bitwise_and(1).bool()
                 row, column = row[near], (entries - row * line.shape[1])[near]
-                picture = first + column if gallery.order is None else gallery.order[first + column]
+                picture = pictures[column]
                 scores = self._score.of_pairs(queries[row], picture)
                 _add_exact(exact[:, group], matches, row, scores, gallery.first_position + picture)
         # An even code is that of pictures between matches; odd ones were placed by their exact score.
         sure = codes.view(*shape, -1)[:, :, ::2]
-        return Closer((exact + sure).cumsum(3)[..., :-1])
+        return (exact + sure).cumsum(3)[..., :-1]
 
 
 def _add_exact(counts: Tensor, matches: TrueMatches, row: Tensor, scores: Tensor, position: Tensor) -> None:

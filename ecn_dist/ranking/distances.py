@@ -4,11 +4,13 @@ A float32 product is the fast way to all distances, but its last bits depend on 
 machine, and small distances between long vectors cancel. So a product only decides what its error cannot change;
 for the few pairs that are left the distance itself is computed, in float64, from the difference of the features.
 
-Shape letters: Q queries, G gallery pictures on this rank, D feature length, P pairs, n pictures of a chunk.
+Shape letters: Q queries, R queries of a block, G gallery pictures on this rank, D feature length, P pairs, n pictures
+of a chunk, T true matches of the query that has most.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +27,8 @@ NORM_TERMS = 64  # of a norm, summed up in float32; these sums are added in floa
 SAMPLE = 4096  # pictures whose mean is near enough to that of all
 ALIGNMENT = 16  # columns of a product; BLAS libraries take half as long again for a result whose rows are not aligned
 MAX_BLOCK = 2048  # queries; more gain nothing
+MEMORY_BUDGET = 256 * 2**20  # bytes
+BATCH = 2**19  # entries of a product looked at singly at a time: at times, as with equal features, all are
 BYTES_PER_ENTRY = 24  # of a product, with all that is derived from it
 
 
@@ -43,11 +47,26 @@ def full_precision(device: torch.device) -> Iterator[None]:
             switch.fp32_precision = precision
 
 
+class Score(Protocol):
+    """What a gallery is ranked by, the lower the better: it rises with a squared distance that some pairs have lowered.
+
+    `of_pairs`: the exact scores (P,) float64 of query rows (P,) and gallery rows (P,) of this rank. `squared_distance`:
+    the squared distances (R, T) that have these scores (R, T) where nothing is lowered. `lowering`: by how much that of
+    each pair is lowered, (R, n) float64; None: nothing is.
+    """
+
+    def of_pairs(self, queries: Tensor, pictures: Tensor) -> Tensor: ...
+
+    def squared_distance(self, queries: Tensor, scores: Tensor) -> Tensor: ...
+
+    def lowering(self, queries: Tensor, pictures: Tensor) -> Tensor | None: ...
+
+
 class PairDistances:
     """Exact Euclidean distances of chosen pairs: float64, from differences, equal to the last bit for equal features.
 
     The pairs go through one buffer of fixed shape, so that a pair's bits do not depend on which pairs it is asked
-    with: any rank, chunk or order gives the same number.
+    with: any rank, chunk or order gives the same number. They are a `Score` as they are.
     """
 
     def __init__(self, query_features: Tensor, gallery_features: Tensor, device: torch.device) -> None:
@@ -73,6 +92,14 @@ class PairDistances:
             difference.sub_(self._rows[1][:size].to(difference.device))
             distances[part] = torch.linalg.vector_norm(self._difference, dim=1)[:size]
         return distances
+
+    of_pairs = __call__
+
+    def squared_distance(self, queries: Tensor, scores: Tensor) -> Tensor:
+        return scores.square()
+
+    def lowering(self, queries: Tensor, pictures: Tensor) -> None:
+        return None
 
 
 class ProductSpace:
@@ -126,15 +153,12 @@ class ProductSpace:
         side[:, self.dim + 1] = scale * ((self._query_norms[queries] * self.factor).square() - origin) + start
         return side
 
-    def multiply(self, query_side: Tensor, pictures: Tensor | slice, scratch: "Scratch") -> Tensor:
-        """The product (Q, n or a little more) with a chunk of the gallery: n rows, a range or int64.
+    def multiply(self, query_side: Tensor, pictures: Tensor, scratch: "Scratch") -> Tensor:
+        """The product (Q, n or a little more) with a chunk of the gallery: rows (n,) int64.
 
         Columns beyond n are infinite. The result lies in `scratch`, until the next product.
         """
-        if isinstance(pictures, slice):
-            features = self._gallery_features[pictures]
-        else:
-            features = self._gallery_features.index_select(0, pictures.to(self._gallery_features.device))
+        features = self._gallery_features.index_select(0, pictures.to(self._gallery_features.device))
         size = len(features)
         width = -(-size // ALIGNMENT) * ALIGNMENT
         side = scratch.side[:width]

@@ -1,37 +1,24 @@
 """Evaluation of a network on a target's query and gallery by all ranks."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ecn_dist import distributed
-from ecn_dist.data import Batch, EvaluationStream, ShardIndex, SplitIndex
-from ecn_dist.models import Backbone, autocast, normalized_features, reestimate_batchnorm
-from ecn_dist.ranking import (
-    FeatureSet,
-    KReciprocal,
-    RankingResult,
-    evaluate_ranking,
-    expand_queries,
-    extract_features,
-)
+from ecn_dist.data import Batch, ShardIndex
+from ecn_dist.errors import UserError
+from ecn_dist.models import Backbone, autocast, reestimate_batchnorm
+from ecn_dist.ranking.features import EvaluationInput, FeatureSet, extract_split
+from ecn_dist.ranking.neighbors import expand_queries
+from ecn_dist.ranking.ranking import RankingResult, evaluate_ranking
+from ecn_dist.ranking.reranking import KReciprocal
 
 
 @dataclass(frozen=True)
-class InputSize:
-    """How pictures are read for evaluation."""
-
-    height: int
-    width: int
-    batch_size: int
-    workers: int
-
-
-@dataclass(frozen=True)
-class Protocol:
+class RankingOptions:
     """How the gallery is ranked."""
 
     camera_free: bool = False  # no picture is junk; so it always is for data of one camera
@@ -49,9 +36,8 @@ class Evaluation:
     camera_free: bool
 
     def summary(self) -> dict[str, Any]:
-        """The figures under the names of summary.json, as fractions."""
-        rates = {f"tpr_at_fpr_{rate:g}": share for rate, share in self.result.true_positive_rates.items()}
-        return self.result.summary() | rates | {"num_valid_queries": self.result.num_valid_queries}
+        """The figures under the names of summary.json."""
+        return self.result.summary()
 
     def camera_pairs(self) -> dict[str, Any] | None:
         """The ranking of each camera's gallery for each camera's queries, as fractions; None where none has a match."""
@@ -73,21 +59,21 @@ def has_evaluation(index: ShardIndex) -> bool:
 def evaluate_backbone(
     backbone: Backbone,
     index: ShardIndex,
-    size: InputSize,
+    size: EvaluationInput,
     precision: str,
     device: torch.device,
-    protocol: Protocol = Protocol(),
+    options: RankingOptions = RankingOptions(),
 ) -> Evaluation:
     """CMC, mAP and mINP on the query and gallery of `index`; every picture is embedded once. Collective."""
-    was_training = backbone.training
-    backbone.eval()
-    query = _extract(backbone, index.split("query"), size, precision, device).gathered()
-    gallery = _extract(backbone, index.split("gallery"), size, precision, device)
-    backbone.train(was_training)
-    camera_free = protocol.camera_free or index.num_cameras == 1
+    query, gallery = (
+        extract_split(backbone, index.split(name), size, device=device, precision=precision)
+        for name in ("query", "gallery")
+    )
+    query = query.gathered()
+    camera_free = options.camera_free or index.num_cameras == 1
     query_features = query.features
-    if protocol.expand_queries:
-        query_features = expand_queries(query_features, gallery.features, protocol.expand_queries, gallery_sharded=True)
+    if options.expand_queries:
+        query_features = expand_queries(query_features, gallery.features, options.expand_queries, gallery_sharded=True)
     result = evaluate_ranking(
         query_features,
         query.pids,
@@ -97,35 +83,27 @@ def evaluate_backbone(
         None if camera_free else gallery.camids,
         gallery_sharded=True,
         camera_pairs=not camera_free,
-        rerank=KReciprocal() if protocol.rerank else None,
+        rerank=KReciprocal() if options.rerank else None,
     )
     return Evaluation(result, query, gallery, camera_free)
 
 
-def _extract(
-    backbone: Backbone, split: SplitIndex, size: InputSize, precision: str, device: torch.device
-) -> FeatureSet:
-    stream = EvaluationStream(
-        split,
-        height=size.height,
-        width=size.width,
-        batch_size=size.batch_size,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        workers=size.workers,
-        device=device,
-    )
-    dtype = next(backbone.parameters()).dtype
-
-    def embed(images: torch.Tensor) -> torch.Tensor:
-        with autocast(precision, device):
-            return normalized_features(backbone, images.to(dtype))
-
-    return extract_features(embed, stream, num_features=backbone.num_features, device=device)
-
-
 def adapt_batchnorm(backbone: Backbone, stream: Iterable[Batch], precision: str, device: torch.device) -> None:
-    """AdaBN: give the backbone BatchNorm statistics of the pictures of `stream`. Collective with `sync` BatchNorm."""
-    dtype = next(backbone.parameters()).dtype
+    """AdaBN: give the backbone BatchNorm statistics of the pictures of `stream`, as long on every rank. Collective.
+
+    Raises `UserError` on every rank where one has a batch that cannot be read.
+    """
+    dtype, batches = next(backbone.parameters()).dtype, iter(stream)
+
+    def next_images() -> torch.Tensor | None:
+        batch = next(batches, None)
+        if batch is not None and batch.error:
+            raise UserError(batch.error)
+        return None if batch is None else batch.images.to(dtype)
+
+    def images() -> Iterator[torch.Tensor]:
+        while (found := distributed.together(next_images)) is not None:
+            yield found
+
     with autocast(precision, device):
-        reestimate_batchnorm(backbone, (batch.images.to(dtype) for batch in stream))
+        reestimate_batchnorm(backbone, images())

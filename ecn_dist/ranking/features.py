@@ -1,29 +1,45 @@
-"""Feature extraction by all ranks, each picture once.
+"""Features of a split by all ranks, each picture once.
 
-Shape letters: n pictures here, G pictures on all ranks, C feature length.
+Shape letters: b pictures of a batch, V views of each (it and its style copies), n pictures here, D feature length.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ecn_dist.distributed import all_gather_uneven_rows
+from ecn_dist import distributed
+from ecn_dist.data import EvaluationStream, SplitIndex
+from ecn_dist.models import Backbone, autocast, normalized_features
+
+Embed = Callable[[Tensor], Tensor]
+"""Images (b V, 3, H, W) -> features (b V, D)."""
 
 
 class LabelledImages(Protocol):
-    """What extraction needs of a batch."""
+    """What extraction needs of a batch; the views of a picture lie side by side."""
 
-    images: Tensor  # (b, 3, H, W)
-    pids: Tensor  # (b,) int64
-    camids: Tensor  # (b,) int64
+    images: Tensor  # (b V, 3, H, W)
+    pids: Tensor  # (b V,) int64
+    camids: Tensor  # (b V,) int64
+    indices: Tensor  # (b V,) int64: the same for the views of one picture
+
+
+@dataclass(frozen=True)
+class EvaluationInput:
+    """How pictures are read for evaluation; `batch_size` and `workers` are a rank's."""
+
+    height: int
+    width: int
+    batch_size: int
+    workers: int
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of pictures, in the order of the split: (n, C) float, and int64 pids and camids (n,)."""
+    """Features of pictures, in the order of the split: (n, D) float, and int64 pids and camids (n,)."""
 
     features: Tensor
     pids: Tensor
@@ -31,19 +47,78 @@ class FeatureSet:
 
     def gathered(self) -> "FeatureSet":
         """All ranks' pictures on every rank, in rank order. Collective."""
-        return FeatureSet(*(all_gather_uneven_rows(part) for part in (self.features, self.pids, self.camids)))
+        return FeatureSet(
+            *(distributed.all_gather_uneven_rows(part) for part in (self.features, self.pids, self.camids))
+        )
+
+
+def extract_split(
+    network: Backbone | Embed,
+    split: SplitIndex,
+    size: EvaluationInput,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    **stream_options: Any,
+) -> FeatureSet:
+    """Features of this rank's contiguous part of `split`; the parts of all ranks, in rank order, are the split.
+
+    Args:
+        network: a backbone, whose pooled features in evaluation mode are scaled to length 1 (it returns to its mode
+            afterwards), or any function from images to features, called as it is.
+        split: any split of a shard folder.
+        size: how pictures are read.
+        device: where to compute.
+        precision: as in the configuration: fp32, bf16, fp16 or fp64.
+        stream_options: more arguments of `EvaluationStream`. With `style="all"` a picture's feature is the mean over
+            it and its copies, scaled to length 1.
+
+    Collective: an exchange of errors at the end of the stream, and of the feature length.
+    """
+    stream = EvaluationStream(
+        split,
+        height=size.height,
+        width=size.width,
+        batch_size=size.batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        workers=size.workers,
+        device=device,
+        **stream_options,
+    )
+    if not isinstance(network, Backbone):
+        with autocast(precision, device):
+            return extract_features(network, stream, device=device)
+    dtype, was_training = next(network.parameters()).dtype, network.training
+    network.eval()
+    try:
+        with autocast(precision, device):
+            embed = lambda images: normalized_features(network, images.to(dtype))  # noqa: E731
+            return extract_features(embed, stream, device=device)
+    finally:
+        network.train(was_training)
 
 
 @torch.inference_mode()
-def extract_features(
-    embed: Callable[[Tensor], Tensor], batches: Iterable[LabelledImages], *, num_features: int, device: torch.device
-) -> FeatureSet:
-    """Run `embed` ((b, 3, H, W) -> (b, C)) over this rank's `batches`; no collective. A rank may have no batch."""
-    features = [torch.empty(0, num_features, device=device)]
-    pids = [torch.empty(0, dtype=torch.int64, device=device)]
-    camids = [torch.empty(0, dtype=torch.int64, device=device)]
-    for batch in batches:
-        features.append(embed(batch.images).to(features[0].dtype))
-        pids.append(batch.pids)
-        camids.append(batch.camids)
-    return FeatureSet(torch.cat(features), torch.cat(pids), torch.cat(camids))
+def extract_features(embed: Embed, batches: Iterable[LabelledImages], *, device: torch.device) -> FeatureSet:
+    """Run `embed` over this rank's `batches`. Features are kept as float64 where they are so, else as float32.
+
+    Several views of a picture give one feature: their mean, scaled to length 1. A rank may have no batch. Collective:
+    the length and type of features are agreed on at the end.
+    """
+    parts = [_of_pictures(embed(batch.images), batch) for batch in batches]
+    facts = torch.tensor([(part[0].shape[1], part[0].dtype == torch.float64) for part in parts[:1]] or [(0, 0)])
+    length, is_double = distributed.all_reduce(facts[0].long(), "max").tolist()
+    dtype = torch.float64 if is_double else torch.float32
+    no_label = torch.empty(0, dtype=torch.int64, device=device)
+    nothing = torch.empty((0, length), dtype=dtype, device=device), no_label, no_label
+    features, pids, camids = (torch.cat(column) for column in zip(nothing, *parts, strict=True))
+    return FeatureSet(features.to(dtype), pids, camids)
+
+
+def _of_pictures(features: Tensor, batch: LabelledImages) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, pids and camids with one row a picture."""
+    num_views = int((batch.indices == batch.indices[0]).sum())
+    if num_views > 1:
+        features = torch.nn.functional.normalize(features.unflatten(0, (-1, num_views)).mean(1), dim=1)
+    return features, batch.pids[::num_views], batch.camids[::num_views]

@@ -1,9 +1,8 @@
-"""What is given to an evaluation, checked on all ranks together.
+"""What is given to an evaluation, checked on all ranks together: features, and who is who.
 
-Shape letters: Q queries, G gallery pictures, D feature length, C cameras.
+Shape letters: Q queries, R queries of a block, G gallery pictures (from `Labels` on: of this rank), D feature length,
+C cameras, P pairs.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -61,53 +60,82 @@ def _check_same_queries(facts: tuple) -> None:
         raise UserError(f"every rank must give the same queries, but they differ: {shown}", on_all_ranks=True)
 
 
-@dataclass(frozen=True)
-class NumberedLabels:
-    """Labels on the device of computation; cameras are numbered 0..C-1, alike on all ranks."""
+class Labels:
+    """Who is who among the queries and this rank's gallery, on the device of computation.
 
-    query_pids: Tensor  # (Q,)
-    query_cameras: Tensor  # (Q,)
-    gallery_pids: Tensor  # (G,) of this rank's part
-    gallery_cameras: Tensor  # (G,)
-    camids: Tensor  # (C,) ascending: the camids by their numbers; empty for data without cameras
-
-
-def check_labels(
-    query: tuple[int, Tensor, Tensor | None],
-    gallery: tuple[int, Tensor, Tensor | None],
-    gallery_sharded: bool,
-    device: torch.device,
-) -> NumberedLabels:
-    """Check and number labels, each given as the number of features, pids and camids.
-
-    Without camids (None) all queries are of one camera and the gallery of another, so that nothing is junk.
-    Collectives: gathers of errors and camids; a `UserError` on every rank if anything does not fit.
+    query_pids, query_cameras (Q,); gallery_pids, gallery_cameras (G,); camids (C,): the camids, ascending, whose places
+    are the cameras' numbers on all ranks. Without camids (None) all queries are of one camera and the gallery of
+    another, so that nothing is junk, and `camids` is empty.
     """
-    error = None
-    if (query[2] is None) != (gallery[2] is None):
-        error = "camids are given for only one of query and gallery; give both, or None for both"
-    for name, (size, *given) in (("query", query), ("gallery", gallery)):
-        for what, values in zip(("pids", "camids"), given, strict=True):
-            if values is None:
-                continue
-            values = torch.as_tensor(values)
-            if values.is_floating_point() or values.shape != (size,):
-                needed = f"{name} {what} must be integers, one for each of {size} features"
-                error = error or f"{needed}, not {_described(values)}"
-    distributed.raise_together(error)
 
-    def tensor(values: Tensor, part: slice) -> Tensor:
-        return torch.as_tensor(values)[part].to(device, torch.int64)
+    def __init__(
+        self,
+        query: tuple[int, Tensor, Tensor | None],
+        gallery: tuple[int, Tensor, Tensor | None],
+        gallery_sharded: bool,
+        device: torch.device,
+    ) -> None:
+        """Each given as the number of features, pids and camids. Collectives: gathers of errors and camids.
 
-    everything = slice(None)
-    part = everything if gallery_sharded else own_share(gallery[0])
-    query_pids, gallery_pids = tensor(query[1], everything), tensor(gallery[1], part)
-    _check_same_queries((f"{len(query_pids)} queries", f"sum of pids {int(query_pids.sum())}"))
-    if query[2] is None or gallery[2] is None:
-        cameras = torch.zeros_like(query_pids), torch.ones_like(gallery_pids)
-        return NumberedLabels(query_pids, cameras[0], gallery_pids, cameras[1], query_pids[:0])
-    query_camids, gallery_camids = tensor(query[2], everything), tensor(gallery[2], part)
-    known = distributed.gather_objects(torch.cat([query_camids, gallery_camids]).unique().tolist())
-    camids = torch.tensor(sorted(set().union(*known)), dtype=torch.int64, device=device)
-    cameras = torch.searchsorted(camids, query_camids), torch.searchsorted(camids, gallery_camids)
-    return NumberedLabels(query_pids, cameras[0], gallery_pids, cameras[1], camids)
+        A `UserError` on every rank if anything does not fit.
+        """
+        error = None
+        if (query[2] is None) != (gallery[2] is None):
+            error = "camids are given for only one of query and gallery; give both, or None for both"
+        for name, (size, *given) in (("query", query), ("gallery", gallery)):
+            for what, values in zip(("pids", "camids"), given, strict=True):
+                values = values if values is None else torch.as_tensor(values)
+                if values is not None and (values.is_floating_point() or values.shape != (size,)):
+                    needed = f"{name} {what} must be integers, one for each of {size} features"
+                    error = error or f"{needed}, not {_described(values)}"
+        distributed.raise_together(error)
+
+        def tensor(values: Tensor, part: slice = slice(None)) -> Tensor:
+            return torch.as_tensor(values)[part].to(device, torch.int64)
+
+        part = slice(None) if gallery_sharded else own_share(gallery[0])
+        self.query_pids, self.gallery_pids = tensor(query[1]), tensor(gallery[1], part)
+        _check_same_queries((f"{len(self.query_pids)} queries", f"sum of pids {int(self.query_pids.sum())}"))
+        if query[2] is None or gallery[2] is None:
+            self.query_cameras, self.gallery_cameras = (
+                torch.zeros_like(self.query_pids),
+                torch.ones_like(self.gallery_pids),
+            )
+            self.camids = self.query_pids[:0]
+        else:
+            camids = tensor(query[2]), tensor(gallery[2], part)
+            known = distributed.gather_objects(torch.cat(camids).unique().tolist())
+            self.camids = torch.tensor(sorted(set().union(*known)), dtype=torch.int64, device=device)
+            self.query_cameras, self.gallery_cameras = (torch.searchsorted(self.camids, values) for values in camids)
+        self._sorted_pids, self._order = torch.sort(self.gallery_pids, stable=True)
+
+    def count_true(self) -> Tensor:
+        """(Q,) gallery pictures on all ranks with the query's pid and another camera. Collective."""
+        # One key for each pair of pid and camera, so that the junk is counted by a search as well.
+        known, pids = torch.unique(torch.cat([self.query_pids, self.gallery_pids]), return_inverse=True)
+        keys = torch.cat([self.query_cameras, self.gallery_cameras]) * len(known) + pids
+        num_queries = len(self.query_pids)
+        same = _count_equal(pids[num_queries:], pids[:num_queries])
+        return distributed.all_reduce(same - _count_equal(keys[num_queries:], keys[:num_queries]))
+
+    def count_different(self) -> Tensor:
+        """(Q,) gallery pictures on all ranks with another pid than the query's. Collective."""
+        return distributed.all_reduce(len(self.gallery_pids) - _count_equal(self.gallery_pids, self.query_pids))
+
+    def same_pairs(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """All pairs of one identity: places in `queries` (P,) ascending, and gallery rows of this rank (P,)."""
+        pids = self.query_pids[queries]
+        first = torch.searchsorted(self._sorted_pids, pids)
+        count = torch.searchsorted(self._sorted_pids, pids, right=True) - first
+        places = torch.repeat_interleave(count)
+        return places, self._order[first[places] + place_in_row(places, count)]
+
+
+def place_in_row(row: Tensor, count: Tensor) -> Tensor:
+    """(P,) 0, 1, ... within each row, of ascending rows (P,) that come `count` (R,) times each."""
+    return torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+
+
+def _count_equal(values: Tensor, wanted: Tensor) -> Tensor:
+    values = values.sort().values
+    return torch.searchsorted(values, wanted, right=True) - torch.searchsorted(values, wanted)

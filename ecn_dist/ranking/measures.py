@@ -1,15 +1,18 @@
-"""From counts of closer pictures to the figures of a query: areas under the precision-recall curve, ranks, mINP.
+"""From counts of closer pictures to figures: areas under the precision-recall curve, ranks, mINP; verification rates.
 
-Shape letters: R queries, T true matches of the query that has most, L recall levels.
+Shape letters: R queries of a block, T true matches of the query that has most, L recall levels, n pictures of a chunk,
+P pairs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ecn_dist.ranking.counting import Closer
-from ecn_dist.ranking.matches import TrueMatches
+from ecn_dist import distributed
+from ecn_dist.ranking.counting import MARGIN, Buckets, TrueMatches
+from ecn_dist.ranking.distances import BATCH, PairDistances
 
 
 @dataclass(frozen=True)
@@ -23,14 +26,14 @@ class QueryMeasures:
     precision: Tensor  # (R, L) highest precision at the recall level or beyond
 
 
-def measure(matches: TrueMatches, closer: Closer, num_levels: int = 2) -> QueryMeasures:
-    """The figures of the ranking of a gallery of one group.
+def measure(matches: TrueMatches, counts: Tensor, num_levels: int = 2) -> QueryMeasures:
+    """The figures of a ranking, from the pictures before each true match: `counts` (3, R, T) of `CloserCounter`.
 
     A point of the precision-recall curve is a distance, with all pictures up to it. Between the points of two true
     matches only false ones are added, so recall stands still while precision falls: the trapezoid that ends at a true
     match begins at the precision just before it. The curve begins at precision 1 if the first picture is true, else 0.
     """
-    strictly, or_equal, in_order = closer.counts[:, 0].double().unbind(0)
+    strictly, or_equal, in_order = counts.double().unbind(0)
     valid, score, count = matches.valid, matches.score, matches.count.double()
     rows, width = score.shape
     if width == 0:
@@ -62,15 +65,73 @@ def measure(matches: TrueMatches, closer: Closer, num_levels: int = 2) -> QueryM
     )
 
 
-def only_group(matches: TrueMatches, closer: Closer, group: int) -> tuple[TrueMatches, Closer]:
-    """The true matches seen by camera `group` alone, in order, with the counts that belong to them."""
-    mine = matches.valid & (matches.camera == group)
-    order = (~mine).to(torch.uint8).argsort(dim=1, stable=True)
-    count = mine.sum(1)
-    kept = order[:, : int(count.max())]
+class ClosestFalsePairs:
+    """The `num_kept` closest false pairs of this rank, by the product's distances; about 60 bytes for each.
 
-    def pick(values: Tensor) -> Tensor:
-        return values.gather(1, kept)
+    Kept while the products go by, so that one threshold can be found that accepts few pairs of two people (junk apart).
+    """
 
-    chosen = TrueMatches(pick(matches.score), pick(matches.position), pick(matches.camera), count)
-    return chosen, Closer(torch.stack([pick(counts) for counts in closer.counts[:, group]])[:, None])
+    def __init__(self, num_kept: int, num_pictures: int, device: torch.device) -> None:
+        # Some more than needed, so that the product's error cannot push out one that belongs here.
+        self._capacity = num_kept + max(1024, num_kept // 16)
+        self._num_pictures = num_pictures
+        self._threshold = float("inf")
+        self._squared = torch.empty(0, dtype=torch.float64, device=device)
+        self._pairs = torch.empty(0, dtype=torch.int64, device=device)  # query row * num_pictures + gallery row
+
+    def watch(self, line: Tensor, lines: Buckets, pictures: Tensor, queries: Tensor) -> None:
+        """Take the close ones of a product (R, n) of places on `lines`; infinite places are not pairs."""
+        width = line.shape[1]
+        step = max(1, (BATCH if line.device.type == "cpu" else 64 * BATCH) // width)
+        for start in range(0, len(line), step):
+            part = slice(start, start + step)
+            scale, origin, places = lines.scale[part], lines.origin[part], line[part]
+            limit = (MARGIN + scale * (self._threshold - origin)).float()
+            found = (places < limit[:, None]).flatten().nonzero().squeeze(1)
+            row = found // width
+            column = found - row * width
+            squared = (places.flatten()[found].double() - MARGIN) / scale[row] + origin[row]
+            self._squared = torch.cat([self._squared, squared])
+            self._pairs = torch.cat([self._pairs, queries[part][row] * self._num_pictures + pictures[column]])
+            if len(self._squared) > 2 * self._capacity:
+                self._squared, kept = self._squared.topk(self._capacity, largest=False, sorted=False)
+                self._pairs = self._pairs[kept]
+                self._threshold = float(self._squared.max())
+
+    def first_beyond(self, num_accepted: int, distances: PairDistances, error: float) -> float:
+        """The exact distance of the first false pair beyond the `num_accepted` closest of all ranks; there must be one.
+
+        `error` bounds that of the product. Collectives: all-gathers of at most the pairs kept.
+        """
+        squared = distributed.all_gather_uneven_rows(self._squared)
+        pivot = squared.sort().values[num_accepted]
+        pairs = self._pairs[(self._squared - pivot).abs() <= 2 * error]
+        exact = distances(pairs // self._num_pictures, pairs % self._num_pictures)
+        exact = distributed.all_gather_uneven_rows(exact).sort().values
+        surely_closer = int((squared - pivot < -2 * error).sum())
+        return float(exact[num_accepted - surely_closer])
+
+
+def num_accepted(rate: float, num_false: int) -> int:
+    """How many of `num_false` false pairs a false positive rate of at most `rate` accepts."""
+    return int(rate * num_false * (1 + 1e-12))
+
+
+def true_positive_rates(
+    rates: Sequence[float],
+    closest: ClosestFalsePairs,
+    num_false: int,
+    true_distances: Tensor,
+    distances: PairDistances,
+    error: float,
+) -> dict[float, float]:
+    """For each false positive rate, the largest share of `true_distances` (P,) that a threshold of such a rate accepts.
+
+    The points of scikit-learn's `roc_curve`, without interpolation. Collective.
+    """
+    shares = {}
+    for rate in rates:
+        accepted = num_accepted(rate, num_false)
+        limit = closest.first_beyond(accepted, distances, error) if accepted < num_false else float("inf")
+        shares[rate] = float((true_distances < limit).double().mean())
+    return shares

@@ -1,4 +1,4 @@
-"""The nearest gallery pictures of each query: exact, in bounded memory, no Q x G matrix.
+"""The nearest gallery pictures of each query: exact, in bounded memory, no Q x G matrix. And query expansion by them.
 
 Products propose candidates, a few more than asked for; the distances of the candidates are computed exactly. Where
 more pictures than these lie within the product's error of the last neighbour, as equal ones do, a second pass computes
@@ -7,17 +7,17 @@ the distances of all of them.
 Shape letters: Q queries, R queries of a block, G gallery pictures, n pictures of a chunk, k neighbours, c candidates.
 """
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
-from ecn_dist.ranking.distances import PairDistances, ProductSpace, Scratch, full_precision
-from ecn_dist.ranking.inputs import check_features
+from ecn_dist.ranking.distances import BATCH, MEMORY_BUDGET, PairDistances, ProductSpace, Scratch, full_precision
+from ecn_dist.ranking.inputs import check_features, first_of_part, place_in_row
 
 SPARE = 12  # candidates beyond k: if no more pictures lie within the product's error of the k-th, one pass is enough
-BATCH = 2**19  # entries of a product that a second pass takes at a time: at times all are near enough
-MEMORY_BUDGET = 256 * 2**20
 
 
 def nearest_pictures(
@@ -46,18 +46,58 @@ def nearest_pictures(
         blocks = [search.block(queries) for queries in search.blocks(0, len(query))]
         distances, pictures = (torch.cat(parts) for parts in zip(*blocks, strict=True))
         # Each rank's nearest side by side; ranks are in gallery order.
-        distances = distributed.all_gather_rows(pad_columns(distances, num_neighbors, torch.inf)[None])
-        pictures = distributed.all_gather_rows(pad_columns(pictures + first, num_neighbors, 0)[None])
-        distances, pictures = (values.transpose(0, 1).flatten(1) for values in (distances, pictures))
+        missing = (0, num_neighbors - distances.shape[1])
+        distances = torch.nn.functional.pad(distances, missing, value=torch.inf)
+        pictures = torch.nn.functional.pad(pictures + first, missing)
+        parts = (distributed.all_gather_rows(values[None]) for values in (distances, pictures))
+        distances, pictures = (values.transpose(0, 1).flatten(1) for values in parts)
         distances, order = distances.sort(dim=1, stable=True)
         total = int(distributed.all_reduce(torch.tensor(len(gallery))))
         kept = slice(0, min(num_neighbors, total))
         return distances[:, kept], pictures.gather(1, order)[:, kept]
 
 
-def pad_columns(values: Tensor, width: int, padding: float) -> Tensor:
-    """(R, w) widened to (R, `width`) at least."""
-    return torch.nn.functional.pad(values, (0, max(0, width - values.shape[1])), value=padding)
+def expand_queries(
+    query_features: Tensor,
+    gallery_features: Tensor,
+    num_neighbors: int = 5,
+    *,
+    normalize: bool = True,
+    gallery_sharded: bool = False,
+    device: torch.device | str | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+) -> Tensor:
+    """Average query expansion (Chum et al., ICCV 2007): each query becomes the mean of itself and its nearest pictures.
+
+    Features are (Q, D) and (G, D) floats; returns (Q, D) in the query's type and on its device, for `evaluate_ranking`
+    with the same gallery. `normalize` scales the means to length 1, as evaluation features are. Labels are not looked
+    at: pictures of the query's own camera count like others. `gallery_sharded`, `device` and `memory_budget` as in
+    `evaluate_ranking`. Collectives: gathers of each rank's nearest, a sum of (Q, D).
+    """
+    if num_neighbors < 1:
+        raise UserError(f"query expansion by {num_neighbors} neighbours; at least 1 is needed", on_all_ranks=True)
+    _, places = nearest_pictures(
+        query_features,
+        gallery_features,
+        num_neighbors,
+        gallery_sharded=gallery_sharded,
+        device=device,
+        memory_budget=memory_budget,
+    )
+    query_features, gallery_features = torch.as_tensor(query_features), torch.as_tensor(gallery_features)
+    first = first_of_part(len(gallery_features)) if gallery_sharded else 0
+    places = places.to(gallery_features.device) - first
+    total = torch.zeros(query_features.shape, dtype=torch.float64, device=query_features.device)
+    for column in places.unbind(1):  # a neighbour at a time, so that no (Q, k, D) is made
+        here = ((column >= 0) & (column < len(gallery_features))).nonzero().squeeze(1)
+        found = gallery_features.index_select(0, column[here]).to(total)
+        total.index_add_(0, here.to(total.device), found)
+    if gallery_sharded:
+        total = distributed.all_reduce(total)
+    mean = (total + query_features) / (1 + places.shape[1])
+    if normalize:
+        mean = torch.nn.functional.normalize(mean)
+    return mean.to(query_features.dtype)
 
 
 class NeighborSearch:
@@ -92,84 +132,68 @@ class NeighborSearch:
         if self._num_candidates == self.num_pictures:
             return distances, rows
         # k pictures are at most this far, so none of the k nearest is farther; seen through the error a second time.
-        limit = squared.kthvalue(self._num_kept, dim=1).values + 2 * self._space.error_bound(queries)
-        unsure = (squared.amax(1) <= limit).nonzero().squeeze(1)
+        limit = squared[:, self._num_kept - 1] + 2 * self._space.error_bound(queries)
+        unsure = (squared[:, -1] <= limit).nonzero().squeeze(1)
         if len(unsure):
             distances[unsure], rows[unsure] = self._within(queries[unsure], limit[unsure])
         return distances, rows
+
+    def _exact(self, queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest (R, k) among candidates (R, c), by exact distance and then by row."""
+        candidates = candidates.sort(dim=1).values
+        distances = self.distances(queries.repeat_interleave(candidates.shape[1]), candidates.flatten())
+        distances, order = distances.view_as(candidates).sort(dim=1, stable=True)
+        return distances[:, : self._num_kept], candidates.gather(1, order)[:, : self._num_kept]
 
     def _within(self, queries: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest (R, k) among all pictures whose squared distance by a product is at most `limit` (R,)."""
         best = limit.new_full((len(queries), self._num_kept), torch.inf)
         rows = torch.zeros_like(best, dtype=torch.int64)
-        left = self._query_side(queries)
-        for first in range(0, self.num_pictures, self._scratch.chunk):
-            last = min(first + self._scratch.chunk, self.num_pictures)
-            near = self._space.multiply(left, slice(first, last), self._scratch) <= limit[:, None]
-            for part in torch.arange(len(queries), device=self._device).split(max(1, BATCH // near.shape[1])):
-                row, column = near[part].nonzero(as_tuple=True)
-                new, place = _side_by_side(row, self.distances(queries[part][row], first + column), len(part))
-                new_rows = rows.new_zeros(new.shape)
-                new_rows[row, place] = first + column
-                # Pictures come in gallery order, and the sort is stable.
-                best[part], order = _first(torch.cat([best[part], new], dim=1), self._num_kept)
-                rows[part] = torch.cat([rows[part], new_rows], dim=1).gather(1, order)
+        for pictures, squared in self._products(queries):
+            near = squared <= limit[:, None]
+            _merge(best, rows, near, lambda row, column: self.distances(queries[row], pictures[column]), pictures)  # noqa: B023
         return best, rows
-
-    def _query_side(self, queries: Tensor) -> Tensor:
-        """Left factor of the products that are squared distances as they are."""
-        ones = torch.ones(len(queries), dtype=torch.float64, device=self._device)
-        return self._space.query_side(queries, 0 * ones, ones, 0.0)
 
     def _scan(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """By products: the nearest pictures' squared distances and rows (R, c), and the farthest's rows (R,)."""
-        left = self._query_side(queries)
+        """By products: the nearest's squared distances, ascending, and rows (R, c); the farthest's rows (R,)."""
         best = torch.full((len(queries), self._num_candidates), torch.inf, dtype=torch.float32, device=self._device)
-        rows = torch.zeros((len(queries), self._num_candidates), dtype=torch.int64, device=self._device)
+        rows = torch.zeros_like(best, dtype=torch.int64)
         most, farthest = best.new_full((len(queries),), -torch.inf), torch.zeros_like(queries)
-        for first in range(0, self.num_pictures, self._scratch.chunk):
-            last = min(first + self._scratch.chunk, self.num_pictures)
-            squared = self._space.multiply(left, slice(first, last), self._scratch)
-            value, column = squared[:, : last - first].max(1)
-            farthest = torch.where(value > most, first + column, farthest)
-            most = torch.maximum(value, most)
-            best, rows = _merge(best, rows, squared, first)
+        for pictures, squared in self._products(queries):
+            value, column = squared[:, : len(pictures)].max(1)
+            farther = value > most
+            most, farthest = torch.where(farther, value, most), torch.where(farther, pictures[column], farthest)
+            if best.isinf().all() and len(pictures) >= best.shape[1]:  # all would be found
+                best, column = squared.topk(best.shape[1], largest=False)
+                rows = pictures[column]
+                continue
+            closer = squared < best[:, -1:]
+            _merge(best, rows, closer, lambda row, column: squared[row, column], pictures)  # noqa: B023
         return best, rows, farthest
 
-    def _exact(self, queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        candidates = candidates.sort(dim=1).values  # so that the stable sort below leaves equals in gallery order
-        distances = self.distances(queries.repeat_interleave(candidates.shape[1]), candidates.flatten()).view(
-            candidates.shape
-        )
-        distances, order = _first(distances, self._num_kept)
-        return distances, candidates.gather(1, order)
+    def _products(self, queries: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Chunk after chunk, rows of pictures (n,) and the squared distances of `queries` to them (R, n or more)."""
+        ones = torch.ones(len(queries), dtype=torch.float64, device=self._device)
+        left = self._space.query_side(queries, 0 * ones, ones, 0.0)
+        rows = torch.arange(self.num_pictures, device=self._device)
+        for pictures in rows.split(self._scratch.chunk) if len(rows) else ():
+            yield pictures, self._space.multiply(left, pictures, self._scratch)
 
 
-def _first(distances: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """The smallest (R, `number`), ascending, and their columns; equals in the order in which they stand."""
-    distances, order = distances.sort(dim=1, stable=True)
-    return distances[:, :number], order[:, :number]
+def _merge(
+    best: Tensor, rows: Tensor, found: Tensor, values: Callable[[Tensor, Tensor], Tensor], pictures: Tensor
+) -> None:
+    """Put the `found` (R, n) of a chunk of `pictures` (n,) among the best (R, c), ascending, and their rows (R, c).
 
-
-def _side_by_side(row: Tensor, values: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Values (P,) of ascending rows (P,) as a table (R, w), padded with infinity, and their columns (P,) in it."""
-    count = torch.bincount(row, minlength=num_rows)
-    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-    table = values.new_full((num_rows, int(count.max())), torch.inf)
-    table[row, place] = values
-    return table, place
-
-
-def _merge(best: Tensor, rows: Tensor, squared: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Put what is closer in a product (R, n) among the best (R, c), in no order, with their gallery rows (R, c)."""
-    width = squared.shape[1]
-    if first == 0 and width >= best.shape[1]:  # nothing to merge with, and everything would be found
-        best, rows = squared.topk(best.shape[1], largest=False, sorted=False)
-        return best, rows
-    found = (squared < best.amax(1, keepdim=True)).flatten().nonzero().squeeze(1)
-    row = found // width
-    new, place = _side_by_side(row, squared.flatten()[found], len(best))
-    new_rows = rows.new_zeros(new.shape)
-    new_rows[row, place] = first + found - row * width
-    best, order = torch.cat([best, new], dim=1).topk(best.shape[1], largest=False, sorted=False)
-    return best, torch.cat([rows, new_rows], dim=1).gather(1, order)
+    `values` gives the numbers to rank by of places (P,), (P,) in the chunk. Equals stay in the order of their coming.
+    """
+    for part in torch.arange(len(best), device=best.device).split(max(1, BATCH // found.shape[1])):
+        row, column = found[part].nonzero(as_tuple=True)
+        count = torch.bincount(row, minlength=len(part))
+        place = place_in_row(row, count)
+        new = best.new_full((len(part), int(count.max())), torch.inf)
+        new_rows = rows.new_zeros(new.shape)
+        new[row, place], new_rows[row, place] = values(part[row], column), pictures[column]
+        merged, order = torch.cat([best[part], new], dim=1).sort(dim=1, stable=True)
+        best[part] = merged[:, : best.shape[1]]
+        rows[part] = torch.cat([rows[part], new_rows], dim=1).gather(1, order)[:, : best.shape[1]]

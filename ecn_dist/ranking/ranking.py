@@ -17,16 +17,12 @@ from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
-from ecn_dist.ranking.counting import Closer, CloserCounter, Gallery
-from ecn_dist.ranking.distances import PairDistances, ProductSpace, Scratch, full_precision
-from ecn_dist.ranking.inputs import NumberedLabels, check_features, check_labels
-from ecn_dist.ranking.matches import Labels, TrueMatches, gather_true_matches
-from ecn_dist.ranking.measures import measure, only_group
+from ecn_dist.ranking.counting import CloserCounter, Gallery, TrueMatches
+from ecn_dist.ranking.distances import MEMORY_BUDGET, PairDistances, ProductSpace, Score, Scratch, full_precision
+from ecn_dist.ranking.inputs import Labels, check_features
+from ecn_dist.ranking.measures import ClosestFalsePairs, measure, num_accepted, true_positive_rates
 from ecn_dist.ranking.reranking import Encodings, KReciprocal, RerankedScore
-from ecn_dist.ranking.scores import DistanceScore, Score
-from ecn_dist.ranking.verification import ClosestFalsePairs, num_accepted, true_positive_rates
 
-MEMORY_BUDGET = 256 * 2**20
 MIN_CMC = 50
 NUM_RECALL_LEVELS = 101
 
@@ -59,15 +55,20 @@ class RankingResult:
     num_valid_queries: int
     average_precision: np.ndarray  # (Q,) by the trapezoid rule; NaN for a query without a true match
     first_match_rank: np.ndarray  # (Q,) rank of the first true match, from 1; NaN without one
+    first_match: np.ndarray  # (Q,) int64, its place in the whole gallery; -1 without one
+    num_matches: np.ndarray  # (Q,) int64, true matches in the gallery
+    collapsed_queries: int  # queries whose distances to true and false pictures are all equal: the ranking says nothing
     recall_levels: np.ndarray  # (L,) 0..1
     precision_at_recall: np.ndarray  # (L,) mean over queries of the highest precision at this recall or beyond
     true_positive_rates: dict[float, float]  # by false positive rate, over all pairs of query and gallery picture
     camera_pairs: CameraPairs | None
 
     def summary(self) -> dict[str, float]:
-        """The figures of a run's summary: mAP, mAP_stepwise, rank1, rank5, rank10, mINP."""
+        """The figures of a run's summary, fractions and numbers of queries: mAP, mAP_stepwise, rank1, ..."""
         ranks = {f"rank{k}": float(self.cmc[k - 1]) for k in (1, 5, 10)}
-        return {"mAP": self.mAP, "mAP_stepwise": self.mAP_stepwise, **ranks, "mINP": self.mINP}
+        rates = {f"tpr_at_fpr_{rate:g}": share for rate, share in self.true_positive_rates.items()}
+        queries = {name: getattr(self, name) for name in ("num_valid_queries", "collapsed_queries")}
+        return {"mAP": self.mAP, "mAP_stepwise": self.mAP_stepwise, **ranks, "mINP": self.mINP, **rates, **queries}
 
 
 def evaluate_ranking(
@@ -110,18 +111,18 @@ def evaluate_ranking(
     with full_precision(device):
         sizes = len(query_features), len(gallery_features)
         query, gallery, first_position = check_features(query_features, gallery_features, gallery_sharded)
-        labels = check_labels(
+        labels = Labels(
             (sizes[0], query_pids, query_camids), (sizes[1], gallery_pids, gallery_camids), gallery_sharded, device
         )
         if camera_pairs and not len(labels.camids):
             raise UserError("a table of camera pairs needs camids", on_all_ranks=True)
         evaluation = _Evaluation(query, gallery, first_position, labels, camera_pairs, memory_budget)
         if rerank is not None:
+            part = slice(first_position, first_position + len(gallery))
             whole = (
                 distributed.all_gather_uneven_rows(gallery) if gallery_sharded else torch.as_tensor(gallery_features)
             )
             encodings = Encodings(query, whole, rerank, device, memory_budget)
-            part = slice(first_position, first_position + len(gallery))
             evaluation.score = RerankedScore(encodings, evaluation.distances, part)
             false_positive_rates = ()
         return evaluation.run(max(max_rank, MIN_CMC), false_positive_rates)
@@ -131,60 +132,55 @@ class _Evaluation:
     """One call of `evaluate_ranking`: what its blocks of queries share."""
 
     def __init__(
-        self,
-        query_features: Tensor,
-        gallery_features: Tensor,
-        first_position: int,
-        labels: NumberedLabels,
-        by_camera: bool,
-        budget: int,
+        self, query: Tensor, gallery: Tensor, first_position: int, labels: Labels, by_camera: bool, budget: int
     ) -> None:
         self.device = labels.query_pids.device
-        self.camids, self.by_camera, self.budget = labels.camids, by_camera, budget
-        self.labels = Labels(labels)
-        self.num_true = self.labels.count_true()
+        self.labels, self.camids, self.budget = labels, labels.camids, budget
+        self.num_groups = len(labels.camids) if by_camera else 1
+        self.by_camera = by_camera
+        self.num_true = labels.count_true()
         if not self.num_true.any():
             raise UserError(
-                f"none of the {len(query_features)} queries has a true match (same pid, other camid) in the gallery; "
+                f"none of the {len(query)} queries has a true match (same pid, other camid) in the gallery; "
                 "check that pids and camids of both come from the same data set",
                 on_all_ranks=True,
             )
-        self.scratch = Scratch(query_features.shape[1], self._bytes_per_query(1), budget, self.device)
-        self.space = ProductSpace(query_features, gallery_features, self.device, self.scratch.chunk)
-        self.distances = PairDistances(query_features, gallery_features, self.device)
-        self.score: Score = DistanceScore(self.distances)
-        groups = labels.gallery_cameras if by_camera else None
-        self.gallery = Gallery.plan(
-            len(gallery_features), groups, len(labels.camids), self.scratch.chunk, first_position
-        )
+        self.scratch = Scratch(query.shape[1], self._bytes_per_query(1), budget, self.device)
+        self.space = ProductSpace(query, gallery, self.device, self.scratch.chunk)
+        self.distances = PairDistances(query, gallery, self.device)
+        self.score: Score = self.distances
+        groups = labels.gallery_cameras if by_camera else torch.zeros_like(labels.gallery_cameras)
+        self.gallery = Gallery.plan(groups, self.num_groups, self.scratch.chunk, first_position)
 
     def run(self, num_ranks: int, false_positive_rates: Sequence[float]) -> RankingResult:
-        valid = self.num_true > 0
-        num_queries, num_cameras, num_valid = len(valid), len(self.camids), int(valid.sum())
-        figures = torch.full((4, num_queries), torch.nan, dtype=torch.float64, device=self.device)
+        valid, num_different = self.num_true > 0, self.labels.count_different()
+        num_cameras, num_valid, num_false = len(self.camids), int(valid.sum()), int(num_different[valid].sum())
+        figures = torch.full((4, len(valid)), torch.nan, dtype=torch.float64, device=self.device)
+        first_match = torch.full((len(valid),), -1, device=self.device)
+        collapsed = torch.zeros((), dtype=torch.int64, device=self.device)
         precision = torch.zeros(NUM_RECALL_LEVELS, dtype=torch.float64, device=self.device)
         pair_sums = torch.zeros((3, num_cameras, num_cameras), dtype=torch.float64, device=self.device)
         true_distances = []
-        num_false = int(self.labels.count_different()[valid].sum())
         num_kept = max((num_accepted(rate, num_false) + 1 for rate in false_positive_rates), default=0)
         closest = ClosestFalsePairs(num_kept, len(self.labels.gallery_pids), self.device)
-        watch = closest.watch if num_kept else None
-        counter = CloserCounter(self.space, self.score, self.gallery, self.scratch, watch)
+        counter = CloserCounter(self.space, self.score, self.gallery, self.scratch, closest.watch if num_kept else None)
 
         for queries in self._blocks():
             pairs = self.labels.same_pairs(queries)
-            matches = gather_true_matches(self.labels, queries, pairs, self.score, self.gallery.first_position)
-            closer = counter.count(queries, matches, pairs, _num_buckets(matches.score.shape[1]))
-            closer = Closer(distributed.all_reduce(closer.counts))
-            measures = measure(matches, closer.whole(), NUM_RECALL_LEVELS)
+            matches = TrueMatches.gather(self.labels, queries, pairs, self.score, self.gallery.first_position)
+            counts = counter.count(queries, matches, pairs, _num_buckets(matches.score.shape[1]))
+            counts = distributed.all_reduce(counts)
+            measures = measure(matches, counts.sum(1), NUM_RECALL_LEVELS)
             figures[:, queries] = torch.stack(
                 [measures.trapezoid, measures.stepwise, measures.inverse_penalty, measures.first_rank]
             )
             precision += measures.precision.sum(0)
+            first_match[queries] = matches.position[:, 0]
+            collapsed += _is_collapsed(matches, counts.sum(1), num_different[queries]).sum()
             if num_kept:
                 true_distances.append(matches.score[matches.valid])
             if self.by_camera:
-                self._add_camera_pairs(pair_sums, queries, matches, closer)
+                self._add_camera_pairs(pair_sums, queries, matches, counts)
 
         rates = {}
         if num_kept:
@@ -202,6 +198,9 @@ class _Evaluation:
             num_valid_queries=num_valid,
             average_precision=average_precision,
             first_match_rank=first_rank,
+            first_match=first_match.cpu().numpy(),
+            num_matches=self.num_true.cpu().numpy(),
+            collapsed_queries=int(collapsed),
             recall_levels=np.linspace(0.0, 1.0, NUM_RECALL_LEVELS),
             precision_at_recall=(precision / num_valid).cpu().numpy(),
             true_positive_rates=rates,
@@ -222,14 +221,13 @@ class _Evaluation:
             start += size
 
     def _bytes_per_query(self, num_true: int) -> int:
-        groups = len(self.camids) if self.by_camera else 1
-        return 24 * _num_buckets(num_true) + (128 + 96 * groups) * (num_true + 1)
+        return 24 * _num_buckets(num_true) + (128 + 96 * self.num_groups) * (num_true + 1)
 
-    def _add_camera_pairs(self, sums: Tensor, queries: Tensor, matches: TrueMatches, closer: Closer) -> None:
+    def _add_camera_pairs(self, sums: Tensor, queries: Tensor, matches: TrueMatches, counts: Tensor) -> None:
         """Add areas, first places and number of the queries that have a match in a camera to `sums` (3, C, C)."""
         query_cameras = self.labels.query_cameras[queries]
         for camera in range(len(self.camids)):
-            seen = measure(*only_group(matches, closer, camera))
+            seen = measure(*matches.of_camera(camera, counts[:, camera]))
             counted = ~seen.trapezoid.isnan()
             values = torch.stack([seen.trapezoid, (seen.first_rank == 1).double(), counted.double()])
             sums[:, :, camera].index_add_(1, query_cameras[counted], values[:, counted])
@@ -238,6 +236,13 @@ class _Evaluation:
         area, first, count = sums.cpu().numpy()
         divisor = np.where(count > 0, count, np.nan)
         return CameraPairs(self.camids.cpu().numpy(), area / divisor, first / divisor, count.astype(np.int64))
+
+
+def _is_collapsed(matches: TrueMatches, counts: Tensor, num_different: Tensor) -> Tensor:
+    """(R,) whether all true matches and all other pictures, where there are any, are at one distance."""
+    last = matches.score.gather(1, (matches.count - 1)[:, None]).squeeze(1)
+    all_equal = (matches.score[:, 0] == last) & (counts[0, :, 0] == 0) & (counts[1, :, 0] == num_different)
+    return all_equal & (num_different > 0)
 
 
 def _num_buckets(num_true: int) -> int:

@@ -1,6 +1,5 @@
 """Several runs side by side: the table of a report."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ecn_dist.errors import UserError
-from ecn_dist.reporting.words import MEASURES, is_number, percent
+from ecn_dist.reporting.run_reader import number, read_mapping
+from ecn_dist.reporting.words import MEASURES, percent
 
 
 @dataclass(frozen=True)
@@ -21,49 +21,46 @@ class Comparison:
 
 
 def comparison_table(comparison: Comparison) -> dict[str, Any]:
-    """Heads and cells: mean and sample standard deviation over the seeds, in percent; the best mean is marked."""
-    measures = [key for key in MEASURES if any(_values(runs, key) for runs in comparison.rows.values())]
-    means = {
-        key: [statistics.fmean(values) if (values := _values(runs, key)) else None for runs in comparison.rows.values()]
-        for key in measures
+    """Heads and cells: mean and sample standard deviation over the seeds, in percent; the best mean is marked.
+
+    `bar` is the length of the bar behind a row's name, in percent: its first measure.
+    """
+    values = {
+        key: [
+            [value for run in runs if (value := number(run.get(key))) is not None] for runs in comparison.rows.values()
+        ]
+        for key in MEASURES
     }
+    shown = [key for key in MEASURES if any(values[key])]
+    best = {key: max(statistics.fmean(found) for found in values[key] if found) for key in shown}
     rows = []
     for line, (name, runs) in enumerate(comparison.rows.items()):
-        cells = []
-        for key in measures:
-            values, mean = _values(runs, key), means[key][line]
-            best = mean is not None and mean == max(value for value in means[key] if value is not None)
-            spread = f"{100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            text = "" if mean is None else percent(mean)
-            cells.append({"mean": text, "spread": spread, "best": best and len(comparison.rows) > 1})
-        rows.append({"name": name, "seeds": len(runs), "cells": cells, "bar": _bar(means, line)})
+        cells, bar = [], "0"
+        for key in shown:
+            found = values[key][line]
+            mean = statistics.fmean(found) if found else None
+            spread = f"{100 * statistics.stdev(found):.1f}" if len(found) > 1 else ""
+            is_best = mean == best[key] and len(comparison.rows) > 1
+            cells.append({"mean": "" if mean is None else percent(mean), "spread": spread, "best": is_best})
+            if key == shown[0] and mean is not None:
+                bar = f"{100 * min(max(mean, 0.0), 1.0):.1f}"
+        rows.append({"name": name, "seeds": len(runs), "cells": cells, "bar": bar})
     return {
         "title": comparison.title,
         "note": comparison.note,
-        "heads": [MEASURES[key] for key in measures],
+        "heads": [MEASURES[key] for key in shown],
         "rows": rows,
         "several_seeds": any(len(runs) > 1 for runs in comparison.rows.values()),
     }
 
 
-def _bar(means: Mapping[str, Sequence[float | None]], line: int) -> str:
-    """Length of the bar behind a row, in percent of its cell: the mAP, or the first measure there is."""
-    for values in means.values():
-        value = values[line]
-        return f"{100 * min(max(value, 0.0), 1.0):.1f}" if value is not None else "0"
-    return "0"
-
-
-def _values(runs: Sequence[Mapping[str, float]], key: str) -> list[float]:
-    return [float(run[key]) for run in runs if is_number(run.get(key))]
-
-
 def read_comparison(path: Path) -> Comparison | None:
     """The comparison that an earlier report kept; None where there is none."""
-    if not path.is_file():
+    found = read_mapping(path)
+    if found is None:
         return None
     try:
-        comparison = Comparison(**json.loads(path.read_text(encoding="utf-8")))
+        comparison = Comparison(**found)
         comparison_table(comparison)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: holds no comparison ({error}); remove it") from error

@@ -1,17 +1,35 @@
-"""The pictures and the report of a finished run: what the lower packages draw, given the run's data."""
+"""All figures of a run, by one call, and its report."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from ecn_dist import distributed
 from ecn_dist.data import ShardIndex, SplitIndex
 from ecn_dist.data.reader import ShardReader
+from ecn_dist.files import write_atomically
 from ecn_dist.ranking.evaluating import Evaluation
-from ecn_dist.reporting.pictures import Domain, write_run_figures
-from ecn_dist.reporting.report import write_report
+from ecn_dist.reporting import curves, sheets
+from ecn_dist.reporting.montage import pixels_of, png_of
+from ecn_dist.reporting.ranked import Answers, Kind, choose_queries
+from ecn_dist.reporting.report import FINDINGS, TRAINING, write_report
+from ecn_dist.reporting.run_reader import FIGURES, METRICS, merge_steps, read_metrics
+from ecn_dist.reporting.sheets import Domain, ReadCopy, ReadPicture
+
+SAMPLE = 500  # queries whose first answers are looked at
+_KINDS: dict[Kind, str] = {"best": "The highest AP", "worst": "The lowest AP", "random": "Any"}
+
+
+class ImageWriter(Protocol):
+    """What is asked of TensorBoard's SummaryWriter."""
+
+    def add_image(self, tag: str, img_tensor: Any, global_step: int | None = None, *, dataformats: str = "CHW") -> Any:
+        """Record one picture."""
 
 
 def write_figures(
@@ -19,45 +37,106 @@ def write_figures(
     evaluation: Evaluation,
     indices: Mapping[str, ShardIndex],
     *,
-    writer: SummaryWriter | None = None,
+    writer: ImageWriter | None = None,
     step: int | None = None,
 ) -> None:
     """Draw the run's figures into figures/ and for TensorBoard's `writer`, and write report.html.
 
-    `indices` has the shard folder "target", and perhaps "source".
-
-    Collective; rank 0 draws.
+    `indices` has the shard folder "target", and perhaps "source". Collective; rank 0 draws.
     """
     reader = ShardReader()
-    target = indices["target"]
-    query, gallery, train = target.split("query"), target.split("gallery"), target.split("train")
+
+    def domain(name: str, split: SplitIndex) -> Domain:
+        return Domain(name, split.camids, lambda row: reader.read_picture(split, row), split.pids)
 
     def read_copy(row: int, camera: int) -> Image.Image | None:
-        if camera == train.camids[row]:
-            return reader.read_picture(train, row)
         return reader.read_picture(train, row, camera) if train.members["length"][row, camera] else None
 
+    train, query, gallery = (indices["target"].split(name) for name in ("train", "query", "gallery"))
     write_run_figures(
         run_folder,
-        evaluation.result,
-        evaluation.query,
-        evaluation.gallery_part,
+        evaluation,
         read_query=lambda row: reader.read_picture(query, row),
         read_gallery=lambda row: reader.read_picture(gallery, row),
-        domains=[_domain(name, index.split("train"), reader) for name, index in indices.items()],
+        domains=[domain(name, index.split("train")) for name, index in sorted(indices.items())],  # target is the last
         read_copy=read_copy if train.has_styles else None,
-        gallery_sharded=True,
-        camera_free=evaluation.camera_free,
         writer=writer,
         step=step,
     )
-    distributed.together(lambda: _report(run_folder), f"the report in {run_folder}")
+    distributed.together(lambda: write_report(run_folder) if distributed.is_main() else None, "the report")
 
 
-def _domain(name: str, split: SplitIndex, reader: ShardReader) -> Domain:
-    return Domain(name, split.camids, lambda row: reader.read_picture(split, row), split.pids)
+def write_run_figures(
+    run_folder: str | Path,
+    evaluation: Evaluation,
+    *,
+    read_query: ReadPicture,
+    read_gallery: ReadPicture,
+    domains: Sequence[Domain] = (),
+    read_copy: ReadCopy | None = None,
+    queries: int = 5,
+    failures: int = 12,
+    top: int = 10,
+    seed: int = 0,
+    writer: ImageWriter | None = None,
+    step: int | None = None,
+) -> list[Path]:
+    """Draw every figure of a run into RUN/figures/; return what was written.
 
+    Args:
+        run_folder: its metrics.jsonl gives the training curves.
+        evaluation: of plain distances, neither re-ranked nor with expanded queries.
+        read_query, read_gallery: pictures by row of the queries, of the whole gallery.
+        domains, read_copy: the training pictures of each domain, and the style copies of the last of them.
+        queries, failures, top: how many queries a sheet of ranked lists and the sheet of failures show, and how long a
+            list is; `seed` chooses among equals, and the random ones.
+        writer, step: TensorBoard's SummaryWriter gets the same pixels.
 
-def _report(run_folder: Path) -> None:
-    if distributed.is_main():
-        write_report(run_folder)
+    Also writes figures/findings.json, which the report reads: numbers on where the ranking fails. Raises `UserError`,
+    on all ranks, for a picture that cannot be read. Collective; rank 0 draws, reads pictures, and returns paths.
+    """
+    result, answers = evaluation.result, Answers(evaluation)
+
+    def chosen(kind: Kind, count: int) -> list[int]:
+        return choose_queries(result.average_precision, answers.pids_Q, count, kind, seed)
+
+    lists = {kind: answers.lists(chosen(kind, queries), top) for kind in _KINDS}
+    failed = answers.lists(chosen("worst", failures), 1)
+    counted = np.flatnonzero(~np.isnan(result.average_precision))
+    sample = np.random.default_rng(seed).permutation(counted)[:SAMPLE]
+    findings: dict[str, Any] = {"first_answers": answers.first(sample.tolist())}
+    folder, written = Path(run_folder) / FIGURES, []
+
+    def add(name: str, figure: Figure, title: str, caption: str) -> None:
+        pixels = pixels_of(figure)
+        written.append(write_atomically(folder / f"{name}.png", png_of(pixels, title=title, caption=caption)))
+        if writer is not None:
+            writer.add_image(f"figures/{name}", pixels, step, dataformats="HWC")
+
+    def draw() -> None:
+        """What rank 0 does alone; no collective."""
+        among = f"of {result.num_valid_queries:,} queries"
+        junk = "" if evaluation.camera_free else " Pictures of the same person by the same camera are left out."
+        for kind, words in _KINDS.items():
+            title, caption = f"Ranked lists: {kind} queries", f"{words} {among}, one a person.{junk}"
+            sheet = sheets.draw_ranked_lists(lists[kind], read_query, read_gallery, title=title, subtitle=caption)
+            add(f"ranked_{kind}", sheet, title, f"{caption} AP is by the trapezoid rule.")
+        caption = f"Worst {among}: the query, what came first instead, and the best placed true match."
+        add("failures", sheets.draw_failures(failed, read_query, read_gallery, subtitle=caption), "Failures", caption)
+        caption = f"The share {among} with a true match among the first k; mean of their highest precision at a recall."
+        add("cmc", curves.draw_result(result), "Cumulative matching, and precision and recall", caption)
+        if (pairs := result.camera_pairs) is not None:
+            caption = "Row: the query's camera; column: the camera of the gallery. By the trapezoid rule."
+            add("camera_pairs", curves.draw_camera_pairs(pairs), "mAP by camera pair", caption)
+            findings["weakest_camera_pairs"] = curves.weakest_camera_pairs(pairs)
+        write_atomically(folder / FINDINGS, json.dumps(findings, indent=1) + "\n")
+        if domains:
+            add("domains", sheets.draw_domains(domains, seed=seed), "The domains by camera", "Training pictures.")
+        if domains and read_copy is not None:
+            caption = f"Pictures of {domains[-1].name}, each with its copies in the style of the other cameras."
+            add("style_copies", sheets.draw_style_copies(domains[-1], read_copy, seed=seed), "Style copies", caption)
+        if rows := merge_steps(read_metrics(Path(run_folder) / METRICS)):
+            add("training", curves.draw_training_curves(rows), *TRAINING)
+
+    distributed.together(lambda: draw() if distributed.is_main() else None, f"the figures in {folder}")
+    return written

@@ -4,29 +4,35 @@ A run that is going on, or was killed, has only some of them: what is not there 
 cannot be read is an error.
 """
 
+import io
 import json
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ecn_dist.errors import UserError
 
 CONFIG, METRICS, SUMMARY, FIGURES = "config.yaml", "metrics.jsonl", "summary.json", "figures"
+WEIGHTS, CARD, REPORT = "weights.safetensors", "MODEL_CARD.md", "report.html"
+MAX_PIXELS = 40_000_000  # of a picture in a report
 
 
 @dataclass(frozen=True)
 class FigureFile:
-    """A PNG of figures/, with the words that it carries in its text fields."""
+    """A PNG with the words that it carries in its text fields."""
 
-    path: Path
+    name: str
     title: str
     caption: str
     width: int
     height: int
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,9 @@ def read_run(folder: str | Path) -> RunFolder:
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder; give a run folder, the --output_dir of `train`")
-    config, summary = _mapping(path / CONFIG, yaml.safe_load), _mapping(path / SUMMARY, json.loads)
-    metrics = tuple(read_metrics(path / METRICS))
-    figures = tuple(read_figure(file) for file in sorted((path / FIGURES).glob("*.png")))
+    config, summary = read_mapping(path / CONFIG, yaml.safe_load), read_mapping(path / SUMMARY)
+    metrics = tuple(merge_steps(read_metrics(path / METRICS)))
+    figures = tuple(read_figure(file.stem, file.read_bytes()) for file in sorted((path / FIGURES).glob("*.png")))
     if config is None and summary is None and not metrics and not figures:
         raise UserError(
             f"{path}: is no run folder, as it has none of {CONFIG}, {METRICS}, {SUMMARY} and {FIGURES}/*.png; "
@@ -63,54 +69,68 @@ def read_run(folder: str | Path) -> RunFolder:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The objects of a metrics.jsonl, in the order of their steps; empty where there is no file.
+    """The objects of a metrics.jsonl, as they come; empty where there is no file.
 
-    A resumed run logs some steps again: the later line counts, key by key. A last line that is cut off, as a kill in
-    mid-write leaves it, is left out; a broken line before it raises `UserError`.
+    A last line that is cut off, as a kill in mid-write leaves it, is left out. Raises `UserError`, with file and line,
+    for any other line that is no JSON object with a number `step`.
     """
     path = Path(path)
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    by_step: dict[float, dict[str, Any]] = {}
-    without_step = []
-    for number, line in enumerate(lines, start=1):
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    rows = []
+    for at, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
+        except (ValueError, RecursionError) as error:
+            if at == len(lines):
                 break
-            raise UserError(f"{path}: line {number} is no JSON object ({error}); remove that line") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is no JSON object; remove that line")
-        if isinstance(row.get("step"), int | float):
-            by_step.setdefault(row["step"], {}).update(row)
-        else:
-            without_step.append(row)
-    return [by_step[step] for step in sorted(by_step)] + without_step
+            raise UserError(f"{path}: line {at} is no JSON object ({error}); remove that line") from error
+        if not isinstance(row, dict) or number(row.get("step")) is None:
+            raise UserError(f"{path}: line {at} is no JSON object with a number `step`; remove that line")
+        rows.append(row)
+    return rows
 
 
-def read_figure(path: Path) -> FigureFile:
-    """A PNG and its words; a PNG without words is called by its file name."""
+def merge_steps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One object a step, in their order: of what was logged again by a resumed run the later counts, key by key."""
+    by_step: dict[float, dict[str, Any]] = {}
+    for row in rows:
+        by_step.setdefault(row["step"], {}).update(row)
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def read_figure(name: str, data: bytes) -> FigureFile:
+    """A PNG and its words; a PNG without words is called by its file's name (without suffix)."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            image.load()
-            words: Mapping[str, Any] = getattr(image, "text", {})
-            title = str(words.get("Title") or path.stem.replace("_", " "))
-            return FigureFile(path, title, str(words.get("Description") or ""), *image.size)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: is no readable PNG ({error}); remove it, or draw it again") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=("PNG",))
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+        image.load()
+        words: Mapping[str, Any] = getattr(image, "text", {})
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{FIGURES}/{name}.png: is no readable PNG ({error}); remove it, or draw it again") from error
+    title = str(words.get("Title") or name.replace("_", " "))
+    return FigureFile(name, title, str(words.get("Description") or ""), *image.size, data)
 
 
-def _mapping(path: Path, parse: Any) -> Mapping[str, Any] | None:
+def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> Mapping[str, Any] | None:
+    """The mapping that a file holds; None where there is no file. Raises `UserError` where it holds anything else."""
     if not path.is_file():
         return None
     try:
         value = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); mend or remove it") from error
     if not isinstance(value, Mapping):
-        raise UserError(f"{path}: holds no mapping of keys to values, but a {type(value).__name__}")
+        raise UserError(f"{path}: holds no mapping of keys to values, but a {type(value).__name__}; mend or remove it")
     return value
+
+
+def number(value: object) -> float | None:
+    """`value` where it is a finite number, else None: files may hold anything."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 1e300 and math.isfinite(value) else None

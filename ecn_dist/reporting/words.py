@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ecn_dist import methods
-from ecn_dist.reporting.run_reader import RunFolder
+from ecn_dist.methods import describe
+from ecn_dist.reporting.run_reader import RunFolder, number
 
 MEASURES = {
     "mAP": ("mAP, trapezoid", "area under the precision-recall curve by the trapezoid rule; the paper's figure"),
@@ -36,8 +36,11 @@ def state(run: RunFolder) -> str:
 
 
 def method(config: Mapping[str, Any]) -> str:
-    """The method in words."""
-    return methods.describe(config)
+    """The method in its own words, from flat options; nothing where these are none that it knows."""
+    try:
+        return describe(config) if config else ""
+    except (TypeError, ValueError):
+        return ""
 
 
 def trained(config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -64,70 +67,84 @@ def trained(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def headline(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    wanted = ("rank1", "mAP", "mAP_stepwise", "mINP")
-    return [(MEASURES[key][0], percent(evaluation[key])) for key in wanted if is_number(evaluation.get(key))]
+    found = {name: value for name, value, _ in measures(evaluation)}
+    return [(name, found[name]) for name in ("rank-1", "mAP, trapezoid", "mAP, step-wise", "mINP") if name in found]
 
 
 def measures(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, percent, meaning."""
     return [
-        (name, percent(evaluation[key]), meaning)
+        (name, percent(value), meaning)
         for key, (name, meaning) in MEASURES.items()
-        if is_number(evaluation.get(key))
+        if (value := number(evaluation.get(key))) is not None
     ]
+
+
+def collapse(evaluation: Mapping[str, Any]) -> str:
+    """A warning where queries have their whole gallery at one distance; else empty."""
+    collapsed, queries = number(evaluation.get("collapsed_queries")), number(evaluation.get("num_valid_queries"))
+    if not collapsed or not queries:
+        return ""
+    return (
+        f"{collapsed:,.0f} of {queries:,.0f} queries have all gallery pictures at one distance: the features have "
+        "collapsed, or the pictures are all alike. The trapezoid mAP then says nothing (it is above 50 percent); look "
+        "at the step-wise one, at the loss and at the pictures."
+    )
 
 
 def failures(evaluation: Mapping[str, Any], findings: Mapping[str, Any]) -> list[str]:
     """Sentences on where the ranking fails."""
     sentences = []
-    if is_number(evaluation.get("rank1")):
-        sentences.append(f"{percent(1.0 - evaluation['rank1'])} percent of the queries have another person at rank 1.")
-    if is_number(evaluation.get("rank10")):
-        sentences.append(f"{percent(1.0 - evaluation['rank10'])} percent have no true match among the first 10.")
-    answers = findings.get("first_answers") or {}
-    if answers.get("num_wrong") and answers.get("num_wrong_own_camera") is not None:
-        share, chance = answers["num_wrong_own_camera"] / answers["num_wrong"], answers["own_camera_share"]
+    for key, words in (
+        ("rank1", "of the queries have another person at rank 1."),
+        ("rank10", "have no true match among the first 10."),
+    ):
+        if (share := number(evaluation.get(key))) is not None:
+            sentences.append(f"{percent(1.0 - share)} percent {words}")
+    answers = findings.get("first_answers")
+    answers = answers if isinstance(answers, Mapping) else {}
+    wrong, own, chance, among = (
+        number(answers.get(key)) for key in ("num_wrong", "num_wrong_own_camera", "own_camera_share", "num_queries")
+    )
+    if wrong and own is not None and chance is not None and among is not None:
         by_camera = (
             "Too few to say why."
-            if answers["num_wrong"] < 10
+            if wrong < 10
             else "Much more than chance: pictures are still told apart by camera."
-            if share > 1.5 * chance
+            if own / wrong > 1.5 * chance
             else "So the camera alone does not explain them."
         )
         sentences.append(
-            f"Of {answers['num_wrong']:,} wrong first answers (among {answers['num_queries']:,} queries looked at), "
-            f"{percent(share)} percent come from the query's own camera, which took {percent(chance)} percent of the "
-            f"gallery. {by_camera}"
+            f"Of {wrong:,.0f} wrong first answers (among {among:,.0f} queries looked at), {percent(own / wrong)} "
+            f"percent come from the query's own camera, which took {percent(chance)} percent of the gallery. "
+            + by_camera
         )
-    pairs = findings.get("weakest_camera_pairs") or {}
-    if pairs.get("pairs"):
-        named = [
-            f"{pair['query_camera']} against {pair['gallery_camera']} ({percent(pair['value'])})"
-            for pair in pairs["pairs"]
-        ]
-        sentences.append(
-            f"Weakest camera pairs by {pairs['measure']} (percent), query against gallery: {', '.join(named)}."
-        )
+    pairs = findings.get("weakest_camera_pairs")
+    named = [
+        f"{pair.get('query_camera')} against {pair.get('gallery_camera')} ({percent(value)})"
+        for pair in (pairs if isinstance(pairs, list) else [])
+        if isinstance(pair, Mapping) and (value := number(pair.get("value"))) is not None
+    ]
+    if named:
+        sentences.append(f"Weakest camera pairs by mAP (percent), query against gallery: {', '.join(named)}.")
     return sentences
 
 
 def training(run: RunFolder) -> list[tuple[str, str]]:
     summary, lines = run.summary or {}, []
     for key, name, form in (
-        ("steps", "Steps", "{:,}"),
-        ("epochs", "Epochs", "{:,}"),
-        ("world_size", "Ranks", "{:,}"),
+        ("steps", "Steps", "{:,.0f}"),
+        ("epochs", "Epochs", "{:,.0f}"),
+        ("world_size", "Ranks", "{:,.0f}"),
         ("images_per_second", "Images per second, all ranks", "{:,.1f}"),
     ):
-        if is_number(summary.get(key)):
-            lines.append((name, form.format(summary[key])))
-    if is_number(summary.get("wall_seconds")):
-        lines.append(("Time", duration(summary["wall_seconds"])))
-    for key, name in (("loss", "Last loss"), ("loss_source", "Last source loss"), ("loss_target", "Last target loss")):
-        logged = [row[key] for row in run.metrics if is_number(row.get(key))]
-        if logged:
-            lines.append((name, f"{logged[-1]:.4g}"))
-    return lines
+        if (value := number(summary.get(key))) is not None:
+            lines.append((name, form.format(value)))
+    if (seconds := number(summary.get("wall_seconds"))) is not None:
+        lines.append(("Time", duration(seconds)))
+    last = {key: value for row in run.metrics for key, value in row.items() if number(value) is not None}
+    losses = sorted(key for key in last if key == "loss" or key.startswith("loss_"))
+    return lines + [(f"Last {key.replace('_', ' ')}", f"{last[key]:.4g}") for key in losses]
 
 
 def machine(run: RunFolder, config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -151,16 +168,18 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return dict(entries())
 
 
+_COMMAND = re.compile(r"pipe:.*", re.DOTALL)
 _CREDENTIALS = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*://)(?:[^/\s]*@)?(?P<rest>[^\s?#]*)(?:[?#]\S*)?")
 
 
 def shown(value: Any) -> str:
-    """`value` as words; of a URL neither user, password nor query, which may hold a key, as reports are passed on."""
+    """`value` as words, as reports are passed on: what may hold a key is left out, which is of a URL user, password and
+    query, and of a source `pipe:COMMAND` the command."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
         return ""
-    return _CREDENTIALS.sub(r"\g<scheme>\g<rest>", str(value))
+    return _CREDENTIALS.sub(r"\g<scheme>\g<rest>", _COMMAND.sub("pipe:(a command, not shown)", str(value)))
 
 
 def percent(fraction: float) -> str:
@@ -169,7 +188,7 @@ def percent(fraction: float) -> str:
 
 def count(value: Any) -> str:
     """A whole number with its thousands apart; empty for what is none."""
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else ""
+    return f"{value:,}" if isinstance(value, int) and number(value) is not None else ""
 
 
 def duration(seconds: float) -> str:
@@ -178,7 +197,3 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 
 from ecn_dist import distributed
-from ecn_dist.config import Config
+from ecn_dist.config import Config, flatten
 from ecn_dist.models import average_local_statistics, export_weights
-from ecn_dist.ranking.evaluating import Evaluation, InputSize, evaluate_backbone, has_evaluation
+from ecn_dist.ranking import EvaluationInput
+from ecn_dist.ranking.evaluating import Evaluation, evaluate_backbone, has_evaluation
+from ecn_dist.reporting import model_card, words
 from ecn_dist.reporting.figures import write_figures
-from ecn_dist.training import model_card, run_folder, tracking
+from ecn_dist.training import run_folder, tracking
 from ecn_dist.training.building import Domains
 from ecn_dist.training.signals import StopRequest
 from ecn_dist.training.tracking import log
@@ -27,7 +29,7 @@ def train(
     stopped, saved, on a request to `stop`.
     """
     output_dir, method = Path(config.output_dir), trainer.method
-    size = InputSize(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
+    size = EvaluationInput(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
     target = domains.get("target")
 
     def evaluate() -> Evaluation | None:
@@ -70,10 +72,12 @@ def train(
     else:
         summary["evaluation"] = evaluation.summary()
         log.info("result: %s", tracking.describe(summary["evaluation"]))
+        if warning := words.collapse(summary["evaluation"]):
+            log.warning("%s", warning)
 
     def card_and_summary() -> None:
         facts = model_card.Facts(summary)
-        model_card.write_card(output_dir / model_card.NAME, method.evaluated, config, facts)
+        model_card.write_card(output_dir / model_card.NAME, method.evaluated, flatten(config), facts)
         run_folder.write_summary(output_dir, summary, finished=False)
 
     distributed.together(lambda: _on_main(card_and_summary), str(output_dir))

@@ -1,6 +1,5 @@
 """The run folder: what may be written into it, and what a finished run leaves there."""
 
-import hashlib
 import json
 import os
 import platform
@@ -12,17 +11,12 @@ import torch
 
 from ecn_dist import distributed
 from ecn_dist.config import Config, dump, flatten, load
-from ecn_dist.data import ShardIndex
 from ecn_dist.errors import UserError
+from ecn_dist.files import write_atomically
+from ecn_dist.reporting.run_reader import CARD, CONFIG, FIGURES, METRICS, REPORT, SUMMARY, WEIGHTS
 from ecn_dist.training.checkpoint import CheckpointStore, damage, read_meta
 from ecn_dist.training.tracking import log
 
-CONFIG = "config.yaml"
-SUMMARY = "summary.json"
-WEIGHTS = "weights.safetensors"
-CARD = "MODEL_CARD.md"
-REPORT = "report.html"
-FIGURES = "figures"
 FINISHED = "finished"  # in the summary; one without it was written as the last thing of a run
 
 # Options that change how a run goes, not what comes out of it. The data are known by their index, not by their place.
@@ -51,11 +45,6 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(options))
 
 
-def fingerprint(index: ShardIndex) -> str:
-    """What a shard folder holds, wherever it lies: its index has the checksums of all its files."""
-    return hashlib.sha256(json.dumps(index.about, sort_keys=True).encode()).hexdigest()
-
-
 def claim(config: Config, data: dict[str, str]) -> bool:
     """Make the run folder this run's own; False where this very run is there already, finished. Collective.
 
@@ -74,7 +63,7 @@ def claim(config: Config, data: dict[str, str]) -> bool:
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"output_dir: {folder} has files in it but no run; name a new folder, or empty this one")
         folder.mkdir(parents=True, exist_ok=True)
-        _write_atomically(folder / CONFIG, dump(config))
+        write_atomically(folder / CONFIG, dump(config))
         return True
 
     return distributed.broadcast_object(distributed.together(on_main))
@@ -109,7 +98,7 @@ def _is_to_train(folder: Path, newest: Path | None, config: Config, data: dict[s
 
 def _has_trained(folder: Path) -> bool:
     """Whether a run in `folder` left anything of its training."""
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / METRICS
     return (
         (metrics.is_file() and metrics.stat().st_size > 0)
         or any((folder / "checkpoints").glob("*step-*"))
@@ -135,7 +124,7 @@ def begin(config: Config, checkpoint: Path | None) -> None:
             if checkpoint is not None and checkpoint.absolute().parent == own.folder.absolute():
                 for aside in own.set_aside_after(read_meta(checkpoint)["step"]):
                     log.warning("%s is of another continuation, and kept under this name", aside)
-            _write_atomically(folder / CONFIG, dump(config))
+            write_atomically(folder / CONFIG, dump(config))
         except OSError as error:
             raise UserError(f"output_dir: {folder} cannot be written ({error}); mend that, or name another") from error
 
@@ -248,10 +237,4 @@ def write_summary(folder: Path, summary: dict[str, Any], *, finished: bool) -> N
         "torch": torch.__version__,
         "accelerator": str(torch.accelerator.current_accelerator() or "none"),
     }
-    _write_atomically(folder / SUMMARY, json.dumps({FINISHED: finished} | summary | {"machine": machine}, indent=1))
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_atomically(folder / SUMMARY, json.dumps({FINISHED: finished} | summary | {"machine": machine}, indent=1))

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ecn_dist import distributed
+from ecn_dist.files import write_atomically
+from ecn_dist.reporting.run_reader import METRICS, read_metrics
 
-METRICS = "metrics.jsonl"
 log = logging.getLogger("ecn_dist")
 
 
@@ -80,7 +81,7 @@ class Tracker:
             return
         self._path = output_dir / METRICS
         kept = [line for line in read_metrics(self._path) if line["step"] < first_step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         if tensorboard:
             self._writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step)
         self._console = Console()
@@ -146,19 +147,6 @@ def pictures_for_tensorboard(output_dir: Path, wanted: bool) -> Iterator[Summary
     finally:
         if writer is not None:
             writer.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none where there is no file. A last line cut off by a kill is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def describe(evaluation: dict[str, Any]) -> str:

@@ -5,25 +5,30 @@ import torch
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
-from ecn_dist.ranking import FeatureSet, evaluate_ranking
-from ecn_dist.reporting.pictures import first_answers, ranked_lists, write_run_figures
-from tests.picture_cases import random_case
+from ecn_dist.reporting.figures import write_run_figures
+from ecn_dist.reporting.ranked import Answers, RankedList
+from tests.picture_cases import evaluation_of, random_case
 
 
-def check_sharded(cuts: list[int]) -> None:
+def case_of(seed: int, size: int) -> tuple[torch.Tensor, ...]:
+    return random_case(seed, queries=6, gallery=size)
+
+
+def answers_of(answers: Answers) -> tuple[list[RankedList], dict]:
+    return answers.lists([5, 0, 3], 4), answers.first([5, 0, 3, 1])
+
+
+def check_sharded(cuts: list[int], expected: list) -> None:
     """`cuts`: the first gallery row of each rank, and the end."""
     own = slice(cuts[distributed.rank()], cuts[distributed.rank() + 1])
-    for seed in range(5):
-        case = random_case(seed, queries=6, gallery=cuts[-1])
-        query, gallery = case[:3], case[3:]
-        part = tuple(rows[own] for rows in gallery)
-        chosen = [5, 0, 3]
-        whole = ranked_lists(*query, *gallery, chosen, top=4)
-        lists = ranked_lists(*query, *part, chosen, top=4, gallery_sharded=True)
-        assert lists == whole
-        assert first_answers(lists, query[1], *part[1:], gallery_sharded=True) == first_answers(
-            whole, query[1], *gallery[1:]
-        )
+    for seed, one_rank in enumerate(expected):
+        evaluation = evaluation_of(case_of(seed, cuts[-1]), part=own)
+        assert repr(answers_of(Answers(evaluation))) == repr(one_rank)  # as text, since NaN is not NaN
+
+
+def compare(ranks, cuts: list[int]) -> None:
+    expected = [answers_of(Answers(evaluation_of(case_of(seed, cuts[-1])))) for seed in range(5)]
+    ranks(len(cuts) - 1).run(check_sharded, cuts, expected)
 
 
 def fail_to_read(row: int) -> None:
@@ -31,20 +36,16 @@ def fail_to_read(row: int) -> None:
 
 
 def check_unreadable_picture(folder: str) -> None:
-    case = random_case(0)
-    query, gallery = FeatureSet(*case[:3]), FeatureSet(*case[3:])
-    result = evaluate_ranking(*case)
+    evaluation = evaluation_of(random_case(0), part=slice(0, 40 if distributed.is_main() else 0))
     with pytest.raises(UserError, match="picture 3 is cut off"):
-        write_run_figures(
-            folder, result, query, gallery, read_query=fail_to_read, read_gallery=fail_to_read, gallery_sharded=True
-        )
+        write_run_figures(folder, evaluation, read_query=fail_to_read, read_gallery=fail_to_read)
     assert distributed.all_reduce(torch.tensor(1)) == distributed.world_size()  # nobody is left behind
 
 
 def test_two_ranks(ranks) -> None:
-    ranks(2).run(check_sharded, [0, 11, 20])
+    compare(ranks, [0, 11, 20])
 
 
 def test_three_ranks_one_of_them_without_a_picture(ranks, tmp_path) -> None:
-    ranks(3).run(check_sharded, [0, 13, 13, 17])
+    compare(ranks, [0, 13, 13, 17])
     ranks(3).run(check_unreadable_picture, str(tmp_path))

@@ -1,14 +1,30 @@
 """evaluate_ranking on 2 and 3 ranks, with the gallery whole and in parts: the bits of one process."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from ecn_dist import distributed
+from ecn_dist.data import SplitIndex
 from ecn_dist.errors import UserError
-from ecn_dist.ranking import KReciprocal, RankingResult, evaluate_ranking, expand_queries, nearest_pictures
+from ecn_dist.models import Backbone, convert_batchnorm
+from ecn_dist.ranking import (
+    EvaluationInput,
+    FeatureSet,
+    KReciprocal,
+    RankingResult,
+    evaluate_ranking,
+    expand_queries,
+    extract_split,
+    nearest_pictures,
+)
+from ecn_dist.ranking.evaluating import adapt_batchnorm
 from tests.ranking_cases import Case, assert_same, clustered_case, random_case
+from tests.tiny_shards import write_split
+
+CPU = torch.device("cpu")
 
 DIRECT = "donot_use_mm_for_euclid_dist"
 
@@ -81,6 +97,75 @@ def check_mistakes_reach_all() -> None:
     ):
         with pytest.raises(UserError, match=message):
             evaluate_ranking(*(change if last else case).args, gallery_sharded=True)
+
+
+def one_person() -> Case:
+    case = random_case(1, num_queries=4, num_gallery=9)
+    pids = [torch.ones_like(values) for values in (case.query_pids, case.gallery_pids)]
+    return Case(case.query_features, pids[0], case.query_camids, case.gallery_features, pids[1], case.gallery_camids)
+
+
+def check_one_person(expected: RankingResult) -> None:
+    for own, sharded in ((one_person(), False), (part_of(one_person(), 1), True)):
+        assert_same(evaluate_ranking(*own.args, gallery_sharded=sharded, camera_pairs=True), expected)
+
+
+def size() -> EvaluationInput:
+    return EvaluationInput(height=8, width=4, batch_size=3, workers=0)
+
+
+def mean_colours(images: torch.Tensor) -> torch.Tensor:
+    return images.double().mean((2, 3))
+
+
+def check_extraction(split: SplitIndex, expected: FeatureSet) -> None:
+    """Each picture once, by any function, in its own type, also where ranks have no picture."""
+    found = extract_split(mean_colours, split, size(), device=CPU).gathered()
+    assert found.features.dtype == torch.float64
+    torch.testing.assert_close(found.features, expected.features, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found.pids, expected.pids)
+    assert torch.equal(found.camids, expected.camids)
+    half = extract_split(lambda images: mean_colours(images).half(), split, size(), device=CPU)
+    assert half.features.dtype == torch.float32
+
+
+@dataclasses.dataclass
+class Batch:
+    images: torch.Tensor
+    error: str | None = None
+
+
+def check_adaptation() -> None:
+    """A bad batch of one rank ends all, before anyone waits in BatchNorm."""
+    backbone = Backbone("small_resnet", 16, 8)
+    convert_batchnorm(backbone, "sync", CPU)
+    images = torch.rand(2, 3, 16, 8)
+    last = distributed.rank() == distributed.world_size() - 1
+    adapt_batchnorm(backbone, [Batch(images)] * 2, "fp32", CPU)  # type: ignore[arg-type]
+    bad = Batch(images, "picture 3 cannot be decoded" if last else None)
+    with pytest.raises(UserError, match="picture 3 cannot be decoded"):
+        adapt_batchnorm(backbone, [Batch(images), bad, Batch(images)], "fp32", CPU)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_one_person_alone_is_ranked(ranks, world_size: int) -> None:
+    expected = evaluate_ranking(*one_person().args, camera_pairs=True)
+    assert set(expected.true_positive_rates.values()) == {1.0}
+    ranks(world_size).run(check_one_person, expected)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_features_of_a_split(ranks, world_size: int, tmp_path: Path) -> None:
+    for name, shards in (("many", [4, 3]), ("few", [2])):
+        (tmp_path / name).mkdir()
+        split = write_split(tmp_path / name, shards)
+        expected = extract_split(mean_colours, split, size(), device=CPU)
+        assert len(expected.features) == sum(shards)
+        ranks(world_size).run(check_extraction, split, expected)
+
+
+def test_bad_batches_of_batchnorm_adaptation_end_all_ranks(ranks) -> None:
+    ranks(2).run(check_adaptation)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ecn_dist.data import ShardIndex
+from ecn_dist.reporting.run_reader import read_metrics
 from ecn_dist.train import main as train
 from ecn_dist.training import trainer
-from ecn_dist.training.tracking import read_metrics
 from tests.integration.conftest import Domains
 from tests.integration.training import SHORT, checkpoint_steps, train_on
 

@@ -9,8 +9,8 @@ import torch
 from ecn_dist import train as command
 from ecn_dist.config import load
 from ecn_dist.models.fingerprint import fingerprint_backbone
+from ecn_dist.reporting.model_card import facts_of
 from ecn_dist.training.checkpoint import CheckpointStore
-from ecn_dist.training.model_card import facts_of
 from ecn_dist.training.signals import EXIT_PREEMPTED
 from ecn_dist.training.trained import load_trained
 from tests.integration.conftest import Domains

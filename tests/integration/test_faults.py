@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ecn_dist.distributed import EXIT_RANK_LOST
+from ecn_dist.reporting.run_reader import read_metrics
 from ecn_dist.training.checkpoint import CheckpointStore
-from ecn_dist.training.tracking import read_metrics
 from tests.integration.conftest import Domains
 from tests.integration.faults import RunningTrain, train_with_kills
 from tests.integration.training import SHORT, assert_equal_runs, train_on

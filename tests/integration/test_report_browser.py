@@ -66,7 +66,7 @@ def assert_opens_cleanly(browser: Chromium, report: Path) -> None:
     pictures = browser.evaluate(
         "[...document.images].map(i => [i.alt, i.complete, i.naturalWidth, i.getBoundingClientRect().width])"
     )
-    assert len(pictures) == 10
+    assert len(pictures) == 9
     for words, complete, natural_width, width in pictures:
         assert words
         assert complete

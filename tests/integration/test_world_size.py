@@ -7,7 +7,7 @@ import torch
 
 from ecn_dist.data import ShardIndex
 from ecn_dist.distributed import load_sharded
-from ecn_dist.training.tracking import read_metrics
+from ecn_dist.reporting.run_reader import read_metrics
 from tests.integration.conftest import Domains
 from tests.integration.training import train_on
 from tests.ranks import RankPool

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ecn_dist import distributed
+from ecn_dist.reporting.run_reader import read_metrics
 from ecn_dist.train import main
-from ecn_dist.training.tracking import read_metrics
 from tests.ranks import RankPool
 
 # Ten steps an epoch of the small domains: one epoch on the source alone, two with both losses, the second of them with

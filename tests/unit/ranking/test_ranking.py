@@ -10,6 +10,7 @@ from ecn_dist.errors import UserError
 from ecn_dist.ranking import RankingResult, evaluate_ranking
 from tests.ranking_cases import Case, assert_equals_oracle, assert_same, clustered_case, oracle_rate, random_case
 
+DIRECT = "donot_use_mm_for_euclid_dist"
 SMALL_BUDGET = 400_000  # bytes: blocks of a few queries, chunks of 16 gallery pictures
 
 
@@ -52,7 +53,8 @@ def test_figures_of_single_queries_and_summary() -> None:
     for k in (1, 5, 10):
         assert (result.first_match_rank[counted] <= k).mean() == pytest.approx(result.cmc[k - 1])
     summary = result.summary()
-    assert set(summary) == {"mAP", "mAP_stepwise", "mINP", "rank1", "rank5", "rank10"}
+    figures = {"mAP", "mAP_stepwise", "mINP", "rank1", "rank5", "rank10", "tpr_at_fpr_0.001", "tpr_at_fpr_0.0001"}
+    assert set(summary) == figures | {"num_valid_queries", "collapsed_queries"}
     assert summary["rank5"] == result.cmc[4]
 
 
@@ -87,7 +89,33 @@ def test_collapsed_features_are_one_tie(value: float) -> None:
     case = clustered_case(2, num_queries=20, num_gallery=100, dim=7)
     case.query_features.fill_(value)
     case.gallery_features.fill_(value)
-    assert_equals_oracle(evaluate_ranking(*case.args), case)
+    result = evaluate_ranking(*case.args)
+    assert_equals_oracle(result, case)
+    assert result.collapsed_queries == result.summary()["collapsed_queries"] == result.num_valid_queries > 0
+
+
+def test_collapsed_queries_are_those_whose_distances_are_all_equal() -> None:
+    assert evaluate_ranking(*clustered_case(2, num_queries=20, num_gallery=100, dim=7).args).collapsed_queries == 0
+    ids = torch.tensor([1, 1, 2])
+    query, gallery = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[-1.0], [1.0], [1.0], [0.0]])
+    for pids, camids, expected in (
+        ([1, 2, 3, 1], [1, 1, 1, 0], 1),  # query 0: 1 from all but its junk; query 1: 2 and 0; query 2: not all equal
+        ([1, 1, 1, 1], [1, 1, 1, 0], 0),  # nobody else to be told apart from
+    ):
+        args = (query, ids, torch.zeros(3, dtype=torch.int64), gallery, torch.tensor(pids), torch.tensor(camids))
+        assert evaluate_ranking(*args).collapsed_queries == expected
+
+
+def test_first_matches_are_those_of_a_sort() -> None:
+    for seed in range(20):
+        case = random_case(seed)
+        result = evaluate_ranking(*case.args)
+        distance = torch.cdist(case.query_features.double(), case.gallery_features.double(), compute_mode=DIRECT)
+        same = case.query_pids[:, None] == case.gallery_pids
+        true = same & (case.query_camids[:, None] != case.gallery_camids)
+        assert result.num_matches.tolist() == true.sum(1).tolist()
+        order = distance.masked_fill(~true, torch.inf).argsort(dim=1, stable=True)[:, 0]
+        assert result.first_match.tolist() == torch.where(true.any(1), order, -1).tolist()
 
 
 def test_true_positive_rates_are_those_of_scikit_learn() -> None:

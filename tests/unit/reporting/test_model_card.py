@@ -1,18 +1,17 @@
 """The model card: what it says comes from the run, what is unknown is said to be, and no place of anybody's disk."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from ecn_dist.config import Config
+from ecn_dist.config import flatten
 from ecn_dist.data import ShardIndex
 from ecn_dist.errors import UserError
 from ecn_dist.models import Backbone
 from ecn_dist.models.fingerprint import fingerprint_backbone
-from ecn_dist.training import model_card, run_folder
-from ecn_dist.training.model_card import Facts, card_of, describe_data, facts_of
+from ecn_dist.reporting import model_card
+from ecn_dist.reporting.model_card import Facts, card_of, describe_data, facts_of
 from ecn_dist.training.trained import load_trained
 from tests.report_cases import EVALUATION
 from tests.trained_cases import write_trained_run
@@ -43,11 +42,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(run: Path) -> tuple[Backbone, Config]:
-    return load_trained(run, torch.device("cpu"))
+def trained(run: Path) -> tuple[Backbone, dict]:
+    backbone, config = load_trained(run, torch.device("cpu"))
+    return backbone, flatten(config)
 
 
-def test_the_card_says_what_the_run_left(run: Path, trained: tuple[Backbone, Config]) -> None:
+def test_the_card_says_what_the_run_left(run: Path, trained: tuple[Backbone, dict]) -> None:
     card = card_of(*trained, facts_of(run))
     assert f"`{fingerprint_backbone(trained[0], 64, 32)}`" in card
     assert "| mAP, trapezoid | 43.1 |" in card
@@ -65,17 +65,16 @@ def test_the_card_says_what_the_run_left(run: Path, trained: tuple[Backbone, Con
     assert len(sections) == len(set(sections)) == 8
 
 
-def test_the_card_names_no_place_and_no_host(run: Path, trained: tuple[Backbone, Config]) -> None:
-    backbone, config = trained
+def test_the_card_names_no_place_and_no_host(run: Path, trained: tuple[Backbone, dict]) -> None:
+    backbone, options = trained
     for weights in ("/home/somebody/start.pth", "https://somebody:key@host/start.pth?token=secret", "pipe:cat /home/x"):
-        model = replace(config.model, weights=weights)
-        card = card_of(backbone, replace(config, model=model), facts_of(run))
+        card = card_of(backbone, options | {"model.weights": weights}, facts_of(run))
         for private in ("/home", "annas-laptop", str(run), "secret", "key@"):
             assert private not in card
         assert "data of their own, which are not listed" in card
 
 
-def test_what_is_unknown_is_said(run: Path, trained: tuple[Backbone, Config], tmp_path: Path) -> None:
+def test_what_is_unknown_is_said(run: Path, trained: tuple[Backbone, dict], tmp_path: Path) -> None:
     for name in ("older.safetensors", "published.pth"):
         (run / name).touch()
     for facts, says in (
@@ -111,11 +110,11 @@ def test_data_are_described_from_the_index() -> None:
         "num_cameras": 8,
         "camera_style": "none",
         "splits": {"train": {"samples": 7, "num_identities": 3, "distractors": 1}},
-        "fingerprint": run_folder.fingerprint(index),
+        "fingerprint": model_card.fingerprint(index),
     }
 
 
-def test_the_card_is_written_whole(run: Path, trained: tuple[Backbone, Config], tmp_path: Path) -> None:
+def test_the_card_is_written_whole(run: Path, trained: tuple[Backbone, dict], tmp_path: Path) -> None:
     path = tmp_path / model_card.NAME
     model_card.write_card(path, *trained, facts_of(run))
     assert path.read_text() == card_of(*trained, facts_of(run))

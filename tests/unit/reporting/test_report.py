@@ -5,6 +5,8 @@ import io
 import json
 import math
 import re
+import struct
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from ecn_dist import report as command
 from ecn_dist.errors import UserError
 from ecn_dist.reporting.comparison import Comparison
 from ecn_dist.reporting.report import write_report
-from ecn_dist.reporting.run_reader import read_metrics
+from ecn_dist.reporting.run_reader import merge_steps, read_metrics
 from tests.report_cases import EVALUATION, write_run
 
 VOID = {"meta", "link", "img", "br"}
@@ -83,16 +85,6 @@ def test_it_says_what_was_trained_how_well_it_does_and_on_what(run: Path) -> Non
     assert "notice" not in [attributes.get("class") for attributes in page.all("p")]
 
 
-def test_the_losses_are_named_as_they_were() -> None:
-    from ecn_dist.reporting.words import method
-
-    assert method({"loss.target_weight": 0}).startswith("Control")
-    only_e = method({"loss.target_weight": 0.3, "data.camera_style": False, "loss.num_neighbors": 0})
-    assert "(E)" in only_e
-    assert "(C)" not in only_e
-    assert "(N" not in only_e
-
-
 def test_it_is_whole(run: Path) -> None:
     page = Page(write_report(run))
     assert page.all("script") == []
@@ -113,7 +105,7 @@ def test_pictures_are_inlined_with_their_words(run: Path) -> None:
     noise = Image.effect_noise((300, 200), 90).convert("RGB")
     noise.save(folder / "mine.png")  # a picture that is not ours: no words, a name of its own
     page = Page(write_report(run))
-    assert {path.name for path in folder.iterdir()} == {"mine.png", "training.png"}
+    assert {path.name for path in folder.iterdir()} == {"mine.png"}
     pictures = {attributes["alt"]: attributes for attributes in page.all("img")}
     assert len(pictures) == 2
     data = base64.b64decode(str(pictures["mine. "]["src"]).partition("base64,")[2])
@@ -134,12 +126,7 @@ def test_nothing_from_a_file_is_markup(run: Path) -> None:
     folder = run / "figures"
     folder.mkdir()
     Image.new("RGB", (4, 4)).save(folder / 'a"><script>b.png')
-    findings = {
-        "weakest_camera_pairs": {
-            "measure": HOSTILE,
-            "pairs": [{"query_camera": HOSTILE, "gallery_camera": 1, "value": 0.5}],
-        }
-    }
+    findings = {"weakest_camera_pairs": [{"query_camera": HOSTILE, "gallery_camera": 1, "value": 0.5}]}
     (folder / "findings.json").write_text(json.dumps(findings))
     page = Page(write_report(run, comparison=Comparison({HOSTILE: [EVALUATION]}, title=HOSTILE, note=HOSTILE)))
     assert page.all("script") == []
@@ -158,6 +145,67 @@ def test_no_password_leaves_with_the_report(run: Path) -> None:
     assert "s3://bucket/w" in text
     for secret in ("hunter2", "agnes", "sesame"):
         assert secret not in text
+
+
+def test_no_command_of_a_source_leaves_with_the_report(run: Path) -> None:
+    sources = ["pipe:curl -H 'Authorization: Bearer T0KEN' https://host/{}", "pipe:KEY=T0KEN aws s3 cp\n s3://T0KEN -"]
+    (run / "config.yaml").write_text(json.dumps({"source": sources[0], "target": sources[1], "data": {"x": sources}}))
+    text = write_report(run).read_text()
+    assert "T0KEN" not in text
+    assert "pipe:(a command, not shown)" in text
+
+
+WRONG: list = [None, [], {}, "x", True, math.nan, math.inf, -1, 10**400, [1], {"a": 1}]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=str)
+def test_numbers_of_any_type_are_borne(run: Path, value: object) -> None:
+    keys = ["steps", "epochs", "world_size", "images_per_second", "wall_seconds", "machine"]
+    evaluation = dict.fromkeys([*EVALUATION, "collapsed_queries"], value)
+    answers = dict.fromkeys(["num_queries", "num_wrong", "num_wrong_own_camera", "own_camera_share"], value)
+    rows = [{"step": 1, "epoch": value, "loss": value, "lr": value, "evaluation": value}]
+    folder = run / "figures"
+    folder.mkdir()
+    pairs = [dict.fromkeys(["query_camera", "gallery_camera", "value"], value)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for findings, summary in (
+        (
+            {"first_answers": answers, "weakest_camera_pairs": pairs},
+            dict.fromkeys(keys, value) | {"evaluation": evaluation},
+        ),
+        ({"first_answers": value, "weakest_camera_pairs": value}, {"evaluation": value, "data": value}),
+    ):
+        (folder / "findings.json").write_text(json.dumps(findings))
+        (run / "summary.json").write_text(json.dumps(summary))
+        assert Page(write_report(run)).open == []
+
+
+def test_a_collapsed_network_is_named(run: Path) -> None:
+    assert "collapsed" not in Page(write_report(run)).text
+    summary = {"evaluation": EVALUATION | {"collapsed_queries": 3368}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "3,368 of 3,368 queries have all gallery pictures at one distance" in Page(write_report(run)).text
+
+
+def test_another_output_leaves_the_run_as_it_is(run: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    write_report(run, output=tmp_path / "page.html", comparison=Comparison({"a": [EVALUATION]}))
+    write_report(run, output="/dev/null")
+    assert Path("/dev/null").is_char_device()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_picture_too_large_to_open_is_named(run: Path) -> None:
+    folder = run / "figures"
+    folder.mkdir()
+    data = io.BytesIO()
+    Image.new("1", (8, 8)).save(data, "PNG")
+    for side in (7_000, 10_000, 30_000):  # too large for us, Pillow's warning, Pillow's error
+        head = b"IHDR" + struct.pack(">II", side, side) + data.getvalue()[24:29]
+        bomb = data.getvalue()[:12] + head + struct.pack(">I", zlib.crc32(head)) + data.getvalue()[33:]
+        (folder / "bomb.png").write_bytes(bomb)
+        with pytest.raises(UserError, match=r"bomb\.png: is no readable PNG"):
+            write_report(run)
 
 
 def test_comparison_shows_mean_and_spread_and_stays_with_the_run(run: Path) -> None:
@@ -179,8 +227,7 @@ def test_a_run_going_on_is_shown_as_far_as_it_is(run: Path) -> None:
     assert "has not ended" in page.text
     assert "up to step 248" in page.text
     assert len(page.all("img")) == 1  # the training curves, drawn from what there is
-    for name in ("config.yaml", "metrics.jsonl"):
-        (run / name).unlink()
+    (run / "config.yaml").unlink()
     page = Page(write_report(run))
     assert "no config.yaml" in page.text
     assert page.open == []
@@ -192,16 +239,18 @@ def test_metrics_of_a_resumed_and_killed_run(tmp_path: Path) -> None:
     path.write_text(
         '{"step": 1, "loss": 3}\n{"step": 3, "loss": 9}\n\n{"step": 2, "loss": NaN}\n{"step": 3, "loss": 1}\n{"st'
     )
-    rows = read_metrics(path)
+    assert [row["step"] for row in read_metrics(path)] == [1, 3, 2, 3]
+    rows = merge_steps(read_metrics(path))
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert math.isnan(rows[1]["loss"])
     assert rows[2]["loss"] == 1  # the later line
     path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(UserError, match="line 2"):
         read_metrics(path)
-    path.write_text('{"step": 1}\n[1]\n')
-    with pytest.raises(UserError, match="line 2"):
-        read_metrics(path)
+    for broken in (b"[1]", b"5", b'{"x": 1}', b'{"step": "x"}', b'{"step": NaN}', b"\xff", b"[" * 100_000):
+        path.write_bytes(b'{"step": 1}\n' + broken + b'\n{"step": 2}\n')
+        with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is no JSON object"):
+            read_metrics(path)
 
 
 @pytest.mark.parametrize(

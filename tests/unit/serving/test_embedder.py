@@ -14,7 +14,8 @@ from ecn_dist import Embedder
 from ecn_dist.data import ShardIndex
 from ecn_dist.data.transforms import prepare_picture
 from ecn_dist.errors import UserError
-from ecn_dist.ranking.evaluating import InputSize, evaluate_backbone
+from ecn_dist.ranking import EvaluationInput
+from ecn_dist.ranking.evaluating import evaluate_backbone
 from ecn_dist.serving.embedder import PictureFile
 from ecn_dist.training.trained import load_trained
 from tests.tiny_shards import write_split
@@ -41,7 +42,7 @@ def test_features_are_those_of_evaluate(precision: str, tmp_path: Path) -> None:
     run = write_trained_run(tmp_path / "run", precision=precision)
     split = write_split(tmp_path, [5, 4], sizes=((32, 16), (70, 41)))
     backbone, config = load_trained(run, torch.device("cpu"))
-    size = InputSize(config.data.height, config.data.width, batch_size=4, workers=0)
+    size = EvaluationInput(config.data.height, config.data.width, batch_size=4, workers=0)
     index = ShardIndex(str(tmp_path), "market", 3, ("1", "2", "3"), {"query": split, "gallery": split}, {})
     evaluated = evaluate_backbone(backbone, index, size, precision, torch.device("cpu"))
     files = []
@@ -51,8 +52,8 @@ def test_features_are_those_of_evaluate(precision: str, tmp_path: Path) -> None:
             shard.seek(int(member["offset"][split.num_cameras]))
             files.append(PictureFile(str(row), shard.read(int(member["length"][split.num_cameras]))))
     features = Embedder.load(run, device="cpu")(files, batch_size=4)
-    np.testing.assert_array_equal(features, evaluated.query.features.numpy())
-    np.testing.assert_array_equal(features, evaluated.gallery_part.features.numpy())
+    np.testing.assert_array_equal(features, evaluated.query.features.float().numpy())
+    np.testing.assert_array_equal(features, evaluated.gallery_part.features.float().numpy())
     np.testing.assert_allclose(np.linalg.norm(features.astype(np.float64), axis=1), 1, atol=1e-6)
 
 

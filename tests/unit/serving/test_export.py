@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from ecn_dist import Embedder, export
+from ecn_dist.config import flatten
 from ecn_dist.data.transforms import prepare_picture
 from ecn_dist.errors import UserError
+from ecn_dist.reporting import model_card
 from ecn_dist.serving import exporting
-from ecn_dist.training import model_card
 from ecn_dist.training.checkpoint import CheckpointStore
 from ecn_dist.training.trained import load_trained
 from tests.report_cases import EVALUATION
@@ -170,7 +171,7 @@ def test_a_runs_card_with_results_is_kept_beside_an_export_of_its_checkpoint(tmp
     backbone, config = load_trained(run, torch.device("cpu"))
     state = {f"network.backbone.{key}": tensor for key, tensor in backbone.state_dict().items()}
     CheckpointStore(run / "checkpoints").save(7, state, {})
-    model_card.write_card(run / "MODEL_CARD.md", backbone, config, model_card.facts_of(run))
+    model_card.write_card(run / "MODEL_CARD.md", backbone, flatten(config), model_card.facts_of(run))
     before = (run / "MODEL_CARD.md").read_text()
     assert "| mAP, trapezoid | 43.1 |" in before
     options = ["--checkpoint", str(run / "checkpoints" / "step-00000007"), "--format", "torchscript", "--output"]

@@ -10,7 +10,6 @@ import torch
 from ecn_dist.config import CheckpointConfig, Config, DataConfig, flatten, load
 from ecn_dist.errors import UserError
 from ecn_dist.methods.options import MemoryOptions
-from ecn_dist.reporting import report
 from ecn_dist.training import run_folder
 from ecn_dist.training.checkpoint import CheckpointStore
 
@@ -183,11 +182,6 @@ def test_a_run_cut_off_before_its_end_keeps_what_was_made_of_it(tmp_path: Path) 
     run_folder.begin(config(tmp_path), None)
     assert (run / "report.html").is_file()
     assert (run / "MODEL_CARD.md").is_file()
-
-
-def test_the_names_of_results_are_those_that_their_writers_use() -> None:
-    assert run_folder.REPORT == report.REPORT
-    assert run_folder.FIGURES == report.FIGURES
 
 
 def test_a_named_checkpoint(tmp_path: Path) -> None:

@@ -4,55 +4,40 @@ import numpy as np
 import pytest
 import torch
 
-from ecn_dist.errors import UserError
-from ecn_dist.reporting.pictures import choose_queries, first_answers, ranked_lists
-from ecn_dist.reporting.pictures import ranked as ranked_module
-from tests.picture_cases import random_case
+from ecn_dist.reporting.ranked import Answers, RankedList, choose_queries
+from tests.picture_cases import evaluation_of, random_case
 
 
-def plain_ranking(
-    case: tuple[torch.Tensor, ...], query: int, with_cameras: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows in order of distance, then of row; their distances; which are right. Junk is left out."""
+def plain_ranking(case: tuple[torch.Tensor, ...], query: int, with_cameras: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in order of distance, then of row, without junk; which are right."""
     features, pids, camids, gallery, gallery_pids, gallery_camids = (part.double().numpy() for part in case)
     distance = np.sqrt(((gallery - features[query]) ** 2).sum(1))
     right = gallery_pids == pids[query]
     kept = ~(right & (gallery_camids == camids[query])) if with_cameras else np.ones_like(right)
     rows = np.flatnonzero(kept)
     rows = rows[np.argsort(distance[rows], kind="stable")]
-    return rows, distance[rows], right[rows]
+    return rows, right[rows]
 
 
-def lists_of(case: tuple[torch.Tensor, ...], with_cameras: bool, **options: object) -> list:
-    features, pids, camids, gallery, gallery_pids, gallery_camids = case
-    cameras = (camids, gallery_camids) if with_cameras else (None, None)
-    return ranked_lists(
-        features,
-        pids,
-        cameras[0],
-        gallery,
-        gallery_pids,
-        cameras[1],
-        range(len(pids)),
-        **options,  # type: ignore[arg-type]
-    )
+def lists_of(case: tuple[torch.Tensor, ...], with_cameras: bool, top: int) -> list[RankedList]:
+    answers = Answers(evaluation_of(case, camera_free=not with_cameras))
+    return answers.lists(list(range(len(case[1]))), top)
 
 
 @pytest.mark.parametrize("with_cameras", [True, False])
 @pytest.mark.parametrize("top", [1, 10, 100])
-def test_lists_are_those_of_a_stable_sort(with_cameras: bool, top: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranked_module, "CHUNK_BYTES", 3 * 40 * 8)  # three queries a chunk: three chunks
+def test_lists_are_those_of_a_stable_sort(with_cameras: bool, top: int) -> None:
     for seed in range(10):
         case = random_case(seed)
-        lists = lists_of(case, with_cameras, top=top)
+        lists = lists_of(case, with_cameras, top)
         assert [ranked.query for ranked in lists] == list(range(len(case[1])))
         for ranked in lists:
-            rows, distance, right = plain_ranking(case, ranked.query, with_cameras)
+            rows, right = plain_ranking(case, ranked.query, with_cameras)
             assert [match.row for match in ranked.matches] == rows[:top].tolist()
             assert [match.rank for match in ranked.matches] == list(range(1, len(rows[:top]) + 1))
             assert [match.right for match in ranked.matches] == right[:top].tolist()
-            assert [match.distance for match in ranked.matches] == pytest.approx(distance[:top].tolist())
             assert ranked.num_right == right.sum()
+            assert np.isnan(ranked.average_precision) == (not right.any())
             assert ranked.camid == (int(case[2][ranked.query]) if with_cameras else None)
             for match in ranked.matches:
                 assert match.camid == (int(case[5][match.row]) if with_cameras else None)
@@ -64,17 +49,12 @@ def test_lists_are_those_of_a_stable_sort(with_cameras: bool, top: int, monkeypa
             assert (ranked.first_right.row, ranked.first_right.rank) == (rows[first], first + 1)
 
 
-def test_a_list_needs_a_length() -> None:
-    with pytest.raises(UserError, match="top"):
-        lists_of(random_case(0), True, top=0)
-
-
 def test_first_answers_are_counted() -> None:
     case = random_case(3, queries=30)
-    _, query_pids, query_camids, _, gallery_pids, gallery_camids = case
+    _, query_pids, query_camids, _, _, gallery_camids = case
     wrong, own, shares, counted = 0, 0, [], 0
     for query in range(len(query_pids)):
-        rows, _, right = plain_ranking(case, query, True)
+        rows, right = plain_ranking(case, query, True)
         if not right.any():
             continue
         counted += 1
@@ -82,12 +62,12 @@ def test_first_answers_are_counted() -> None:
         shares.append(same.mean())
         wrong += not right[0]
         own += bool(same[0]) and not right[0]
-    found = first_answers(lists_of(case, True, top=1), query_pids, gallery_pids, gallery_camids)
-    assert (found.num_queries, found.num_wrong, found.num_wrong_own_camera) == (counted, wrong, own)
-    assert found.own_camera_share == pytest.approx(np.mean(shares))
+    everyone = list(range(len(query_pids)))
+    found = Answers(evaluation_of(case)).first(everyone)
+    assert (found["num_queries"], found["num_wrong"], found["num_wrong_own_camera"]) == (counted, wrong, own)
+    assert found["own_camera_share"] == pytest.approx(np.mean(shares))
     assert 0 < own < wrong < counted  # the case tests something
-    without = first_answers(lists_of(case, False, top=1), query_pids, gallery_pids, None)
-    assert without.num_wrong_own_camera is None
+    assert "num_wrong_own_camera" not in Answers(evaluation_of(case, camera_free=True)).first(everyone)
 
 
 def test_queries_are_chosen_by_precision_one_a_person() -> None:

@@ -1,0 +1,178 @@
+"""CMC and precision-recall, the result by camera pair, and training curves.
+
+Shape letters: C cameras; the first C of a table is the query's camera, the second the gallery's.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ecn_dist.ranking.ranking import CameraPairs, RankingResult
+from ecn_dist.reporting.montage import DPI, FAINT_INK, INK, PAPER
+from ecn_dist.reporting.run_reader import number
+
+# Lines are told apart by dash as well as by colour.
+STYLE: Any = {
+    "figure.facecolor": PAPER,
+    "figure.dpi": DPI,
+    "figure.constrained_layout.use": True,
+    "axes.facecolor": PAPER,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT_INK,
+    "axes.labelsize": 8.5,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.prop_cycle": cycler(color=["#0b6fa8", "#d1670a", "#00845f", "#8a4f9e"])
+    + cycler(linestyle=["-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5))]),
+    "grid.color": "#e3e4e0",
+    "legend.fontsize": 8,
+    "legend.edgecolor": "none",
+    "legend.facecolor": PAPER,
+    "lines.linewidth": 1.6,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+MAX_POINTS = 200  # of a drawn training curve; longer ones are shown as means of equal parts
+MAX_PANELS = 12
+
+
+@matplotlib.rc_context(STYLE)
+def draw_result(result: RankingResult, *, ranks: int = 20) -> Figure:
+    """The CMC up to `ranks`, with rank-1, -5 and -10 written at it, and the mean precision over recall."""
+    figure = Figure(figsize=(9.6, 3.6))
+    left, right = figure.subplots(1, 2)
+    left.set(title="Cumulative matching (CMC)", xlabel="rank", ylabel="queries matched within rank, percent")
+    percent = 100 * np.asarray(result.cmc)[:ranks]
+    left.plot(np.arange(1, len(percent) + 1), percent, marker="o", markersize=3)
+    for rank in (1, 5, 10):
+        at = (rank, percent[rank - 1])
+        left.annotate(f"rank-{rank}: {at[1]:.1f}", at, (5, -12), textcoords="offset points", fontsize=8)
+    left.set(xlim=(0.5, ranks + 0.5), xticks=[1, *range(5, ranks + 1, 5)])
+    right.set(title="Precision and recall", xlabel="recall, percent", ylabel="precision, percent", xlim=(0, 100))
+    right.plot(100 * result.recall_levels, 100 * result.precision_at_recall)
+    for axes in (left, right):
+        axes.set_ylim(0, 103)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def draw_camera_pairs(pairs: CameraPairs) -> Figure:
+    """mAP as percentages on colour; below it, for up to 8 cameras, how many queries it stands on."""
+    num_cameras, few = len(pairs.camids), len(pairs.camids) <= 8
+    side = max(num_cameras * (0.62 if few else 0.46), 2.2)
+    figure = Figure(figsize=(side + 1.9, side + 1.15))
+    axes = figure.subplots()
+    axes.set(title="mAP by camera pair, percent", xlabel="camera of the gallery", ylabel="camera of the query")
+    axes.grid(False)
+    colors = matplotlib.colormaps["cividis"].with_extremes(bad=PAPER)  # the same to colour-blind readers
+    image = axes.imshow(np.ma.masked_invalid(100 * pairs.mAP), vmin=0.0, vmax=100.0, cmap=colors)
+    axes.set_xticks(range(num_cameras), pairs.camids.tolist())
+    axes.set_yticks(range(num_cameras), pairs.camids.tolist())
+    for (query, gallery), value in np.ndenumerate(pairs.mAP):
+        known = not np.isnan(value)
+        words = f"{100 * value:.0f}" if known else "-"
+        if known and few:
+            words += f"\nn {pairs.num_valid_queries[query, gallery]:,}"
+        ink = FAINT_INK if not known else "white" if value < 0.55 else INK
+        axes.text(gallery, query, words, ha="center", va="center", fontsize=7, color=ink)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=22, pad=0.03)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def weakest_camera_pairs(pairs: CameraPairs, count: int = 3) -> list[dict[str, Any]]:
+    """The `count` lowest mAPs that are not NaN, lowest first."""
+    values = pairs.mAP.flatten()
+    order = np.argsort(values, kind="stable")[: min(count, int((~np.isnan(values)).sum()))]
+    names, size = pairs.camids.tolist(), len(pairs.camids)
+    return [
+        {"query_camera": names[at // size], "gallery_camera": names[at % size], "value": float(values[at])}
+        for at in order.tolist()
+    ]
+
+
+@matplotlib.rc_context(STYLE)
+def draw_training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Every number of a run's metrics.jsonl over the steps, in small panels.
+
+    Losses stand together, as do learning rates, the measures of evaluations made while training, and clusters with
+    outliers; any other key has a panel of its own. Where a line lacks a key, or has no number, the curve has no point.
+    Panels of nothing but zeros are left out. Shaded: the epochs on the source alone, which are those below 0.
+    """
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        evaluation = row.get("evaluation")
+        measured = evaluation if isinstance(evaluation, Mapping) else {}
+        shown = {f"evaluation {key}": measured.get(key) for key in ("mAP", "mAP_stepwise", "rank1")}
+        for key, value in {**row, **shown}.items():
+            at, y = number(row.get("step")), number(value)
+            if at is not None and y is not None and key not in ("step", "epoch"):
+                panels.setdefault(_panel_of(key), {}).setdefault(key, []).append((at, y))
+    spoken = [name for name in panels if name in _FIRST or any(y for line in panels[name].values() for _, y in line)]
+    names = sorted(spoken, key=lambda name: (name not in _FIRST, _FIRST.index(name) if name in _FIRST else 0))
+    names = names[:MAX_PANELS]
+    columns = min(max(len(names), 1), 3)
+    lines = max(math.ceil(len(names) / columns), 1)
+    figure = Figure(figsize=(max(3.3 * columns, 5.2), 2.3 * lines))
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True).flatten()
+    for axes, name in zip(grid, names, strict=False):
+        axes.set_title(name)
+        for key, points in panels[name].items():
+            _curve(axes, key, points)
+        if len(panels[name]) > 1:
+            axes.legend()
+        _shade_source_only(axes, rows, in_words=name == names[0])
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axes.tick_params(labelbottom=True)
+    for axes in grid[max(len(names), 1) :]:
+        axes.set_axis_off()
+    if not names:
+        grid[0].set_title("No number was logged")
+    return figure
+
+
+_FIRST = ["loss", "evaluation", "learning rate", "clusters, outliers"]
+
+
+def _panel_of(key: str) -> str:
+    if key == "loss" or key.startswith("loss_"):
+        return "loss"
+    if key == "lr" or key.startswith("lr_"):
+        return "learning rate"
+    if key in ("clusters", "outliers"):
+        return "clusters, outliers"
+    return "evaluation" if key.startswith("evaluation ") else key.replace("_", " ")
+
+
+def _curve(axes: Axes, key: str, points: list[tuple[float, float]]) -> None:
+    if len(points) > MAX_POINTS:
+        parts = np.array_split(np.array(points), MAX_POINTS)
+        points = [tuple(part.mean(axis=0)) for part in parts]
+    marker = "o" if len(points) <= 30 else None
+    label = key.removeprefix("evaluation ").replace("_", " ")
+    axes.plot(*np.array(points).T, label=label, marker=marker, markersize=3)
+
+
+def _shade_source_only(axes: Axes, rows: Sequence[Mapping[str, Any]], *, in_words: bool) -> None:
+    at = [(number(row.get("step")), number(row.get("epoch"))) for row in rows]
+    before = [step for step, epoch in at if step is not None and epoch is not None and epoch < 0]
+    after = [step for step, epoch in at if step is not None and epoch is not None and epoch >= 0]
+    if before:
+        end = min(after, default=max(before))
+        axes.axvspan(min(before), end, color=FAINT_INK, alpha=0.1, linewidth=0)
+        if in_words:
+            across = axes.get_xaxis_transform()
+            axes.text((min(before) + end) / 2, 1.01, "source only", transform=across, fontsize=7, va="bottom")

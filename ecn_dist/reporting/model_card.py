@@ -1,0 +1,138 @@
+"""MODEL_CARD.md: what a model was trained on, how well it does, and what it is and is not for.
+
+Mitchell et al., "Model Cards for Model Reporting" (2019); the text is model_card.md.j2. A card is passed on with the
+weights: it names data by layout, counts and fingerprint, never by where they lay, and says plainly what is not known.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ecn_dist.data import ShardIndex
+from ecn_dist.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from ecn_dist.errors import UserError
+from ecn_dist.files import write_atomically
+from ecn_dist.models import Backbone
+from ecn_dist.models.fingerprint import fingerprint_backbone
+from ecn_dist.reporting import words
+from ecn_dist.reporting.report import template
+from ecn_dist.reporting.run_reader import CARD, CONFIG, SUMMARY, WEIGHTS, read_mapping
+
+NAME = CARD
+UNKNOWN = "unknown"
+_PLACES = ("Source, labelled", "Target, unlabelled", "Network")  # of the report's words; the card has its own
+# What says where something is or how it was run, and nothing about the model.
+_NO_RECIPE = ("source", "target", "output_dir", "resume", "resume_changed", "device", "timeout_seconds")
+_NO_RECIPE_SECTIONS = ("data.", "checkpoint.", "evaluation.", "logging.")
+_RECIPE_OF_DATA = ("data.camera_style", "data.random_erasing")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model beside its configuration."""
+
+    summary: Mapping[str, Any] | None
+    """summary.json of its run, if these weights are those that it speaks of"""
+    why_unknown: str = "The target had no query and gallery to evaluate on."
+    """a sentence, for where there is no result"""
+
+
+def fingerprint(index: ShardIndex) -> str:
+    """What a shard folder holds, wherever it lies: its index has the checksums of all its files."""
+    return hashlib.sha256(json.dumps(index.about, sort_keys=True).encode()).hexdigest()
+
+
+def describe_data(index: ShardIndex) -> dict[str, Any]:
+    """What a card tells of a shard folder; `train` keeps it in summary.json under data.source and data.target."""
+    splits = {
+        name: {key: split.get(key) for key in ("samples", "num_identities", "distractors")}
+        for name, split in index.about["splits"].items()
+    }
+    return {
+        "layout": index.layout,
+        "num_cameras": index.num_cameras,
+        "camera_style": index.about.get("camera_style"),
+        "splits": splits,
+        "fingerprint": fingerprint(index),
+    }
+
+
+def facts_of(path: Path, config_file: Path | None = None) -> Facts:
+    """The facts on what `load_trained(path, ..., config_file)` loads.
+
+    A run's summary speaks of its exported weights alone: not of a checkpoint, and not of weights found elsewhere.
+    """
+    folder = path if path.is_dir() else path.parent
+    weights = folder / WEIGHTS
+    if config_file is not None and config_file.absolute() != (folder / CONFIG).absolute():
+        return Facts(None, "The weights were given apart from their run folder, so its results are not known.")
+    if path.is_file() and path != weights:
+        return Facts(
+            None, f"The weights come from another file than a run's {WEIGHTS}, and no evaluation of it is known."
+        )
+    if not (folder / CONFIG).is_file() or not weights.is_file() or path not in (folder, weights):
+        return Facts(None, "The weights are those of a checkpoint within a run, which was not evaluated by itself.")
+    summary = read_mapping(folder / SUMMARY)
+    return Facts(None, f"The run folder has no {SUMMARY}.") if summary is None else Facts(summary)
+
+
+def has_card(path: Path, model: str) -> bool:
+    """Whether `path` is a card of this very model (by its fingerprint), which its owner may have completed.
+
+    Raises `UserError` where it is another model's, which is not to be lost.
+    """
+    if not path.is_file():
+        return False
+    if model not in path.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{path} is the card of another model; export to a folder of its own, or remove that card")
+    return True
+
+
+def write_card(path: Path, backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> None:
+    """Write the card of `backbone`, complete or not at all. The arguments are those of `card_of`."""
+    write_atomically(path, card_of(backbone, options, facts))
+
+
+def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> str:
+    """The card of a network as Markdown: `options` are its run's, flat, as {"model.arch": ...}."""
+    options = dict(options) | {"model.weights": _without_place(options["model.weights"])}
+    summary = facts.summary or {}
+    evaluation, data = (
+        found if isinstance(found := summary.get(key), Mapping) else {} for key in ("evaluation", "data")
+    )
+    counts = (("steps", "Steps"), ("world_size", "Ranks"), ("skipped_steps", "Skipped steps"))
+    text = template("model_card.md.j2", escape=False).render(
+        options=options,
+        mean=", ".join(map(str, IMAGENET_MEAN)),
+        std=", ".join(map(str, IMAGENET_STD)),
+        num_features=backbone.num_features,
+        fingerprint=fingerprint_backbone(backbone, options["data.height"], options["data.width"]),
+        data={name: data.get(name) for name in ("source", "target")},
+        method=words.method(options),
+        recipe=[line for line in words.trained(options) if line[0] not in _PLACES]
+        + [(name, words.count(summary.get(key)) or UNKNOWN) for key, name in counts],
+        kept=[(key, value) for key, value in options.items() if _is_recipe(key)],
+        results=words.measures(evaluation),
+        collapse=words.collapse(evaluation),
+        num_queries=words.count(evaluation.get("num_valid_queries")) or UNKNOWN,
+        why_unknown=facts.why_unknown,
+        count=words.count,
+        unknown=UNKNOWN,
+    )
+    return text.rstrip() + "\n"
+
+
+def _is_recipe(key: str) -> bool:
+    return key in _RECIPE_OF_DATA or not (key in _NO_RECIPE or key.startswith(_NO_RECIPE_SECTIONS))
+
+
+def _without_place(weights: str) -> str:
+    """Where the initial weights came from, without the folders of somebody's disk or the keys of a URL."""
+    if weights in ("imagenet", "none"):
+        return weights
+    if weights.startswith(("http://", "https://", "pipe:")):
+        return words.shown(weights)
+    return f"file {PurePosixPath(weights).name}"

@@ -1,0 +1,120 @@
+"""Pictures of people in rows, with words: ranked lists, failures, answers, domains and style copies are all of these.
+
+Figures are made from `matplotlib.figure.Figure` alone: no window system. Colours keep apart for colour-blind readers
+(Okabe and Ito 2008), and none is the only carrier of a meaning.
+"""
+
+import io
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ecn_dist.files import write_atomically
+
+DPI = 150
+PAPER, INK, FAINT_INK = "#fcfcfa", "#1f2328", "#667079"
+Verdict = Literal["", "query", "right", "wrong"]
+FRAMES: dict[Verdict, tuple[str, str, str]] = {  # colour, dashes, sign
+    "query": ("#4c5866", "-", ""),
+    "right": ("#009e73", "-", "✓ "),
+    "wrong": ("#cc3311", "--", "✗ "),
+}
+LEGEND = "✓ solid frame: the same person; ✗ dashed frame: another person."
+_WIDTH, _HEIGHT, _GAP, _WORDS, _LABEL = 0.74, 1.48, 0.1, 0.32, 1.05  # inches, of a cell and what is around it
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture and up to two lines of words below it; without a picture, the words alone."""
+
+    picture: Image.Image | None = None
+    words: str = ""
+    verdict: Verdict = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells with words at their left, up to five lines."""
+
+    words: str
+    cells: Sequence[Cell]
+
+
+def montage(rows: Sequence[Row], *, title: str, subtitle: str = "", heads: Sequence[str] = ()) -> Figure:
+    """The rows below each other, each picture whole in its own proportions. `heads` stand above the columns."""
+    columns = max([1, *(len(row.cells) for row in rows)])
+    label = _LABEL if any(row.words for row in rows) else 0.1
+    width = max(label + columns * (_WIDTH + _GAP) + 0.1, 5.2)
+    lines = textwrap.wrap(subtitle, round(15 * width))
+    top = 0.5 + 0.16 * len(lines) + (0.22 if heads else 0.0)
+    height = top + max(len(rows), 1) * (_HEIGHT + _WORDS) + 0.1
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
+    figure.text(0.15 / width, 1 - 0.12 / height, title, fontsize=11, fontweight="bold", color=INK, va="top")
+    words = "\n".join(lines)
+    figure.text(0.15 / width, 1 - 0.38 / height, words, fontsize=8, color=FAINT_INK, va="top", parse_math=False)
+    for line, row in enumerate(rows):
+        y = height - top - line * (_HEIGHT + _WORDS)
+        figure.text(
+            0.15 / width,
+            (y - 0.02) / height,
+            row.words,
+            fontsize=7,
+            color=INK,
+            va="top",
+            linespacing=1.4,
+            parse_math=False,
+        )
+        for column, cell in enumerate(row.cells):
+            x = label + column * (_WIDTH + _GAP)
+            place = (x / width, (y - _HEIGHT) / height, _WIDTH / width, _HEIGHT / height)
+            head = heads[column] if line == 0 and column < len(heads) else ""
+            _draw(figure, place, cell, head)
+    return figure
+
+
+def _draw(figure: Figure, place: tuple[float, float, float, float], cell: Cell, head: str) -> None:
+    axes = figure.add_axes(place)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_facecolor(PAPER)
+    axes.set_title(head, fontsize=8, fontweight="bold", color=INK)
+    color, dashes, sign = FRAMES.get(cell.verdict, ("none", "-", ""))
+    for spine in axes.spines.values():
+        spine.set(color=color, linestyle=dashes, linewidth=2.0)
+    if cell.picture is None:
+        axes.text(0.5, 0.5, cell.words, fontsize=7, color=FAINT_INK, ha="center", va="center", parse_math=False)
+        return
+    axes.imshow(np.asarray(cell.picture.convert("RGB")))
+    words = sign + cell.words
+    axes.set_xlabel(words, fontsize=6.5, color=INK, labelpad=3, linespacing=1.3, parse_math=False)
+
+
+def pixels_of(figure: Figure) -> np.ndarray:
+    """The drawn figure as (H, W, 3) uint8 pixels."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def png_of(pixels: np.ndarray, *, title: str, caption: str) -> bytes:
+    """A PNG that carries its own title and caption in its text fields (Title, Description), where the report looks."""
+    words, data = PngInfo(), io.BytesIO()
+    words.add_itxt("Title", title)
+    words.add_itxt("Description", caption)
+    # Light compression: small pictures shown large are noise to it, and more effort gains little.
+    Image.fromarray(pixels).save(data, format="PNG", pnginfo=words, compress_level=3, dpi=(DPI, DPI))
+    return data.getvalue()
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str], *, title: str, caption: str) -> Path:
+    """Draw `figure` and write it as `png_of` makes it; complete or not there."""
+    return write_atomically(path, png_of(pixels_of(figure), title=title, caption=caption))

@@ -1,0 +1,138 @@
+"""Which queries are shown, and what the gallery answers to them.
+
+Shape letters: Q queries, G gallery pictures, n chosen queries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ecn_dist import distributed
+from ecn_dist.ranking import nearest_pictures
+from ecn_dist.ranking.evaluating import Evaluation
+
+Kind = Literal["best", "worst", "random"]
+
+
+@dataclass(frozen=True)
+class Match:
+    """One gallery picture in a query's ranking: its row in the whole gallery, and its rank, 1 for the nearest."""
+
+    row: int
+    rank: int
+    right: bool
+    camid: int | None
+
+
+@dataclass(frozen=True)
+class RankedList:
+    """What the gallery answers to one query (a row of the queries); junk (same person, same camera) is left out."""
+
+    query: int
+    camid: int | None
+    average_precision: float
+    matches: tuple[Match, ...]
+    """The nearest gallery pictures, in order."""
+    first_right: Match | None
+    """The nearest true match; None where the gallery has none."""
+    num_right: int
+    """How many true matches the gallery has."""
+
+
+class Answers:
+    """What the whole gallery of an evaluation answers, on every rank; it must rank by plain distance."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        """Collective: the labels of the gallery are gathered."""
+        part, self._evaluation = evaluation.gallery_part, evaluation
+        self.pids_Q, self.pids_G, self.camids_Q, self.camids_G = (
+            labels.cpu().numpy()
+            for labels in (
+                evaluation.query.pids,
+                distributed.all_gather_uneven_rows(part.pids),
+                evaluation.query.camids,
+                distributed.all_gather_uneven_rows(part.camids),
+            )
+        )
+
+    def lists(self, queries: Sequence[int], top: int) -> list[RankedList]:
+        """The `top` nearest of each of `queries`, and its nearest true match. Equal distances keep gallery order.
+
+        Collective: as `nearest_pictures`.
+        """
+        if not len(queries):
+            return []
+        result, known = self._evaluation.result, not self._evaluation.camera_free
+        junk_nG = self._junk(queries)
+        _, rows_nk = nearest_pictures(
+            self._evaluation.query.features[list(queries)],
+            self._evaluation.gallery_part.features,
+            top + int(junk_nG.sum(1).max()),
+            gallery_sharded=True,
+        )
+        lists = []
+        for query, rows, junk_G in zip(queries, rows_nk.cpu().numpy(), junk_nG, strict=True):
+
+            def match(row: int, rank: int, query: int = query) -> Match:
+                camid = int(self.camids_G[row]) if known else None
+                return Match(row, rank, bool(self.pids_G[row] == self.pids_Q[query]), camid)
+
+            kept = rows[~junk_G[rows]][:top].tolist()
+            first, rank = int(result.first_match[query]), result.first_match_rank[query]
+            lists.append(
+                RankedList(
+                    query,
+                    int(self.camids_Q[query]) if known else None,
+                    float(result.average_precision[query]),
+                    tuple(match(row, at) for at, row in enumerate(kept, start=1)),
+                    match(first, int(rank)) if first >= 0 else None,
+                    int(result.num_matches[query]),
+                )
+            )
+        return lists
+
+    def _junk(self, queries: Sequence[int]) -> np.ndarray:
+        """(n, G) who is left out."""
+        if self._evaluation.camera_free:
+            return np.zeros((len(queries), len(self.pids_G)), bool)
+        chosen = list(queries)
+        return (self.pids_Q[chosen, None] == self.pids_G) & (self.camids_Q[chosen, None] == self.camids_G)
+
+    def first(self, queries: Sequence[int]) -> dict[str, Any]:
+        """Of these queries that have a true match: how many have a wrong first answer, and how many of those are by the
+        query's own camera; and the share of the gallery (junk left out) that its camera took, which is chance.
+
+        A network that recognises cameras rather than people puts its own camera first far more often. Collective.
+        """
+        answered = [ranked for ranked in self.lists(queries, 1) if ranked.first_right and ranked.matches]
+        wrong = [ranked for ranked in answered if not ranked.matches[0].right]
+        found: dict[str, Any] = {"num_queries": len(answered), "num_wrong": len(wrong)}
+        if self._evaluation.camera_free or not answered:
+            return found
+        junk_nG = self._junk([ranked.query for ranked in answered])
+        own_nG = self.camids_G == np.array([ranked.camid for ranked in answered])[:, None]
+        share_n = (own_nG & ~junk_nG).sum(1) / (~junk_nG).sum(1)
+        own_wrong = sum(ranked.matches[0].camid == ranked.camid for ranked in wrong)
+        return found | {"num_wrong_own_camera": own_wrong, "own_camera_share": float(share_n.mean())}
+
+
+def choose_queries(
+    average_precision_Q: np.ndarray, pids_Q: np.ndarray, count: int, kind: Kind, seed: int = 0
+) -> list[int]:
+    """Rows of at most `count` queries that have a true match: the best, the worst, or any.
+
+    `average_precision_Q` is NaN for a query that is not counted. A person comes a second time only when there are no
+    more people. Equal precisions are put in a random order, which `seed` fixes.
+    """
+    precision = np.asarray(average_precision_Q, dtype=np.float64)
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(~np.isnan(precision)))
+    if kind != "random":
+        key = precision[order] if kind == "worst" else -precision[order]
+        order = order[np.argsort(key, kind="stable")]
+    turn: dict[int, int] = {}  # how often a person came before: first all people once, then again
+    turns = np.empty(len(order), dtype=np.int64)
+    for position, pid in enumerate(np.asarray(pids_Q)[order].tolist()):
+        turns[position] = turn[pid] = turn.get(pid, -1) + 1
+    return order[np.argsort(turns, kind="stable")][:count].tolist()

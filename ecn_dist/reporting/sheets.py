@@ -1,0 +1,179 @@
+"""The sheets of pictures of a run, each a montage: which pictures stand where, and what is written at them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ecn_dist.reporting.montage import LEGEND, Cell, Row, montage
+from ecn_dist.reporting.ranked import Match, RankedList
+
+ReadPicture = Callable[[int], Image.Image]
+ReadCopy = Callable[[int, int], Image.Image | None]
+Answer = tuple[str, float, Image.Image]  # name, distance, picture
+
+NO_PICTURE = -1
+MAX_CAMERAS = 8  # more do not fit a page
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Pictures of one domain, by row. Where no pid is known (None, or all below 0) its columns are no persons."""
+
+    name: str
+    camids: np.ndarray
+    read: ReadPicture
+    pids: np.ndarray | None = None
+
+    @property
+    def known_pids(self) -> np.ndarray | None:
+        """The pids, None where no picture has one."""
+        return None if self.pids is None or not (np.asarray(self.pids) >= 0).any() else np.asarray(self.pids)
+
+    def shown_cameras(self) -> list[int]:
+        """At most MAX_CAMERAS of its cameras, evenly spaced."""
+        cameras = np.unique(self.camids)
+        places = np.linspace(0, len(cameras) - 1, min(len(cameras), MAX_CAMERAS)).round().astype(int)
+        return cameras[places].tolist()
+
+
+def draw_ranked_lists(
+    lists: Sequence[RankedList], read_query: ReadPicture, read_gallery: ReadPicture, *, title: str, subtitle: str
+) -> Figure:
+    """One row a query: the query, then its nearest gallery pictures with rank and camera.
+
+    `read_query` and `read_gallery` give the picture of a row of the queries, of the whole gallery.
+    """
+    rows = []
+    for ranked in lists:
+        facts = [f"query {ranked.query}", *([] if ranked.camid is None else [f"camera {ranked.camid}"])]
+        facts += [f"AP {100 * ranked.average_precision:.1f} %"]
+        facts += [f"{ranked.num_right} true match{'es' * (ranked.num_right != 1)}"]
+        facts += [f"first at rank {ranked.first_right.rank:,}"] if ranked.first_right else []
+        answers = [_answer(match, read_gallery) for match in ranked.matches]
+        rows.append(Row("\n".join(facts), [Cell(read_query(ranked.query), "query", "query"), *answers]))
+    if not rows:
+        rows = [Row("", [Cell(words="No query has a true match.")])]
+    return montage(rows, title=title, subtitle=f"{subtitle} {LEGEND}")
+
+
+def draw_failures(
+    lists: Sequence[RankedList], read_query: ReadPicture, read_gallery: ReadPicture, *, subtitle: str, columns: int = 3
+) -> Figure:
+    """For each query: its picture, the wrong picture that came first, and the true match that should have.
+
+    Lists whose first answer is right are left out: they are no failures.
+    """
+    blocks: list[list[Cell]] = []
+    for ranked in lists:
+        if ranked.matches and not ranked.matches[0].right and ranked.first_right:
+            words = f"query {ranked.query}\nAP {100 * ranked.average_precision:.1f} %"
+            pair = (_answer(match, read_gallery) for match in (ranked.matches[0], ranked.first_right))
+            blocks.append([Cell(read_query(ranked.query), words, "query"), *pair])
+    if not blocks:
+        blocks = [[Cell(words="None among these queries: a true match came first every time.")]]
+    rows = [
+        Row("", [cell for block in blocks[at : at + columns] for cell in (*block, Cell())][:-1])
+        for at in range(0, len(blocks), columns)
+    ]
+    return montage(rows, title="Failures", subtitle=f"{subtitle} {LEGEND}")
+
+
+def _answer(match: Match, read: ReadPicture) -> Cell:
+    words = f"{match.rank:,}" if match.camid is None else f"{match.rank:,} · cam {match.camid}"
+    return Cell(read(match.row), words, "right" if match.right else "wrong")
+
+
+def draw_answers(queries: Sequence[tuple[str, Image.Image, Sequence[Answer]]], *, subtitle: str = "") -> Figure:
+    """One row a query of unknown people: its name and picture, then each answer's, with rank, distance and name."""
+
+    def short(name: str) -> str:
+        return name if len(name) <= 16 else "…" + name[-15:]
+
+    rows = [
+        Row(
+            "",
+            [Cell(picture, f"query\n{short(name)}", "query")]
+            + [
+                Cell(shown, f"{rank}: {far:.3f}\n{short(of)}") for rank, (of, far, shown) in enumerate(answers, start=1)
+            ],
+        )
+        for name, picture, answers in queries
+    ]
+    return montage(rows, title="Nearest pictures", subtitle=subtitle)
+
+
+def draw_domains(domains: Sequence[Domain], *, per_camera: int = 8, seed: int = 0) -> Figure:
+    """The domains side by side, one line a camera; where pids are known, one column is one person."""
+    lines: list[list[Cell]] = [[] for _ in range(max([0, *(len(domain.shown_cameras()) for domain in domains)]))]
+    heads: list[str] = []
+    about = []
+    for domain in domains:
+        cameras = domain.shown_cameras()
+        picked = pick_by_camera(np.asarray(domain.camids), domain.known_pids, cameras, per_camera, seed)
+        for at, line in enumerate(lines):
+            rows = picked[at].tolist() if at < len(cameras) else [NO_PICTURE] * per_camera
+            label = Cell(words=f"cam {cameras[at]}" if at < len(cameras) else "")
+            line += [label, *(Cell() if row == NO_PICTURE else Cell(domain.read(row)) for row in rows)]
+        heads += [domain.name, *[""] * per_camera]
+        of_all = len(np.unique(domain.camids))
+        some = f" ({len(cameras)} of {of_all} cameras shown)" if of_all > len(cameras) else ""
+        about.append(f"{domain.name}: {len(domain.camids):,} pictures{some}")
+    people = all(domain.known_pids is not None for domain in domains)
+    a_person = ", a column one person: what differs down a column is the camera" if people else ""
+    subtitle = f"{'; '.join(about)}. A line is a camera{a_person}."
+    return montage([Row("", line) for line in lines], title="The domains by camera", subtitle=subtitle, heads=heads)
+
+
+def draw_style_copies(domain: Domain, read_copy: ReadCopy, *, count: int = 6, seed: int = 0) -> Figure:
+    """One line a picture: the original, then its copy in each camera's style.
+
+    `read_copy(row, camera)` gives the copy, or None where there is none; it is not asked for a picture's own camera.
+    The originals go round the cameras.
+    """
+    camids, cameras = np.asarray(domain.camids), domain.shown_cameras()
+    people = np.arange(len(camids)) if domain.known_pids is None else domain.known_pids
+    order = np.random.default_rng(seed).permutation(len(camids))
+    lines, seen = [], set()
+    for turn in range(count):
+        of_camera = [row for row in order[camids[order] == cameras[turn % len(cameras)]] if people[row] not in seen]
+        for row in map(int, of_camera[:1]):
+            seen.add(people[row])
+            copies = [
+                Cell(words="its own\ncamera")
+                if camera == camids[row]
+                else Cell(copy, "")
+                if (copy := read_copy(row, camera)) is not None
+                else Cell(words="no copy")
+                for camera in cameras
+            ]
+            lines.append(Row(f"camera {camids[row]}", [Cell(domain.read(row), "", "query"), *copies]))
+    subtitle = "Each original, and its copies in the style of the other cameras."
+    heads = ["original", *(f"cam {camera}" for camera in cameras)]
+    return montage(lines, title=f"Style copies: {domain.name}", subtitle=subtitle, heads=heads)
+
+
+def pick_by_camera(
+    camids: np.ndarray, pids: np.ndarray | None, cameras: Sequence[int], count: int, seed: int
+) -> np.ndarray:
+    """(cameras, count) rows to show, `NO_PICTURE` where there is none.
+
+    With pids a column is one person: those whom most of `cameras` have seen come first, equals in a random order. So
+    what differs down a column is the camera. Without pids every cell is any picture of its camera.
+    """
+    rows = np.full((len(cameras), count), NO_PICTURE, dtype=np.int64)
+    order = np.random.default_rng(seed).permutation(len(camids))
+    if pids is None:
+        for line, camera in enumerate(cameras):
+            of_camera = order[camids[order] == camera][:count]
+            rows[line, : len(of_camera)] = of_camera
+        return rows
+    seen: dict[int, dict[int, int]] = {}
+    for row in order[pids[order] >= 0].tolist():
+        seen.setdefault(int(pids[row]), {}).setdefault(int(camids[row]), row)
+    people = sorted(seen.values(), key=lambda by_camera: -sum(camera in by_camera for camera in cameras))  # stable
+    for column, by_camera in enumerate(people[:count]):
+        rows[:, column] = [by_camera.get(camera, NO_PICTURE) for camera in cameras]
+    return rows
