@@ -86,12 +86,6 @@ def test_a_source_that_keeps_failing_is_an_error_naming_it(
     assert taken(cache.folder) == 0  # nothing half written stays
 
 
-def test_a_scheme_that_webdataset_does_not_open_is_named(tmp_path: Path, shards: list[ShardInfo]) -> None:
-    cache = ShardCache(tmp_path / "cache", 10 * SHARD_BYTES, IMPATIENT)
-    with pytest.raises(UserError, match=r"s3://bucket/train-000000.tar: webdataset has no opener .* pipe:aws s3 cp"):
-        content(cache, "s3://bucket", shards[0])
-
-
 def test_folder_and_limit_come_from_the_environment(
     tmp_path: Path, shards: list[ShardInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,12 +113,12 @@ def test_folder_and_limit_come_from_the_environment(
 
 def test_pipes_and_whole_files(server: FolderServer, shards: list[ShardInfo], tmp_path: Path) -> None:
     expected = (tmp_path / "shards" / shards[2].name).read_bytes()
-    assert fetch_bytes(f"{server.url}/{shards[2].name}") == expected
-    assert fetch_bytes(f"pipe:cat {tmp_path}/shards/{shards[2].name}") == expected
+    assert fetch_bytes(f"{server.url}/{shards[2].name}", SHARD_BYTES) == expected
+    assert fetch_bytes(f"pipe:cat {tmp_path}/shards/{shards[2].name}", SHARD_BYTES) == expected
     with pytest.raises(
         UserError, match=r"pipe:cat .* cannot be fetched, after 1 attempts: the command ended with status 1"
     ):
-        fetch_bytes("pipe:cat /nowhere 2>&-", Patience(attempts=1))
+        fetch_bytes("pipe:cat /nowhere 2>&-", 1, Patience(attempts=1))
 
 
 def test_the_least_recently_used_go_first_and_the_limit_holds(
