@@ -157,8 +157,8 @@ def _as_made(batch: Any) -> Any:
 def _start_worker(trainer: int, worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    # A termination is obeyed from the training process alone; only `sigtimedwait` tells who sent it. Where there is none
-    # (macOS), it is obeyed from whoever sends it.
+    # A termination is obeyed from the training process alone; only `sigtimedwait` tells who sent it. Without it (macOS)
+    # it is obeyed from whoever sends it.
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     else:

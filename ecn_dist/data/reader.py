@@ -31,8 +31,12 @@ class PictureError(UserError):
     """One picture cannot be decoded; the shard around it is sound."""
 
 
-def decode(data: bytes) -> np.ndarray:
-    """The bytes of a picture, a JPEG or of another of `jpeg.FORMATS` -> (h, w, 3) uint8 RGB, the pixels that PIL gives.
+def decode(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
+    """The bytes of a picture -> (h, w, 3) uint8 RGB, the pixels that PIL gives.
+
+    Args:
+        data: a JPEG, or a picture of another of `jpeg.FORMATS`.
+        memory: for the result, used if it is large enough; the result is then a view of it.
 
     Raises:
         UnreadablePicture: the data cannot be decoded.
@@ -42,7 +46,7 @@ def decode(data: bytes) -> np.ndarray:
         # as long for a small picture. It stays the judge of what simplejpeg refuses, such as harmless stray bytes.
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         jpeg.check_size(height, width)
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=memory)
     except ValueError:
         return np.array(jpeg.decode(data))
 
