@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ecn_dist.data.fetch import FetchError, Patience, fetch
+from ecn_dist.data.fetch import FetchError, Patience, fetch, shown
 from ecn_dist.data.index import ShardInfo
 from ecn_dist.errors import UserError
 
@@ -171,7 +171,7 @@ class ShardCache:
                     return descriptor
                 path.unlink()
                 os.close(descriptor)
-            self._wait_for_room(end, url, shard.bytes)
+            self._wait_for_room(end, shown(url), shard.bytes)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         os.close(descriptor)
         return None

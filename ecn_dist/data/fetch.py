@@ -42,11 +42,13 @@ class FetchError(Exception):
 
 
 def shown(url: str) -> str:
-    """The address for a message: without what may be a secret, and in one printable line."""
-    if "://" in url and not url.startswith("pipe:"):
+    """An address or a path for a message: without what may be a secret, and in one printable line."""
+    if url.startswith("pipe:"):
+        url = SECRET.sub(r"\1***", url)
+    elif "://" in url:
         scheme, host, path, _, _ = urllib.parse.urlsplit(url)
         url = f"{scheme}://{host.rpartition('@')[2]}{path}"
-    return "".join(c if c.isprintable() else "?" for c in SECRET.sub(r"\1***", url))
+    return "".join(c if c.isprintable() else "?" for c in url)
 
 
 def fetch(

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ecn_dist.data.fetch import Patience, fetch_bytes
+from ecn_dist.data.fetch import Patience, fetch_bytes, shown
 from ecn_dist.data.index_gate import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -119,8 +119,8 @@ class SplitIndex:
         unknown = int((self.pids == UNKNOWN_PID).sum())
         if unknown:
             raise UserError(
-                f"{unknown} of the {len(self)} pictures of split {self.name!r} in {self.folder} have no identity: "
-                "it can be a target, but not a source. Name a labelled shard folder instead"
+                f"{unknown} of the {len(self)} pictures of split {self.name!r} in {shown(self.folder)} have no "
+                "identity: it can be a target, but not a source. Name a labelled shard folder instead"
             )
         identities = np.asarray(self.identities, dtype=np.int64)
         order = np.argsort(identities, kind="stable")
@@ -189,7 +189,7 @@ class ShardIndex:
                 missing or is not the one that was packed; a URL cannot be fetched.
         """
         folder = str(folder)
-        index = parse_index(_read_index(folder, patience), location(folder, INDEX_NAME), _how_to_pack(folder))
+        index = parse_index(_read_index(folder, patience), shown(location(folder, INDEX_NAME)), _how_to_pack(folder))
         num_cameras = index["num_cameras"]
         splits = {
             name: _load_split(name, folder, num_cameras, split, patience) for name, split in index["splits"].items()
@@ -204,11 +204,11 @@ class ShardIndex:
         """
         if name not in self.splits:
             there = ", ".join(self.splits)
-            raise UserError(f"no split {name!r} in {self.folder} (it has: {there})")
+            raise UserError(f"no split {name!r} in {shown(self.folder)} (it has: {there})")
         split = self.splits[name]
         if name not in self._checked:
             check_rows(
-                location(self.folder, f"{name}.members.npy"),
+                shown(location(self.folder, f"{name}.members.npy")),
                 split.members,
                 [(shard.samples, shard.bytes) for shard in split.shards],
                 self.num_cameras,
@@ -251,12 +251,12 @@ def _load_split(
     samples, dtype = sum(shard.samples for shard in shards), member_dtype(num_cameras)
     if not 0 < announced["bytes"] - samples * dtype.itemsize <= NPY_HEADER_BYTES:
         raise UserError(
-            f"{location(folder, INDEX_NAME)} is damaged: splits.{name}.members.bytes is {announced['bytes']}, which is "
-            f"not what {samples} samples of {num_cameras} cameras take. {REMEDY}"
+            f"{shown(location(folder, INDEX_NAME))} is damaged: splits.{name}.members.bytes is {announced['bytes']}, "
+            f"which is not what {samples} samples of {num_cameras} cameras take. {REMEDY}"
         )
     if is_url(where):
         data = fetch_bytes(where, announced["bytes"], patience)
-        offset = _check_sidecar(where, BytesIO(data), announced, dtype, samples)
+        offset = _check_sidecar(shown(where), BytesIO(data), announced, dtype, samples)
         members: np.ndarray = np.frombuffer(data, dtype, samples, offset)
     elif not Path(where).is_file():
         raise UserError(f"{where} is missing. Copy the whole shard folder, or pack the data set again")

@@ -86,9 +86,9 @@ class ShardReader:
         missing = np.flatnonzero(lengths == 0)
         if len(missing):
             raise UserError(
-                f"sample {int(members['index'][missing[0]])} of split {split.name!r} in {split.folder} has no copy in "
-                f"the style of camera {slots[missing[0]]}: pack it with --camera_style histogram, or with complete "
-                "copies; or train without: --data.camera_style false"
+                f"sample {int(members['index'][missing[0]])} of split {split.name!r} in {shown(split.folder)} has no "
+                f"copy in the style of camera {slots[missing[0]]}: pack it with --camera_style histogram, or with "
+                "complete copies; or train without: --data.camera_style false"
             )
         data = [b""] * len(members)
         shards, parts = members["shard"].tolist(), list(zip(lengths.tolist(), offsets.tolist(), strict=True))

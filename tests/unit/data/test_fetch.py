@@ -138,6 +138,7 @@ def test_other_addresses_are_opened_by_fsspec(tmp_path: Path) -> None:
         ),
         ("pipe:curl 'https://host/a?sig=1&key=secret'", "pipe:curl 'https://host/a?sig=1&key=***'"),
         ("pipe:cat \x1b[2J\n/a", "pipe:cat ?[2J?/a"),
+        ("/data/key = 7/my password is/a", "/data/key = 7/my password is/a"),
     ],
 )
 def test_messages_tell_no_secret(url: str, told: str) -> None:
