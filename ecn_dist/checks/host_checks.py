@@ -15,7 +15,7 @@ from ecn_dist.config import Config
 from ecn_dist.data import ShardIndex, SplitIndex
 from ecn_dist.data.index import is_url
 from ecn_dist.data.jpeg import UnreadablePicture, decode
-from ecn_dist.data.loader import BATCHES_AHEAD, SHARED_MEMORY
+from ecn_dist.data.loader import SHARED_MEMORY, stream_shared_memory
 from ecn_dist.errors import UserError
 
 MIB, GIB = 2**20, 2**30
@@ -106,9 +106,8 @@ def needed_shared_memory(config: Config) -> int:
     world_size = max(launched("WORLD_SIZE", 1), ranks)
     picture = config.data.height * config.data.width * 3
     batch = -(-config.global_batch_size // world_size) * picture
-    ahead = config.data.workers * BATCHES_AHEAD + 1 if config.data.workers else 0
     nccl = NCCL_SHM_BYTES if config.device != "cpu" and torch.accelerator.is_available() else 0
-    return ranks * (2 * batch * ahead + nccl)
+    return ranks * (2 * stream_shared_memory(batch, config.data.workers) + nccl)
 
 
 def check_shm(config: Config) -> Iterable[Finding]:

@@ -12,12 +12,12 @@ from PIL import Image
 
 from ecn_dist import Embedder
 from ecn_dist.data import ShardIndex
-from ecn_dist.data.transforms import prepare_picture
 from ecn_dist.errors import UserError
 from ecn_dist.ranking import EvaluationInput
 from ecn_dist.ranking.evaluating import evaluate_backbone
 from ecn_dist.serving.embedder import PictureFile
 from ecn_dist.training.trained import load_trained
+from tests.augment import prepare_picture
 from tests.tiny_shards import write_split
 from tests.trained_cases import turned, write_pictures, write_trained_run
 

@@ -13,12 +13,12 @@ import torch
 
 from ecn_dist import Embedder, export
 from ecn_dist.config import flatten
-from ecn_dist.data.transforms import prepare_picture
 from ecn_dist.errors import UserError
 from ecn_dist.reporting import model_card
 from ecn_dist.serving import exporting
 from ecn_dist.training.checkpoint import CheckpointStore
 from ecn_dist.training.trained import load_trained
+from tests.augment import prepare_picture
 from tests.report_cases import EVALUATION
 from tests.trained_cases import write_pictures, write_trained_run
 
