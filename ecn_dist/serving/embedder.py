@@ -169,10 +169,15 @@ def _file_of(picture: object, place: int) -> PictureFile:
     if not isinstance(picture, str | os.PathLike):
         kinds = "a path, a PIL picture or an array (height, width, 3)"
         raise UserError(f"picture {place}: must be {kinds}, not {type(picture).__name__}")
+    return read_picture(picture, f" as picture {place}")
+
+
+def read_picture(path: str | os.PathLike[str], use: str = "") -> PictureFile:
+    """The picture file's bytes under its path's name. Raises `UserError` where it cannot be read (for its `use`)."""
     try:
-        return PictureFile(str(picture), Path(picture).read_bytes())
+        return PictureFile(str(path), Path(path).read_bytes())
     except OSError as error:
-        raise UserError(f"{picture}: cannot be read as picture {place}: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read{use}: {error.strerror}") from error
 
 
 def _unreadable(name: str, error: Exception) -> UserError:

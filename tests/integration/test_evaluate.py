@@ -1,7 +1,9 @@
 """`evaluate` as a command: its options, on one rank and on two."""
 
+import errno
 import inspect
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ def test_two_ranks_give_the_figures_of_one(ranks, arguments: list[str], tmp_path
 
 def test_options_change_the_ranking(arguments: list[str], tmp_path: Path, capsys) -> None:
     plain = figures(arguments, tmp_path / "plain.json")
-    for options in (["--rerank"], ["--expand_queries", "2"], ["--camera_free"]):
+    for options in (["--rerank"], ["--expand_queries", "2"], ["--camera_free"], ["--adapt_batchnorm"]):
         assert figures(arguments, tmp_path / "other.json", *options)["mAP"] != plain["mAP"]
     pairs = plain["camera_pairs"]
     assert pairs["camids"] == [0, 1, 2]
@@ -70,6 +72,21 @@ def test_data_of_one_camera_have_no_junk(arguments: list[str], tmp_path: Path) -
     assert found["num_valid_queries"] == 6
     assert found["camera_pairs"] is None
     assert figures(own, tmp_path / "camera_free.json", "--camera_free") == found
+
+
+def test_a_full_disk_leaves_the_figures_of_before(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    output = tmp_path / "figures.json"
+    output.write_text("the figures of before")
+    monkeypatch.setattr(os, "fsync", full)
+    assert evaluate([*arguments, "--output", str(output)]) == 2
+    assert f"{output}: cannot be written (No space left on device)" in capsys.readouterr().err
+    assert output.read_text() == "the figures of before"
+    assert list(tmp_path.iterdir()) == [output]
 
 
 @pytest.mark.parametrize(
