@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from ecn_dist.data import ShardIndex
 from ecn_dist.evaluate import main as evaluate
@@ -50,7 +51,7 @@ def test_two_ranks_give_the_figures_of_one(ranks, arguments: list[str], tmp_path
 
 def test_options_change_the_ranking(arguments: list[str], tmp_path: Path, capsys) -> None:
     plain = figures(arguments, tmp_path / "plain.json")
-    for options in (["--rerank"], ["--expand_queries", "2"], ["--camera_free"], ["--adapt_batchnorm"]):
+    for options in (["--rerank"], ["--expand_queries", "2"], ["--camera_free"]):
         assert figures(arguments, tmp_path / "other.json", *options)["mAP"] != plain["mAP"]
     pairs = plain["camera_pairs"]
     assert pairs["camids"] == [0, 1, 2]
@@ -72,6 +73,15 @@ def test_data_of_one_camera_have_no_junk(arguments: list[str], tmp_path: Path) -
     assert found["num_valid_queries"] == 6
     assert found["camera_pairs"] is None
     assert figures(own, tmp_path / "camera_free.json", "--camera_free") == found
+
+
+def test_adabn_takes_statistics_of_the_data(arguments: list[str], tmp_path: Path) -> None:
+    config = yaml.safe_load(DEMO_CONFIG.read_text()) | {"global_batch_size": 12, "data": {"streams": 12, "height": 64}}
+    config["data"]["width"] = 32
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    own = [*arguments, "--config", str(tmp_path / "config.yaml")]
+    adapted = figures(own, tmp_path / "adapted.json", "--adapt_batchnorm")
+    assert adapted["mAP"] != figures(own, tmp_path / "plain.json")["mAP"]
 
 
 def test_a_full_disk_leaves_the_figures_of_before(
