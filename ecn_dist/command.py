@@ -128,7 +128,9 @@ def command(main: Main) -> Main:
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
         try:
-            return main(argv)
+            status = main(argv)
+            sys.stdout.flush()  # the disk behind it may be full
+            return status
         except (UserError, OSError, UnicodeDecodeError) as error:
             rank = os.environ.get("RANK", "0")
             together = isinstance(error, UserError) and error.on_all_ranks
@@ -141,6 +143,7 @@ def command(main: Main) -> Main:
                 print(f"error: {printable_lines(at + in_words(error))}", file=sys.stderr, flush=True)
             if not together:
                 distributed.report_failure(error)
+            _drop_output_that_cannot_be_written()
             return EXIT_USER_ERROR
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
@@ -152,6 +155,14 @@ def command(main: Main) -> Main:
             distributed.end()
 
     return run
+
+
+def _drop_output_that_cannot_be_written() -> None:
+    """Else Python would try again at its end, and print a traceback of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def in_words(error: Exception) -> str:
