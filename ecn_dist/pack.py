@@ -13,7 +13,7 @@ from ecn_dist.packing.records import first_few
 from ecn_dist.packing.shards import check_output, check_queries, pack
 from ecn_dist.packing.styles import KINDS, find_styles
 from ecn_dist.packing.validation import print_summary
-from ecn_dist.packing.work import progress_bar
+from ecn_dist.processes import progress_bar
 
 EPILOG = r"""
 layouts
@@ -111,13 +111,13 @@ def main(argv: list[str] | None = None) -> int:
         styles_folder=options.styles_folder,
     )
     unmatched = check_queries(dataset)  # before anything takes long
-    with progress_bar() as task:
+    with progress_bar() as track:
         styles = find_styles(
             dataset,
             options.camera_style,
             allow_missing=options.allow_missing_styles,
             workers=options.workers,
-            task=task,
+            track=track,
         )
         pack(
             dataset,
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
             seed=options.seed,
             max_size=options.max_size,
             overwrite=options.overwrite,
-            task=task,
+            track=track,
         )
     print_summary(ShardIndex.load(str(options.output)))
     print(f"style copies: {styles.kind}")

@@ -6,7 +6,7 @@ import sys
 from ecn_dist.command import command
 from ecn_dist.data.index import ShardIndex
 from ecn_dist.packing.validation import print_summary, validate
-from ecn_dist.packing.work import progress_bar
+from ecn_dist.processes import progress_bar
 
 EXIT_PROBLEMS = 1
 
@@ -24,8 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     index = ShardIndex.load(options.folder)
-    with progress_bar() as task:
-        problems = validate(index, workers=options.workers, task=task)
+    with progress_bar() as track:
+        problems = validate(index, workers=options.workers, track=track)
     print_summary(index)
     for problem in problems:
         print(f"wrong: {problem}", file=sys.stderr)

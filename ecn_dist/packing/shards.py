@@ -21,10 +21,9 @@ import webdataset
 from ecn_dist.data.index import FORMAT_NAME, FORMAT_VERSION, INDEX_NAME, UNKNOWN_PID, ShardInfo, member_dtype
 from ecn_dist.data.jpeg import UnreadablePicture, as_stored, encode
 from ecn_dist.errors import UserError
-from ecn_dist.packing.camera_style import in_styles
 from ecn_dist.packing.records import SPLITS, Dataset, Record, first_few, identities_in_order, queries_without_match
-from ecn_dist.packing.styles import Styles
-from ecn_dist.packing.work import Advance, Task, choose_workers, run_jobs, silent
+from ecn_dist.packing.styles import Styles, in_styles
+from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
 
 MIB = 2**20
 TAR_BLOCK = 512
@@ -96,7 +95,7 @@ def pack(
     seed: int = 0,
     max_size: tuple[int, int] | None = None,
     overwrite: bool = False,
-    task: Task = silent,
+    track: Track = untracked,
 ) -> dict[str, Any]:
     """Write the shard folder; what `index.json` says.
 
@@ -123,9 +122,8 @@ def pack(
             for split in dataset.splits
         }
         flat = [job for split_jobs in jobs.values() for job in split_jobs]
-        advance = task("packing", sum(len(job.samples) for job in flat))
         processes = choose_workers(workers, styles.pictures(dataset))
-        packed = dict(zip(map(_name, flat), run_jobs(write_shard, flat, processes, advance), strict=True))
+        packed = dict(zip(map(_name, flat), run_jobs(write_shard, flat, processes, "shards", track), strict=True))
         _refuse_unreadable([name for shard in packed.values() for name in shard.unreadable])
         splits = {
             split: _describe_split(dataset, split, unfinished, [packed[_name(job)] for job in split_jobs], styles)
@@ -172,14 +170,13 @@ def check_queries(dataset: Dataset) -> int:
     return int(without.sum())
 
 
-def write_shard(job: ShardJob, advance: Advance) -> PackedShard:
+def write_shard(job: ShardJob) -> PackedShard:
     """Write one shard; a picture that cannot be read is reported, not written."""
     members = np.zeros(len(job.samples), member_dtype(job.num_cameras))
     unreadable: list[str] = []
     with open(job.path, "wb") as file:
         shard = ShardFile(file)
         for row, sample in zip(members, job.samples, strict=True):
-            advance(1)
             try:
                 _write_sample(sample, job, shard, row)
             except UnreadablePicture as error:

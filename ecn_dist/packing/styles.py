@@ -1,29 +1,39 @@
-"""Where the style copies of a training split come from: the data set ships them, or its histograms make them."""
+"""Where the style copies of a training split come from: the data set ships them, or its histograms make them.
+
+Histograms make them without a network. A camera changes colours mostly by its gains, gamma and white balance, which act
+on each channel alone. The monotone curve that takes the distribution of a channel's values at one camera to that at
+another undoes and redoes them. It is one curve for a pair of cameras, measured over all their training pictures, so a
+picture keeps what is its own.
+
+C cameras, K = 3 channels, V = 256 values.
+"""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image
 
 from ecn_dist.data.jpeg import UnreadablePicture, decode
 from ecn_dist.errors import UserError
-from ecn_dist.packing.camera_style import CHANNELS, VALUES, picture_histogram, style_tables
 from ecn_dist.packing.records import Dataset, Record, first_few
-from ecn_dist.packing.work import Advance, Task, choose_workers, run_jobs, silent
+from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
 
 KINDS = ("auto", "shipped", "histogram", "none")
 PICTURES_PER_JOB = 512
+CHANNELS = 3
+VALUES = 256
 
 
 @dataclass(frozen=True)
 class Styles:
-    """The training split's style copies. C cameras, K channels, V values."""
+    """The training split's style copies."""
 
     kind: str  # shipped, histogram or none
     copies: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)  # shipped: paths by file name, by camid
-    tables_CCKV: np.ndarray | None = None  # histogram: see `ecn_dist.packing.camera_style.style_tables`
+    tables_CCKV: np.ndarray | None = None  # histogram: see `style_tables`
     missing: int | None = None  # copies that there are not; None where there is no training split
     unused: int = 0  # shipped files that are no training picture's copy
 
@@ -41,7 +51,7 @@ def find_styles(
     *,
     allow_missing: bool = False,
     workers: int | None = None,
-    task: Task = silent,
+    track: Track = untracked,
 ) -> Styles:
     """What `kind` means for this data set.
 
@@ -63,8 +73,7 @@ def find_styles(
         return Styles("none", missing=wanted)
     if kind == "shipped":
         return _shipped(dataset, wanted, allow_missing)
-    advance = task("camera histograms", len(dataset.splits["train"]))
-    return Styles("histogram", tables_CCKV=style_tables(_histograms(dataset, workers, advance)), missing=0)
+    return Styles("histogram", tables_CCKV=style_tables(_histograms(dataset, workers, track)), missing=0)
 
 
 def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
@@ -109,14 +118,15 @@ def _files_by_stem(root: Path) -> dict[str, str]:
     }
 
 
-def _histograms(dataset: Dataset, workers: int | None, advance: Advance) -> np.ndarray:
+def _histograms(dataset: Dataset, workers: int | None, track: Track) -> np.ndarray:
     """(C, K, V) int64: the counts of all training pictures of each camera."""
     records = dataset.splits["train"]
     jobs = [
         (records[first : first + PICTURES_PER_JOB], dict(dataset.camids))
         for first in range(0, len(records), PICTURES_PER_JOB)
     ]
-    results = run_jobs(_chunk_histograms, jobs, choose_workers(workers, len(records)), advance)
+    processes = choose_workers(workers, len(records))
+    results = run_jobs(_chunk_histograms, jobs, processes, "camera histograms", track)
     if unreadable := [name for _, names in results for name in names]:
         raise UserError(f"{len(unreadable)} pictures cannot be read: {first_few(unreadable)}. Replace or remove them")
     histograms_CKV = np.sum([histograms for histograms, _ in results], axis=0)
@@ -128,7 +138,7 @@ def _histograms(dataset: Dataset, workers: int | None, advance: Advance) -> np.n
     return histograms_CKV
 
 
-def _chunk_histograms(job: tuple[Sequence[Record], dict[str, int]], advance: Advance) -> tuple[np.ndarray, list[str]]:
+def _chunk_histograms(job: tuple[Sequence[Record], dict[str, int]]) -> tuple[np.ndarray, list[str]]:
     records, camids = job
     histograms_CKV = np.zeros((len(camids), CHANNELS, VALUES), dtype=np.int64)
     unreadable: list[str] = []
@@ -137,5 +147,33 @@ def _chunk_histograms(job: tuple[Sequence[Record], dict[str, int]], advance: Adv
             histograms_CKV[camids[record.camera]] += picture_histogram(decode(Path(record.path).read_bytes()))
         except (OSError, UnreadablePicture) as error:
             unreadable.append(f"{record.path} ({error})")
-        advance(1)
     return histograms_CKV, unreadable
+
+
+def picture_histogram(image: Image.Image) -> np.ndarray:
+    """(K, V) int64 counts of an RGB picture's values."""
+    return np.asarray(image.histogram(), dtype=np.int64).reshape(CHANNELS, VALUES)
+
+
+def style_tables(histograms_CKV: np.ndarray) -> np.ndarray:
+    """(C, C, K, V) uint8: entry [c, d] takes values of camera c to the style of camera d. [c, c] changes nothing.
+
+    Value v of camera c, at quantile q of that camera's values, becomes the value at quantile q of camera d, linearly
+    interpolated. The quantile of a value is that of the middle of its pixels, so that a camera matched to itself gives
+    the identity. Never decreasing in v.
+    """
+    num_cameras = len(histograms_CKV)
+    tables_CCKV = np.empty((num_cameras, num_cameras, CHANNELS, VALUES), dtype=np.uint8)
+    quantiles_CKV = (histograms_CKV.cumsum(-1) - histograms_CKV / 2) / histograms_CKV.sum(-1, keepdims=True)
+    for d in range(num_cameras):
+        for k in range(CHANNELS):
+            (values,) = histograms_CKV[d, k].nonzero()
+            matched_CV = np.interp(quantiles_CKV[:, k], quantiles_CKV[d, k, values], values)
+            tables_CCKV[:, d, k] = matched_CV.round().astype(np.uint8)
+    tables_CCKV[range(num_cameras), range(num_cameras)] = np.arange(VALUES, dtype=np.uint8)
+    return tables_CCKV
+
+
+def in_styles(image: Image.Image, tables_CKV: np.ndarray, camids: Iterable[int]) -> dict[int, Image.Image]:
+    """An RGB picture in the style of each of `camids`; `tables_CKV` is `style_tables(...)[c]` for the camera c."""
+    return {camid: image.point(tables_CKV[camid].ravel().tolist()) for camid in camids}

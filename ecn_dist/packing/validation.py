@@ -21,7 +21,7 @@ from ecn_dist.data.index import UNKNOWN_PID, ShardIndex, ShardInfo, SplitIndex, 
 from ecn_dist.data.jpeg import UnreadablePicture, decode
 from ecn_dist.errors import UserError
 from ecn_dist.packing.records import SPLITS, first_few, queries_without_match
-from ecn_dist.packing.work import Advance, Task, choose_workers, run_jobs, silent
+from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
 
 MIB = 2**20
 SHOWN_OF_A_SHARD = 3
@@ -38,7 +38,7 @@ class ShardCheck:
     num_cameras: int
 
 
-def validate(index: ShardIndex, *, workers: int | None = None, task: Task = silent) -> list[str]:
+def validate(index: ShardIndex, *, workers: int | None = None, track: Track = untracked) -> list[str]:
     """What is wrong with the shard folder; empty where all is well.
 
     Every shard's size and checksum, every member where the sidecar says, every picture decoded, every KEY.json equal
@@ -49,9 +49,8 @@ def validate(index: ShardIndex, *, workers: int | None = None, task: Task = sile
     problems += _check_queries(index)
     problems += _check_folder(index)
     jobs = [job for split in index.splits.values() for job in _shard_checks(split)]
-    advance = task("validating", sum(job.info.samples for job in jobs))
     pictures = sum(int(np.count_nonzero(job.members["length"])) for job in jobs)
-    for found in run_jobs(check_shard, jobs, choose_workers(workers, pictures), advance):
+    for found in run_jobs(check_shard, jobs, choose_workers(workers, pictures), "shards", track):
         problems += found
     return problems
 
@@ -158,7 +157,7 @@ def _shard_checks(split: SplitIndex) -> Iterator[ShardCheck]:
         yield ShardCheck(split.name, split.shard_path(position), info, rows, split.num_cameras)
 
 
-def check_shard(job: ShardCheck, advance: Advance) -> list[str]:
+def check_shard(job: ShardCheck) -> list[str]:
     """What is wrong with one shard. Reads it whole, once for the checksum and once for the members."""
     problems: list[str] = []
     try:
@@ -172,7 +171,7 @@ def check_shard(job: ShardCheck, advance: Advance) -> list[str]:
                     f"{job.info.bytes} bytes, sha256 {job.info.sha256[:12]}... were written"
                 )
             file.seek(0)
-            problems += _check_members(job, file, advance)
+            problems += _check_members(job, file)
     except FileNotFoundError:
         return [f"{job.path} is missing"]
     except UserError as error:
@@ -201,13 +200,12 @@ def _opened(path: str) -> Iterator[BufferedIOBase]:
         yield copy
 
 
-def _check_members(job: ShardCheck, file: BufferedIOBase, advance: Advance) -> Iterator[str]:
+def _check_members(job: ShardCheck, file: BufferedIOBase) -> Iterator[str]:
     """Each member of the tar as tarfile finds it, against what the sidecar says."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         found = {member.name: (member.offset_data, member.size) for member in tar}
     expected: set[str] = set()
     for row in job.members:
-        advance(1)
         key = f"{row['index']:08d}"
         text = {"index": int(row["index"]), "pid": int(row["pid"]), "camid": int(row["camid"])}
         slots = [(f"{key}.json", int(row["json_offset"]), int(row["json_length"]))]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import tarfile
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from PIL import Image
 from ecn_dist import pack as pack_main
 from ecn_dist.data.index import ShardIndex, SplitIndex
 from ecn_dist.errors import UserError
-from ecn_dist.packing.work import Advance
 from tests.dataset_folders import MARKET, jpeg_bytes, member, pack_folder, picture, write_market, write_picture
 
 
@@ -39,18 +39,14 @@ def folder_bytes(folder: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
-def fail_after(samples: int, error: type[BaseException]):  # a Task
-    def task(description: str, total: int) -> Advance:
-        left = [samples]
-
-        def advance(count: int) -> None:
-            left[0] -= count
-            if description == "packing" and left[0] < 0:
+def fail_after(shards: int, error: type[BaseException]):  # a Track
+    def track(results: Iterable, description: str, total: int) -> Iterable:
+        for done, result in enumerate(results):
+            if description == "shards" and done >= shards:
                 raise error
+            yield result
 
-        return advance
-
-    return task
+    return track
 
 
 def test_offsets_lead_to_the_files_bytes(market: Path, packed: ShardIndex) -> None:
@@ -160,7 +156,7 @@ def test_full_folder_is_refused_unless_overwritten(market: Path, tmp_path: Path)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_pack_leaves_nothing(market: Path, tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error):
-        pack_folder(market, tmp_path, min_shards=4, task=fail_after(30, error))
+        pack_folder(market, tmp_path, min_shards=4, track=fail_after(3, error))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -168,7 +164,7 @@ def test_an_interrupted_overwrite_keeps_the_old_shards(market: Path, tmp_path: P
     pack_folder(market, tmp_path)
     before = folder_bytes(str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        pack_folder(market, tmp_path, overwrite=True, min_shards=4, task=fail_after(30, KeyboardInterrupt))
+        pack_folder(market, tmp_path, overwrite=True, min_shards=4, track=fail_after(3, KeyboardInterrupt))
     assert folder_bytes(str(tmp_path)) == before
 
 
