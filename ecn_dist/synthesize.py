@@ -1,12 +1,12 @@
 """`synthesize`: draw a synthetic domain as a Market-1501 style folder."""
 
 import argparse
-import os
 import sys
 import time
 
-from ecn_dist.command import command
-from ecn_dist.synthetic import PRESETS, write_domain
+from ecn_dist.command import at_least, command
+from ecn_dist.processes import progress_bar
+from ecn_dist.synthetic import PRESETS, DomainSize, write_domain
 
 EPILOG = """
 Train, test and validation identities never overlap, and a picture depends on nothing but the seed, the domain, the
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         default="test",
         help="which people are query and gallery: choose settings on validation, report test (default test)",
     )
-    option("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)")
+    option("--workers", type=at_least(1), metavar="N", help="processes (default: one for each core, if it is worth it)")
     return parse
 
 
@@ -51,10 +51,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     start = time.perf_counter()
-    count = write_domain(
-        options.output,
-        PRESETS[options.domain],
-        seed=options.seed,
+    size = DomainSize(
         train_identities=options.train_identities,
         test_identities=options.test_identities,
         cameras=options.cameras,
@@ -62,8 +59,10 @@ def main(argv: list[str] | None = None) -> int:
         height=options.height,
         width=options.width,
         test_split=options.test_split,
-        workers=options.workers,
     )
+    with progress_bar() as track:
+        spec = PRESETS[options.domain]
+        count = write_domain(options.output, spec, size, seed=options.seed, workers=options.workers, track=track)
     print(f"{options.output}: {count} pictures of {options.domain} ({time.perf_counter() - start:.1f} s)")
     return 0
 
