@@ -7,10 +7,9 @@ from pathlib import Path
 
 from ecn_dist.command import at_least, command
 from ecn_dist.data.index import ShardIndex
-from ecn_dist.errors import UserError
 from ecn_dist.packing.layouts import LAYOUTS, STYLES_FOLDER, read_dataset
-from ecn_dist.packing.records import first_few
-from ecn_dist.packing.shards import check_output, check_queries, pack
+from ecn_dist.packing.records import check_queries, first_few
+from ecn_dist.packing.shards import check_output, pack
 from ecn_dist.packing.styles import KINDS, find_styles
 from ecn_dist.packing.validation import print_summary
 from ecn_dist.processes import progress_bar
@@ -91,7 +90,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--shard_mib", type=megabytes, default=64, metavar="N", help="size of a shard, about (default: %(default)s)")
     add("--min_shards", type=at_least(1), default=1, metavar="N", help="at least so many shards for each split")
     add("--max_size", type=size, metavar="HxW", help="reduce larger pictures to fit; otherwise a JPEG is kept as it is")
-    add("--seed", type=int, default=0, metavar="N", help="of the samples' order in the shards (default: %(default)s)")
+    add(
+        "--seed",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="of the samples' order in the shards (default: %(default)s)",
+    )
     add("--workers", type=at_least(1), metavar="N", help="processes (default: one for each core, if it is worth it)")
     add("--overwrite", action="store_true", help="replace the shards that --output holds")
     return parser
@@ -100,8 +105,6 @@ def make_parser() -> argparse.ArgumentParser:
 @command
 def main(argv: list[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
-    if options.seed < 0:
-        raise UserError(f"--seed {options.seed} must not be negative")
     check_output(options.output, options.overwrite)
     dataset = read_dataset(
         options.layout,
@@ -136,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     if styles.unused:
         print(f"{styles.unused} files of {dataset.styles_folder} are no training picture's copy; left out")
     if dataset.ignored:
-        print(f"{len(dataset.ignored)} files are no pictures; left out: {first_few(dataset.ignored)}")
+        print(f"{len(dataset.ignored)} are no pictures, or are there already; left out: {first_few(dataset.ignored)}")
     if unmatched:
         print(f"{unmatched} queries have no true match in the gallery; evaluation does not count them")
     return 0

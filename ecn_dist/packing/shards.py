@@ -10,24 +10,30 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import webdataset
+from filelock import FileLock, Timeout
 
 from ecn_dist.data.index import FORMAT_NAME, FORMAT_VERSION, INDEX_NAME, UNKNOWN_PID, ShardInfo, member_dtype
 from ecn_dist.data.jpeg import UnreadablePicture, as_stored, encode
 from ecn_dist.errors import UserError
-from ecn_dist.packing.records import SPLITS, Dataset, Record, first_few, identities_in_order, queries_without_match
+from ecn_dist.packing.records import SPLITS, Dataset, Record, check_queries, first_few, identities_in_order
 from ecn_dist.packing.styles import Styles, in_styles
 from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
 
 MIB = 2**20
 TAR_BLOCK = 512
+LEAST_SIDE = 2  # of a picture, in pixels
 MEASURED_SAMPLES = 64  # encoded beforehand, to learn how many bytes a sample takes
+UNFINISHED, LOCK_NAME = ".packing-", ".packing.lock"
 _OUR_FILES = re.compile(rf"({'|'.join(SPLITS)})(-\d{{6,}}\.tar|\.members\.npy)")
 
 
@@ -108,66 +114,68 @@ def pack(
         overwrite: replace the shards that `output` holds; they stay until the new ones are complete.
 
     Raises:
-        UserError: no query has a true match, `output` holds shards, pictures cannot be read, the disk is full.
+        UserError: no query has a true match, `output` holds shards or another process packs into it, pictures cannot be
+            read, the disk is full.
     """
     check_queries(dataset)
     check_output(output, overwrite)
-    unfinished = output / ".packing"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished, ignore_errors=True)  # left by a pack that was killed
-        unfinished.mkdir()
-        jobs = {
-            split: _plan_shards(dataset, split, unfinished, styles, shard_mib, min_shards, seed, max_size)
-            for split in dataset.splits
-        }
-        flat = [job for split_jobs in jobs.values() for job in split_jobs]
-        processes = choose_workers(workers, styles.pictures(dataset))
-        packed = dict(zip(map(_name, flat), run_jobs(write_shard, flat, processes, "shards", track), strict=True))
-        _refuse_unreadable([name for shard in packed.values() for name in shard.unreadable])
-        splits = {
-            split: _describe_split(dataset, split, unfinished, [packed[_name(job)] for job in split_jobs], styles)
-            for split, split_jobs in jobs.items()
-        }
-        index = {
-            "format": FORMAT_NAME,
-            "version": FORMAT_VERSION,
-            "layout": dataset.layout,
-            "num_cameras": len(dataset.cameras),
-            "cameras": list(dataset.cameras),
-            "camera_style": styles.kind,
-            "seed": seed,
-            "max_size": max_size,
-            "splits": splits,
-        }
-        _publish(unfinished, output, index)
+        with _only_packer(output), tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=output) as folder:
+            check_output(output, overwrite)  # another may just have ended
+            unfinished = Path(folder)
+            jobs = {
+                split: _plan_shards(dataset, split, unfinished, styles, shard_mib, min_shards, seed, max_size)
+                for split in dataset.splits
+            }
+            flat = [job for split_jobs in jobs.values() for job in split_jobs]
+            processes = choose_workers(workers, styles.pictures(dataset))
+            packed = dict(zip(map(_name, flat), run_jobs(write_shard, flat, processes, "shards", track), strict=True))
+            _refuse_unreadable([name for shard in packed.values() for name in shard.unreadable])
+            splits = {
+                split: _describe_split(dataset, split, unfinished, [packed[_name(job)] for job in split_jobs], styles)
+                for split, split_jobs in jobs.items()
+            }
+            index = {
+                "format": FORMAT_NAME,
+                "version": FORMAT_VERSION,
+                "layout": dataset.layout,
+                "num_cameras": len(dataset.cameras),
+                "cameras": list(dataset.cameras),
+                "camera_style": styles.kind,
+                "seed": seed,
+                "max_size": max_size,
+                "splits": splits,
+            }
+            _publish(unfinished, output, index)
     except OSError as error:  # pictures that cannot be read are collected, so this is the output
         raise UserError(f"cannot write {output}: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return index
 
 
-def check_queries(dataset: Dataset) -> int:
-    """How many queries have no true match; `UserError` where none has one."""
-    if "query" not in dataset.splits:
-        return 0
-    pids, camids = {}, {}
-    for split in ("query", "gallery"):
-        records = dataset.splits[split]
-        pids[split] = np.array([record.pid for record in records], dtype=np.int64)
-        camids[split] = np.array([dataset.camids[record.camera] for record in records], dtype=np.int64)
-    without = queries_without_match(
-        pids["query"], camids["query"], pids["gallery"], camids["gallery"], num_cameras=len(dataset.cameras)
-    )
-    if without.all():
+@contextmanager
+def _only_packer(output: Path) -> Iterator[None]:
+    """Holds the output for this process while the block runs; `UserError` where another one holds it.
+
+    The lock is the system's, so it ends with its owner, however that ends. What a killed pack left is removed.
+    """
+    path = output / LOCK_NAME
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        owner = path.read_text(encoding="utf-8") if path.exists() else ""
         raise UserError(
-            f"none of the {len(without)} queries of {dataset.root} has a picture of the same person from another "
-            "camera in the gallery (with one camera: any picture), so nothing could be measured. Check that query and "
-            "gallery belong together, and "
-            "that pid and camera are read from the right place"
-        )
-    return int(without.sum())
+            f"{output} is being packed by {owner or 'another process'}. Wait for it, or name another folder"
+        ) from error
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        for left in output.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who waits for it finds that it is gone, and makes another
+        lock.release()
 
 
 def write_shard(job: ShardJob) -> PackedShard:
@@ -213,9 +221,12 @@ def _pictures(sample: Sample, job: ShardJob) -> dict[int, bytes]:
 
 def _read(path: str, max_size: tuple[int, int] | None) -> tuple[bytes, Any]:
     try:
-        return as_stored(Path(path).read_bytes(), max_size)
-    except (OSError, UnreadablePicture) as error:
+        data, image = as_stored(Path(path).read_bytes(), max_size)
+    except (OSError, UnreadablePicture, ValueError, SystemError) as error:  # the last two: an empty picture
         raise UnreadablePicture(f"{path} ({error})") from error
+    if min(image.size) < LEAST_SIDE:
+        raise UnreadablePicture(f"{path} ({image.height} x {image.width} pixels, of which nothing can be cropped)")
+    return data, image
 
 
 def _refuse_unreadable(names: list[str]) -> None:

@@ -8,7 +8,6 @@ picture keeps what is its own.
 C cameras, K = 3 channels, V = 256 values.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,6 +17,7 @@ from PIL import Image
 
 from ecn_dist.data.jpeg import UnreadablePicture, decode
 from ecn_dist.errors import UserError
+from ecn_dist.packing.layouts import files_below
 from ecn_dist.packing.records import Dataset, Record, first_few
 from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
 
@@ -83,7 +83,12 @@ def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
             f"{dataset.root} has no folder of style copies. Name it with --styles_folder, make copies with "
             "--camera_style histogram, or do without with --camera_style none"
         )
-    files = _files_by_stem(dataset.styles_folder)
+    names, _ = files_below(dataset.styles_folder)
+    files = {
+        str(PurePosixPath(name).with_suffix("")): str(dataset.styles_folder / name)
+        for name in names
+        if not PurePosixPath(name).name.startswith(".")
+    }
     copies: dict[str, tuple[str | None, ...]] = {}
     missing: list[str] = []
     used = 0
@@ -92,12 +97,12 @@ def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
         stem = str(file.with_suffix("")) if dataset.layout == "folder" else file.stem
         paths: list[str | None] = []
         for camera in dataset.cameras:
-            names = (f"{stem}_fake_{record.camera}to{camera}", f"{stem}_fake_{camera}")
-            path = next((files[name] for name in names if name in files), None) if camera != record.camera else None
+            choice = (f"{stem}_fake_{record.camera}to{camera}", f"{stem}_fake_{camera}")
+            path = next((files[name] for name in choice if name in files), None) if camera != record.camera else None
             if path is not None:
                 used += 1
             elif camera != record.camera:
-                missing.append(names[0])
+                missing.append(choice[0])
             paths.append(path)
         copies[record.file] = tuple(paths)
     if missing and not allow_missing:
@@ -106,16 +111,6 @@ def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
             "Complete them, accept that with --allow_missing_styles, or make all copies with --camera_style histogram"
         )
     return Styles("shipped", copies=copies, missing=len(missing), unused=len(files) - used)
-
-
-def _files_by_stem(root: Path) -> dict[str, str]:
-    """Paths of all files below `root` by their path relative to it, without suffix and with /."""
-    return {
-        Path(folder, name).relative_to(root).with_suffix("").as_posix(): os.path.join(folder, name)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if not name.startswith(".")
-    }
 
 
 def _histograms(dataset: Dataset, workers: int | None, track: Track) -> np.ndarray:

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import re
+import socket
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterable
 from io import BytesIO
@@ -169,10 +172,29 @@ def test_an_interrupted_overwrite_keeps_the_old_shards(market: Path, tmp_path: P
 
 
 def test_a_killed_pack_is_no_obstacle(market: Path, tmp_path: Path) -> None:
-    (tmp_path / ".packing").mkdir()
-    (tmp_path / ".packing" / "train-000099.tar").write_bytes(b"half")
+    (tmp_path / ".packing-x").mkdir()
+    (tmp_path / ".packing-x" / "train-000099.tar").write_bytes(b"half")
+    (tmp_path / ".packing.lock").write_text("process 1 on host")
     pack_folder(market, tmp_path)
     assert not list(tmp_path.rglob("*99.tar"))
+    assert not list(tmp_path.glob(".packing*"))
+
+
+@pytest.mark.timeout(120)
+def test_one_pack_at_a_time(market: Path, tmp_path: Path) -> None:
+    """Another process holds the output, is told with its host, and leaves it when it is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; from ecn_dist.packing.shards import _only_packer\n"
+        "with _only_packer(Path(sys.argv[1])): print('held', flush=True); time.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=rf"is being packed by process {other.pid} on {socket.gethostname()}"):
+            pack_folder(market, tmp_path)
+        other.kill()
+    pack_folder(market, tmp_path)
+    assert not list(tmp_path.glob(".packing*"))
 
 
 def test_an_output_that_cannot_be_written(market: Path, tmp_path: Path) -> None:
@@ -285,7 +307,7 @@ def test_command(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--max_size", "64"], ["--shard_mib", "0"], ["--min_shards", "-1"], ["--layout", "x"]]
+    "wrong", [["--max_size", "64"], ["--shard_mib", "0"], ["--min_shards", "-1"], ["--seed", "-1"], ["--layout", "x"]]
 )
 def test_wrong_options(tmp_path: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--layout", "market", "--input", str(tmp_path), "--output", str(tmp_path / "shards")]
