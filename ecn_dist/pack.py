@@ -11,7 +11,7 @@ from ecn_dist.packing.layouts import LAYOUTS, STYLES_FOLDER, read_dataset
 from ecn_dist.packing.records import check_queries, first_few
 from ecn_dist.packing.shards import check_output, pack
 from ecn_dist.packing.styles import KINDS, find_styles
-from ecn_dist.packing.validation import print_summary
+from ecn_dist.packing.summary import print_summary
 from ecn_dist.processes import progress_bar
 
 EPILOG = r"""

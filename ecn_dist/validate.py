@@ -3,9 +3,10 @@
 import argparse
 import sys
 
-from ecn_dist.command import command
+from ecn_dist.command import at_least, command
 from ecn_dist.data.index import ShardIndex
-from ecn_dist.packing.validation import print_summary, validate
+from ecn_dist.packing.summary import print_summary
+from ecn_dist.packing.validation import validate
 from ecn_dist.processes import progress_bar
 
 EXIT_PROBLEMS = 1
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", help="shard folder, or the URL prefix of one")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: one for each core, if it is worth it)"
+        "--workers", type=at_least(1), metavar="N", help="processes (default: one for each core, if it is worth it)"
     )
     options = parser.parse_args(argv)
     index = ShardIndex.load(options.folder)
