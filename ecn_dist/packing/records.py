@@ -50,6 +50,12 @@ def first_few(items: Iterable[object]) -> str:
     return ", ".join(listed[:SHOWN]) + more
 
 
+def refuse_unreadable(names: list[str]) -> None:
+    """`UserError` where there are names of pictures that cannot be read."""
+    if names:
+        raise UserError(f"{len(names)} pictures cannot be read: {first_few(names)}. Replace or remove them")
+
+
 def collect(
     layout: str,
     root: Path,

@@ -25,7 +25,15 @@ from filelock import FileLock, Timeout
 from ecn_dist.data.index import FORMAT_NAME, FORMAT_VERSION, INDEX_NAME, UNKNOWN_PID, ShardInfo, member_dtype
 from ecn_dist.data.jpeg import UnreadablePicture, as_stored, encode
 from ecn_dist.errors import UserError
-from ecn_dist.packing.records import SPLITS, Dataset, Record, check_queries, first_few, identities_in_order
+from ecn_dist.packing.records import (
+    SPLITS,
+    Dataset,
+    Record,
+    check_queries,
+    first_few,
+    identities_in_order,
+    refuse_unreadable,
+)
 from ecn_dist.packing.styles import Styles, in_styles
 from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
 
@@ -129,11 +137,12 @@ def pack(
                 for split in dataset.splits
             }
             flat = [job for split_jobs in jobs.values() for job in split_jobs]
-            processes = choose_workers(workers, styles.pictures(dataset))
-            packed = dict(zip(map(_name, flat), run_jobs(write_shard, flat, processes, "shards", track), strict=True))
-            _refuse_unreadable([name for shard in packed.values() for name in shard.unreadable])
+            processes = choose_workers(workers, sum(map(len, dataset.splits.values())))
+            packed = run_jobs(write_shard, flat, processes, "shards", track)
+            refuse_unreadable([name for shard in packed for name in shard.unreadable])
+            remaining = iter(packed)
             splits = {
-                split: _describe_split(dataset, split, unfinished, [packed[_name(job)] for job in split_jobs], styles)
+                split: _describe_split(dataset, split, unfinished, [next(remaining) for _ in split_jobs], styles)
                 for split, split_jobs in jobs.items()
             }
             index = {
@@ -229,11 +238,6 @@ def _read(path: str, max_size: tuple[int, int] | None) -> tuple[bytes, Any]:
     return data, image
 
 
-def _refuse_unreadable(names: list[str]) -> None:
-    if names:
-        raise UserError(f"{len(names)} pictures cannot be read: {first_few(names)}. Replace or remove them")
-
-
 def _plan_shards(
     dataset: Dataset,
     split: str,
@@ -279,10 +283,6 @@ def _sample_bytes(job: ShardJob) -> float:
 
 def _padded(size: int) -> int:
     return -(-size // TAR_BLOCK) * TAR_BLOCK
-
-
-def _name(job: ShardJob) -> str:
-    return job.path.name
 
 
 def _describe_split(

@@ -18,7 +18,7 @@ from PIL import Image
 from ecn_dist.data.jpeg import UnreadablePicture, decode
 from ecn_dist.errors import UserError
 from ecn_dist.packing.layouts import files_below
-from ecn_dist.packing.records import Dataset, Record, first_few
+from ecn_dist.packing.records import Dataset, Record, first_few, refuse_unreadable
 from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
 
 KINDS = ("auto", "shipped", "histogram", "none")
@@ -36,13 +36,6 @@ class Styles:
     tables_CCKV: np.ndarray | None = None  # histogram: see `style_tables`
     missing: int | None = None  # copies that there are not; None where there is no training split
     unused: int = 0  # shipped files that are no training picture's copy
-
-    def pictures(self, dataset: Dataset) -> int:
-        """How many pictures the data set has with its style copies."""
-        count = sum(map(len, dataset.splits.values()))
-        if self.kind != "none":
-            count += len(dataset.splits["train"]) * (len(dataset.cameras) - 1) - (self.missing or 0)
-        return count
 
 
 def find_styles(
@@ -122,8 +115,7 @@ def _histograms(dataset: Dataset, workers: int | None, track: Track) -> np.ndarr
     ]
     processes = choose_workers(workers, len(records))
     results = run_jobs(_chunk_histograms, jobs, processes, "camera histograms", track)
-    if unreadable := [name for _, names in results for name in names]:
-        raise UserError(f"{len(unreadable)} pictures cannot be read: {first_few(unreadable)}. Replace or remove them")
+    refuse_unreadable([name for _, names in results for name in names])
     histograms_CKV = np.sum([histograms for histograms, _ in results], axis=0)
     if empty := [camera for camera, camid in dataset.camids.items() if not histograms_CKV[camid].any()]:
         raise UserError(

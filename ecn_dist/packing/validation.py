@@ -166,17 +166,15 @@ class _ShardJob:
 
 def _check_shard(job: _ShardJob) -> list[str]:
     """What is wrong with one shard. Reads it whole, once for the checksum and once for the members."""
+    if not is_url(job.path) and (problem := _check_size(job.path, job.info)):
+        return [problem]
     problems: list[str] = []
     try:
         with _opened(job.path, job.info.bytes) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            if (size, sha256) != (job.info.bytes, job.info.sha256):
-                problems.append(
-                    f"{job.path} has changed since it was packed: {size} bytes, sha256 {sha256[:12]}...; "
-                    f"{job.info.bytes} bytes, sha256 {job.info.sha256[:12]}... were written"
-                )
+            if sha256 != job.info.sha256:
+                was = f"sha256 {job.info.sha256[:12]}... then, {sha256[:12]}... now"
+                problems.append(f"{job.path} has changed since it was packed: {was}")
             problems += _check_members(job, file)
     except UserError as error:
         problems.append(str(error))
@@ -190,8 +188,6 @@ def _check_shard(job: _ShardJob) -> list[str]:
 def _opened(path: str, announced: int) -> Iterator[BufferedIOBase]:
     """The file itself; from a URL a temporary copy of it, of the announced bytes at most."""
     if not is_url(path):
-        if not os.path.isfile(path):
-            raise UserError(f"{path} is no file" if os.path.exists(path) else f"{path} is missing")
         with open(path, "rb") as file:
             yield file
         return
@@ -206,6 +202,7 @@ def _opened(path: str, announced: int) -> Iterator[BufferedIOBase]:
                     raise UserError(f"{path} has more than the {announced} bytes that it was packed with")
 
         fetch(path, receive)
+        copy.seek(0)
         yield copy
 
 

@@ -124,16 +124,14 @@ def test_changed_bytes_that_still_decode(shards: Path) -> None:
 
 def test_truncated_shard(shards: Path) -> None:
     path = shards / SHARD
-    with open(path, "r+b") as file:
-        file.truncate(path.stat().st_size // 2)
-    problems = problems_of(shards)
-    assert "has changed since it was packed" in problems[0]
-    assert len(problems) > 1
-    assert all(SHARD in problem for problem in problems)
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    assert problems_of(shards) == [f"{path} has {size // 2} bytes, and was packed with {size}"]
 
 
 def test_a_shard_that_is_no_archive(shards: Path) -> None:
-    (shards / SHARD).write_bytes(b"not a tar file" * 1000)
+    path = shards / SHARD
+    path.write_bytes(b"x" * path.stat().st_size)
     changed, unreadable = problems_of(shards)
     assert "has changed" in changed
     assert f"{SHARD} cannot be read: ReadError" in unreadable
