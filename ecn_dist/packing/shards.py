@@ -1,8 +1,9 @@
 """Records -> shards: tar files that webdataset writes, a sidecar of byte offsets per split, and index.json last.
 
-The same input gives the same bytes, for any number of workers: samples are put in an order that a seed gives, cut into
-shards of equal counts, and every member has the same owner, mode and time. Everything is written in a folder inside
-the output and moved when all of it is there, so that an interrupted pack leaves no index.json and no half shard.
+The same input gives the same bytes, for any number of workers and any version of NumPy: samples are put in an order
+that a seed gives, cut into shards of equal counts, and every member has the same owner, mode and time. Everything is
+written in a folder inside the output and moved when all of it is there, so that an interrupted pack leaves no
+index.json and no half shard.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ import numpy as np
 import webdataset
 from filelock import FileLock, Timeout
 
+from ecn_dist.data.draws import Draws
 from ecn_dist.data.index import FORMAT_NAME, FORMAT_VERSION, INDEX_NAME, UNKNOWN_PID, ShardInfo, member_dtype
 from ecn_dist.data.jpeg import UnreadablePicture, as_stored, encode
 from ecn_dist.errors import UserError
@@ -264,7 +266,7 @@ def _plan_shards(
     spaced = np.linspace(0, len(samples) - 1, min(MEASURED_SAMPLES, len(samples))).round().astype(int)
     expected_bytes = _sample_bytes(job(0, spaced.tolist())) * len(samples)
     count = max(min_shards, round(expected_bytes / (shard_mib * MIB)), 1)
-    order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(samples))
+    order = Draws(seed, split, "packing").permutation(len(samples), (0, 0, 0))
     parts = np.array_split(order, min(count, len(samples)))
     return [job(position, part.tolist()) for position, part in enumerate(parts)]
 
