@@ -76,6 +76,11 @@ class PackedShard:
     unreadable: list[str]
 
 
+def picture_suffix(slot: int, num_cameras: int) -> str:
+    """The end of a member's name: slot c < C is the copy in camera c's style, slot C the picture itself."""
+    return "jpg" if slot == num_cameras else f"cam{slot:02d}.jpg"
+
+
 class ShardFile:
     """webdataset's tar writer, which also tells at which byte each member's data begins, and the file's checksum."""
 
@@ -210,7 +215,7 @@ def _write_sample(sample: Sample, job: ShardJob, shard: ShardFile, row: np.void)
     key, pid, camid = f"{sample.index:08d}", sample.record.pid, sample.camid
     row["shard"], row["index"], row["pid"], row["camid"] = job.position, sample.index, pid, camid
     for slot, data in sorted(pictures.items()):
-        suffix = "jpg" if slot == job.num_cameras else f"cam{slot:02d}.jpg"
+        suffix = picture_suffix(slot, job.num_cameras)
         row["offset"][slot], row["length"][slot] = shard.add(key, suffix, data), len(data)
     text = json.dumps({"index": sample.index, "pid": pid, "camid": camid, "file": sample.record.file}).encode()
     row["json_offset"], row["json_length"] = shard.add(key, "json", text), len(text)

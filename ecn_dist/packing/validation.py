@@ -19,6 +19,7 @@ from ecn_dist.data.index import UNKNOWN_PID, ShardIndex, ShardInfo, SplitIndex, 
 from ecn_dist.data.jpeg import UnreadablePicture, decode
 from ecn_dist.errors import UserError
 from ecn_dist.packing.records import SPLITS, first_few, identities_in_order, queries_without_match
+from ecn_dist.packing.shards import picture_suffix
 from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
 
 SHOWN_OF_A_SHARD = 3
@@ -216,9 +217,10 @@ def _check_members(job: _ShardJob, file: BufferedIOBase) -> Iterator[str]:
         key = f"{row['index']:08d}"
         text = {"index": int(row["index"]), "pid": int(row["pid"]), "camid": int(row["camid"])}
         slots = [(f"{key}.json", int(row["json_offset"]), int(row["json_length"]))]
-        pictures = list(zip(row["offset"].tolist(), row["length"].tolist(), strict=True))
-        slots += [(f"{key}.cam{camid:02d}.jpg", *place) for camid, place in enumerate(pictures[:-1]) if place[1]]
-        slots += [(f"{key}.jpg", *pictures[-1])] * (pictures[-1][1] > 0)
+        num_cameras = len(row["offset"]) - 1
+        for slot, (offset, length) in enumerate(zip(row["offset"].tolist(), row["length"].tolist(), strict=True)):
+            if length:
+                slots.append((f"{key}.{picture_suffix(slot, num_cameras)}", offset, length))
         for name, offset, length in slots:
             expected.add(name)
             if found.get(name) != (offset, length):
