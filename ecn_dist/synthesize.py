@@ -11,7 +11,8 @@ from ecn_dist.synthetic import PRESETS, DomainSize, write_domain
 EPILOG = """
 Train, test and validation identities never overlap, and a picture depends on nothing but the seed, the domain, the
 identity, the camera and its number: a larger folder holds the smaller one's pictures, and --test_split validation
-changes only the query and the gallery. The same options give the same bytes for any number of workers.
+changes only the query and the gallery. The same options give the same bytes for any number of workers. The cameras of
+the -strong domains mix colours, blur and haze, which style copies by histogram cannot follow.
 
 example:
   ecn-dist synthesize --domain target --output data/target --seed 0

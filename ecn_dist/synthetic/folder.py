@@ -16,9 +16,11 @@ from ecn_dist.synthetic.spec import DomainSpec
 
 TRAIN, GALLERY, QUERY = "bounding_box_train", "bounding_box_test", "query"
 RECORD = "synthetic.json"
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raised whenever the same arguments give other pictures than before."""
 LARGEST_SEED = 2**63 - 1
+PACKED_MEANWHILE = 10
+"""Pictures that are packed in the time that one is drawn, about."""
 
 TestSplit = Literal["test", "validation"]
 _PID_OFFSETS = {"train": 1, "test": 2, "validation": 3}
@@ -124,7 +126,7 @@ def write_domain(
             (pid, [partial / QUERY, partial / GALLERY]) for pid in pids_of(size.test_split, size.test_identities)
         ]
         jobs = [_Job(pid, parts, studio, size.pictures_per_camera) for pid, parts in people]
-        run_jobs(_draw, jobs, choose_workers(workers, count), "identities", track)
+        run_jobs(_draw, jobs, choose_workers(workers, PACKED_MEANWHILE * count), "identities", track)
         (partial / RECORD).write_text(text)
         os.replace(partial, folder)  # which may be there if it is empty
     except OSError as error:

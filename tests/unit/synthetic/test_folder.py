@@ -1,4 +1,4 @@
-"""The generator of synthetic domains: its folders, and what its pictures depend on."""
+"""Folders of synthetic domains: what is in them, and what their bytes depend on."""
 
 import hashlib
 import os
@@ -7,13 +7,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from ecn_dist.errors import UserError
 from ecn_dist.synthesize import main
-from ecn_dist.synthetic import SOURCE, TARGET, DomainSize, Studio, folder, pids_of, write_domain
+from ecn_dist.synthetic import SOURCE, TARGET, DomainSize, folder, pids_of, write_domain
 
 SMALL: dict[str, Any] = {
     "seed": 3,
@@ -75,34 +74,6 @@ def test_validation_changes_only_query_and_gallery(tmp_path: Path) -> None:
     assert {name: validation[name] for name in train} == {name: test[name] for name in train}
     assert set(test) & set(validation) == train
     assert set(pids_of("train", 50)) | set(pids_of("test", 50)) | set(pids_of("validation", 50)) == set(range(1, 151))
-
-
-def test_seed_and_name_make_other_people() -> None:
-    def person(spec: Any, seed: int) -> Any:
-        return Studio(spec, seed=seed, cameras=2, height=32, width=16).person(1)
-
-    assert person(SOURCE, 0) == person(SOURCE, 0)
-    assert person(SOURCE, 0) != person(SOURCE, 1)
-    assert person(SOURCE, 0) != person(TARGET, 0)
-
-
-@pytest.mark.parametrize("spec", [SOURCE, TARGET], ids=lambda spec: spec.name)
-@pytest.mark.parametrize("size", [(16, 8), (64, 32), (256, 128), (100, 60)])
-def test_pictures_hold_a_person(spec: Any, size: tuple[int, int]) -> None:
-    """The middle, where the person is, tells people apart: were the pictures all of one person, the variance of the
-    means of 4 would be about 0.3 of that within them."""
-    height, width = size
-    studio = Studio(spec, seed=0, cameras=2, height=height, width=width)
-    rows, columns = slice(round(0.3 * height), round(0.7 * height)), slice(round(0.35 * width), round(0.65 * width))
-    colors = []
-    for pid in pids_of("train", 8):
-        person = studio.person(pid)
-        pictures = [np.asarray(studio.picture(person, pid, 0, number), np.float64) for number in range(4)]
-        assert all(picture.shape == (height, width, 3) for picture in pictures)
-        colors.append([picture[rows, columns].mean((0, 1)) for picture in pictures])
-    within = np.var(colors, axis=1).sum()
-    between = 8 * np.var(np.mean(colors, axis=1), axis=0).sum()
-    assert between > 0.7 * within
 
 
 def test_same_call_again_leaves_the_folder_alone(tmp_path: Path) -> None:
