@@ -8,11 +8,11 @@ from typing import Annotated
 from ecn_dist.command import above_0, at_least, printable, verb
 from ecn_dist.data.index import ShardIndex
 from ecn_dist.packing.layouts import LAYOUTS, STYLES_FOLDER, read_dataset
-from ecn_dist.packing.records import first_few
-from ecn_dist.packing.shards import check_output, check_queries, pack
+from ecn_dist.packing.records import check_queries, first_few
+from ecn_dist.packing.shards import check_output, pack
 from ecn_dist.packing.styles import KINDS, find_styles
-from ecn_dist.packing.validation import print_summary
-from ecn_dist.packing.work import progress_bar
+from ecn_dist.packing.summary import print_summary
+from ecn_dist.processes import progress_bar
 
 EPILOG = r"""
 layouts
@@ -81,8 +81,8 @@ def main(
     check_output(output, overwrite)
     dataset = read_dataset(layout, input, pattern=pattern, table=table, styles_folder=styles_folder)
     unmatched = check_queries(dataset)  # before anything takes long
-    with progress_bar() as task:
-        styles = find_styles(dataset, camera_style, allow_missing=allow_missing_styles, workers=workers, task=task)
+    with progress_bar() as track:
+        styles = find_styles(dataset, camera_style, allow_missing=allow_missing_styles, workers=workers, track=track)
         pack(
             dataset,
             output,
@@ -93,14 +93,15 @@ def main(
             seed=seed,
             max_size=max_size,
             overwrite=overwrite,
-            task=task,
+            track=track,
         )
     print_summary(ShardIndex.load(str(output)))
     print(f"style copies: {styles.kind}")
     if styles.unused:
         print(f"{styles.unused} files of {dataset.styles_folder} are no training picture's copy; left out")
     if dataset.ignored:
-        print(f"{len(dataset.ignored)} files are no pictures; left out: {printable(first_few(dataset.ignored))}")
+        left_out = printable(first_few(dataset.ignored))
+        print(f"{len(dataset.ignored)} are no pictures, or are there already; left out: {left_out}")
     if unmatched:
         print(f"{unmatched} queries have no true match in the gallery; evaluation does not count them")
     return 0

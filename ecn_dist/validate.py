@@ -5,8 +5,9 @@ from typing import Annotated
 
 from ecn_dist.command import at_least, printable, verb
 from ecn_dist.data.index import ShardIndex
-from ecn_dist.packing.validation import print_summary, validate
-from ecn_dist.packing.work import progress_bar
+from ecn_dist.packing.summary import print_summary
+from ecn_dist.packing.validation import validate
+from ecn_dist.processes import progress_bar
 
 EXIT_PROBLEMS = 1
 
@@ -22,8 +23,8 @@ def main(folder: str, *, workers: Annotated[int, at_least(1)] | None = None) -> 
         workers: processes (default: one for each core, if it is worth it)
     """
     index = ShardIndex.load(folder)
-    with progress_bar() as task:
-        problems = validate(index, workers=workers, task=task)
+    with progress_bar() as track:
+        problems = validate(index, workers=workers, track=track)
     print_summary(index)
     for problem in problems:
         print(f"wrong: {printable(problem)}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """What a data set holds, whatever its folder looks like: pictures with identity and camera, by split."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -47,6 +48,12 @@ def first_few(items: Iterable[object]) -> str:
     listed = list(map(str, items))
     more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     return ", ".join(listed[:SHOWN]) + more
+
+
+def refuse_unreadable(names: list[str]) -> None:
+    """`UserError` where there are names of pictures that cannot be read."""
+    if names:
+        raise UserError(f"{len(names)} pictures cannot be read: {first_few(names)}. Replace or remove them")
 
 
 def collect(
@@ -112,6 +119,27 @@ def identities_in_order(pids: Iterable[int]) -> list[int]:
     return [pid for pid in dict.fromkeys(pids) if pid != UNKNOWN_PID]
 
 
+def check_queries(dataset: Dataset) -> int:
+    """How many queries have no true match; `UserError` where none has one."""
+    if "query" not in dataset.splits:
+        return 0
+    pids, camids = {}, {}
+    for split in ("query", "gallery"):
+        records = dataset.splits[split]
+        pids[split] = np.array([record.pid for record in records], dtype=np.int64)
+        camids[split] = np.array([dataset.camids[record.camera] for record in records], dtype=np.int64)
+    without = queries_without_match(
+        pids["query"], camids["query"], pids["gallery"], camids["gallery"], num_cameras=len(dataset.cameras)
+    )
+    if without.all():
+        raise UserError(
+            f"none of the {len(without)} queries of {dataset.root} has a picture of the same person from another "
+            "camera in the gallery (with one camera: any picture), so nothing could be measured. Check that query and "
+            "gallery belong together, and that pid and camera are read from the right place"
+        )
+    return int(without.sum())
+
+
 def queries_without_match(
     query_pids: np.ndarray,
     query_camids: np.ndarray,
@@ -126,14 +154,10 @@ def queries_without_match(
     """
     if num_cameras == 1:
         return ~np.isin(query_pids, gallery_pids)
-    views = np.unique(np.stack([gallery_pids, gallery_camids], axis=1), axis=0)
-    cameras_of: dict[int, set[int]] = {}
-    for pid, camid in views.tolist():
-        cameras_of.setdefault(pid, set()).add(camid)
-    return np.array(
-        [
-            not (cameras_of.get(pid, set()) - {camid})
-            for pid, camid in zip(query_pids.tolist(), query_camids.tolist(), strict=True)
-        ],
-        dtype=bool,
+    # A person is there from another camera where the gallery's pictures of it outnumber those from the query's camera.
+    people, pairs = (
+        Counter(gallery_pids.tolist()),
+        Counter(zip(gallery_pids.tolist(), gallery_camids.tolist(), strict=True)),
     )
+    asked = zip(query_pids.tolist(), query_camids.tolist(), strict=True)
+    return np.array([people[pid] == pairs[pid, camid] for pid, camid in asked], dtype=bool)

@@ -1,8 +1,9 @@
 """Records -> shards: tar files that webdataset writes, a sidecar of byte offsets per split, and index.json last.
 
-The same input gives the same bytes, for any number of workers: samples are put in an order that a seed gives, cut into
-shards of equal counts, and every member has the same owner, mode and time. Everything is written in a folder inside
-the output and moved when all of it is there, so that an interrupted pack leaves no index.json and no half shard.
+The same input gives the same bytes, for any number of workers and any version of NumPy: samples are put in an order
+that a seed gives, cut into shards of equal counts, and every member has the same owner, mode and time. Everything is
+written in a folder inside the output and moved when all of it is there, so that an interrupted pack leaves no
+index.json and no half shard.
 """
 
 import hashlib
@@ -10,25 +11,39 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import webdataset
+from filelock import FileLock, Timeout
 
+from ecn_dist.data.draws import Draws
 from ecn_dist.data.index import FORMAT_NAME, FORMAT_VERSION, INDEX_NAME, UNKNOWN_PID, ShardInfo, member_dtype
 from ecn_dist.data.jpeg import UnreadablePicture, as_stored, encode
 from ecn_dist.errors import UserError
-from ecn_dist.packing.camera_style import in_styles
-from ecn_dist.packing.records import SPLITS, Dataset, Record, first_few, identities_in_order, queries_without_match
-from ecn_dist.packing.styles import Styles
-from ecn_dist.packing.work import Advance, Task, choose_workers, run_jobs, silent
+from ecn_dist.packing.records import (
+    SPLITS,
+    Dataset,
+    Record,
+    check_queries,
+    first_few,
+    identities_in_order,
+    refuse_unreadable,
+)
+from ecn_dist.packing.styles import Styles, in_styles
+from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
 
 MIB = 2**20
 TAR_BLOCK = 512
+LEAST_SIDE = 2  # of a picture, in pixels
 MEASURED_SAMPLES = 64  # encoded beforehand, to learn how many bytes a sample takes
+UNFINISHED, LOCK_NAME = ".packing-", ".packing.lock"
 _OUR_FILES = re.compile(rf"({'|'.join(SPLITS)})(-\d{{6,}}\.tar|\.members\.npy)")
 
 
@@ -59,6 +74,11 @@ class PackedShard:
     info: ShardInfo
     members: np.ndarray
     unreadable: list[str]
+
+
+def picture_suffix(slot: int, num_cameras: int) -> str:
+    """The end of a member's name: slot c < C is the copy in camera c's style, slot C the picture itself."""
+    return "jpg" if slot == num_cameras else f"cam{slot:02d}.jpg"
 
 
 class ShardFile:
@@ -96,7 +116,7 @@ def pack(
     seed: int = 0,
     max_size: tuple[int, int] | None = None,
     overwrite: bool = False,
-    task: Task = silent,
+    track: Track = untracked,
 ) -> dict[str, Any]:
     """Write the shard folder; what `index.json` says.
 
@@ -109,77 +129,78 @@ def pack(
         overwrite: replace the shards that `output` holds; they stay until the new ones are complete.
 
     Raises:
-        UserError: no query has a true match, `output` holds shards, pictures cannot be read, the disk is full.
+        UserError: no query has a true match, `output` holds shards or another process packs into it, pictures cannot be
+            read, the disk is full.
     """
     check_queries(dataset)
     check_output(output, overwrite)
-    unfinished = output / ".packing"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished, ignore_errors=True)  # left by a pack that was killed
-        unfinished.mkdir()
-        jobs = {
-            split: _plan_shards(dataset, split, unfinished, styles, shard_mib, min_shards, seed, max_size)
-            for split in dataset.splits
-        }
-        flat = [job for split_jobs in jobs.values() for job in split_jobs]
-        advance = task("packing", sum(len(job.samples) for job in flat))
-        processes = choose_workers(workers, styles.pictures(dataset))
-        packed = dict(zip(map(_name, flat), run_jobs(write_shard, flat, processes, advance), strict=True))
-        _refuse_unreadable([name for shard in packed.values() for name in shard.unreadable])
-        splits = {
-            split: _describe_split(dataset, split, unfinished, [packed[_name(job)] for job in split_jobs], styles)
-            for split, split_jobs in jobs.items()
-        }
-        index = {
-            "format": FORMAT_NAME,
-            "version": FORMAT_VERSION,
-            "layout": dataset.layout,
-            "num_cameras": len(dataset.cameras),
-            "cameras": list(dataset.cameras),
-            "camera_style": styles.kind,
-            "seed": seed,
-            "max_size": max_size,
-            "splits": splits,
-        }
-        _publish(unfinished, output, index)
+        with _only_packer(output), tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=output) as folder:
+            check_output(output, overwrite)  # another may just have ended
+            unfinished = Path(folder)
+            jobs = {
+                split: _plan_shards(dataset, split, unfinished, styles, shard_mib, min_shards, seed, max_size)
+                for split in dataset.splits
+            }
+            flat = [job for split_jobs in jobs.values() for job in split_jobs]
+            processes = choose_workers(workers, sum(map(len, dataset.splits.values())))
+            packed = run_jobs(write_shard, flat, processes, "shards", track)
+            refuse_unreadable([name for shard in packed for name in shard.unreadable])
+            remaining = iter(packed)
+            splits = {
+                split: _describe_split(dataset, split, unfinished, [next(remaining) for _ in split_jobs], styles)
+                for split, split_jobs in jobs.items()
+            }
+            index = {
+                "format": FORMAT_NAME,
+                "version": FORMAT_VERSION,
+                "layout": dataset.layout,
+                "num_cameras": len(dataset.cameras),
+                "cameras": list(dataset.cameras),
+                "camera_style": styles.kind,
+                "seed": seed,
+                "max_size": max_size,
+                "splits": splits,
+            }
+            _publish(unfinished, output, index)
     except OSError as error:  # pictures that cannot be read are collected, so this is the output
         raise UserError(f"cannot write {output}: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return index
 
 
-def check_queries(dataset: Dataset) -> int:
-    """How many queries have no true match; `UserError` where none has one."""
-    if "query" not in dataset.splits:
-        return 0
-    pids, camids = {}, {}
-    for split in ("query", "gallery"):
-        records = dataset.splits[split]
-        pids[split] = np.array([record.pid for record in records], dtype=np.int64)
-        camids[split] = np.array([dataset.camids[record.camera] for record in records], dtype=np.int64)
-    without = queries_without_match(
-        pids["query"], camids["query"], pids["gallery"], camids["gallery"], num_cameras=len(dataset.cameras)
-    )
-    if without.all():
+@contextmanager
+def _only_packer(output: Path) -> Iterator[None]:
+    """Holds the output for this process while the block runs; `UserError` where another one holds it.
+
+    The lock is the system's, so it ends with its owner, however that ends. What a killed pack left is removed.
+    """
+    path = output / LOCK_NAME
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        owner = path.read_text(encoding="utf-8") if path.exists() else ""
         raise UserError(
-            f"none of the {len(without)} queries of {dataset.root} has a picture of the same person from another "
-            "camera in the gallery (with one camera: any picture), so nothing could be measured. Check that query and "
-            "gallery belong together, and "
-            "that pid and camera are read from the right place"
-        )
-    return int(without.sum())
+            f"{output} is being packed by {owner or 'another process'}. Wait for it, or name another folder"
+        ) from error
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        for left in output.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who waits for it finds that it is gone, and makes another
+        lock.release()
 
 
-def write_shard(job: ShardJob, advance: Advance) -> PackedShard:
+def write_shard(job: ShardJob) -> PackedShard:
     """Write one shard; a picture that cannot be read is reported, not written."""
     members = np.zeros(len(job.samples), member_dtype(job.num_cameras))
     unreadable: list[str] = []
     with open(job.path, "wb") as file:
         shard = ShardFile(file)
         for row, sample in zip(members, job.samples, strict=True):
-            advance(1)
             try:
                 _write_sample(sample, job, shard, row)
             except UnreadablePicture as error:
@@ -194,7 +215,7 @@ def _write_sample(sample: Sample, job: ShardJob, shard: ShardFile, row: np.void)
     key, pid, camid = f"{sample.index:08d}", sample.record.pid, sample.camid
     row["shard"], row["index"], row["pid"], row["camid"] = job.position, sample.index, pid, camid
     for slot, data in sorted(pictures.items()):
-        suffix = "jpg" if slot == job.num_cameras else f"cam{slot:02d}.jpg"
+        suffix = picture_suffix(slot, job.num_cameras)
         row["offset"][slot], row["length"][slot] = shard.add(key, suffix, data), len(data)
     text = json.dumps({"index": sample.index, "pid": pid, "camid": camid, "file": sample.record.file}).encode()
     row["json_offset"], row["json_length"] = shard.add(key, "json", text), len(text)
@@ -216,14 +237,12 @@ def _pictures(sample: Sample, job: ShardJob) -> dict[int, bytes]:
 
 def _read(path: str, max_size: tuple[int, int] | None) -> tuple[bytes, Any]:
     try:
-        return as_stored(Path(path).read_bytes(), max_size)
-    except (OSError, UnreadablePicture) as error:
+        data, image = as_stored(Path(path).read_bytes(), max_size)
+    except (OSError, UnreadablePicture, ValueError, SystemError) as error:  # the last two: an empty picture
         raise UnreadablePicture(f"{path} ({error})") from error
-
-
-def _refuse_unreadable(names: list[str]) -> None:
-    if names:
-        raise UserError(f"{len(names)} pictures cannot be read: {first_few(names)}. Replace or remove them")
+    if min(image.size) < LEAST_SIDE:
+        raise UnreadablePicture(f"{path} ({image.height} x {image.width} pixels, of which nothing can be cropped)")
+    return data, image
 
 
 def _plan_shards(
@@ -252,7 +271,7 @@ def _plan_shards(
     spaced = np.linspace(0, len(samples) - 1, min(MEASURED_SAMPLES, len(samples))).round().astype(int)
     expected_bytes = _sample_bytes(job(0, spaced.tolist())) * len(samples)
     count = max(min_shards, round(expected_bytes / (shard_mib * MIB)), 1)
-    order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(samples))
+    order = Draws(seed, split, "packing").permutation(len(samples), (0, 0, 0))
     parts = np.array_split(order, min(count, len(samples)))
     return [job(position, part.tolist()) for position, part in enumerate(parts)]
 
@@ -271,10 +290,6 @@ def _sample_bytes(job: ShardJob) -> float:
 
 def _padded(size: int) -> int:
     return -(-size // TAR_BLOCK) * TAR_BLOCK
-
-
-def _name(job: ShardJob) -> str:
-    return job.path.name
 
 
 def _describe_split(

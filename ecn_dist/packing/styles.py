@@ -1,38 +1,41 @@
-"""Where the style copies of a training split come from: the data set ships them, or its histograms make them."""
+"""Where the style copies of a training split come from: the data set ships them, or its histograms make them.
 
-import os
-from collections.abc import Mapping, Sequence
+Histograms make them without a network. A camera changes colours mostly by its gains, gamma and white balance, which act
+on each channel alone. The monotone curve that takes the distribution of a channel's values at one camera to that at
+another undoes and redoes them. It is one curve for a pair of cameras, measured over all their training pictures, so a
+picture keeps what is its own.
+
+C cameras, K = 3 channels, V = 256 values.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image
 
 from ecn_dist.data.jpeg import UnreadablePicture, decode
 from ecn_dist.errors import UserError
-from ecn_dist.packing.camera_style import CHANNELS, VALUES, picture_histogram, style_tables
-from ecn_dist.packing.records import Dataset, Record, first_few
-from ecn_dist.packing.work import Advance, Task, choose_workers, run_jobs, silent
+from ecn_dist.packing.layouts import files_below
+from ecn_dist.packing.records import Dataset, Record, first_few, refuse_unreadable
+from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
 
 KINDS = ("auto", "shipped", "histogram", "none")
 PICTURES_PER_JOB = 512
+CHANNELS = 3
+VALUES = 256
 
 
 @dataclass(frozen=True)
 class Styles:
-    """The training split's style copies. C cameras, K channels, V values."""
+    """The training split's style copies."""
 
     kind: str  # shipped, histogram or none
     copies: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)  # shipped: paths by file name, by camid
-    tables_CCKV: np.ndarray | None = None  # histogram: see `ecn_dist.packing.camera_style.style_tables`
+    tables_CCKV: np.ndarray | None = None  # histogram: see `style_tables`
     missing: int | None = None  # copies that there are not; None where there is no training split
     unused: int = 0  # shipped files that are no training picture's copy
-
-    def pictures(self, dataset: Dataset) -> int:
-        """How many pictures the data set has with its style copies."""
-        count = sum(map(len, dataset.splits.values()))
-        if self.kind != "none":
-            count += len(dataset.splits["train"]) * (len(dataset.cameras) - 1) - (self.missing or 0)
-        return count
 
 
 def find_styles(
@@ -41,7 +44,7 @@ def find_styles(
     *,
     allow_missing: bool = False,
     workers: int | None = None,
-    task: Task = silent,
+    track: Track = untracked,
 ) -> Styles:
     """What `kind` means for this data set.
 
@@ -63,8 +66,7 @@ def find_styles(
         return Styles("none", missing=wanted)
     if kind == "shipped":
         return _shipped(dataset, wanted, allow_missing)
-    advance = task("camera histograms", len(dataset.splits["train"]))
-    return Styles("histogram", tables_CCKV=style_tables(_histograms(dataset, workers, advance)), missing=0)
+    return Styles("histogram", tables_CCKV=style_tables(_histograms(dataset, workers, track)), missing=0)
 
 
 def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
@@ -74,7 +76,12 @@ def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
             f"{dataset.root} has no folder of style copies. Name it with --styles_folder, make copies with "
             "--camera_style histogram, or do without with --camera_style none"
         )
-    files = _files_by_stem(dataset.styles_folder)
+    names, _ = files_below(dataset.styles_folder)
+    files = {
+        str(PurePosixPath(name).with_suffix("")): str(dataset.styles_folder / name)
+        for name in names
+        if not PurePosixPath(name).name.startswith(".")
+    }
     copies: dict[str, tuple[str | None, ...]] = {}
     missing: list[str] = []
     used = 0
@@ -83,12 +90,12 @@ def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
         stem = str(file.with_suffix("")) if dataset.layout == "folder" else file.stem
         paths: list[str | None] = []
         for camera in dataset.cameras:
-            names = (f"{stem}_fake_{record.camera}to{camera}", f"{stem}_fake_{camera}")
-            path = next((files[name] for name in names if name in files), None) if camera != record.camera else None
+            choice = (f"{stem}_fake_{record.camera}to{camera}", f"{stem}_fake_{camera}")
+            path = next((files[name] for name in choice if name in files), None) if camera != record.camera else None
             if path is not None:
                 used += 1
             elif camera != record.camera:
-                missing.append(names[0])
+                missing.append(choice[0])
             paths.append(path)
         copies[record.file] = tuple(paths)
     if missing and not allow_missing:
@@ -99,26 +106,16 @@ def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
     return Styles("shipped", copies=copies, missing=len(missing), unused=len(files) - used)
 
 
-def _files_by_stem(root: Path) -> dict[str, str]:
-    """Paths of all files below `root` by their path relative to it, without suffix and with /."""
-    return {
-        Path(folder, name).relative_to(root).with_suffix("").as_posix(): os.path.join(folder, name)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if not name.startswith(".")
-    }
-
-
-def _histograms(dataset: Dataset, workers: int | None, advance: Advance) -> np.ndarray:
+def _histograms(dataset: Dataset, workers: int | None, track: Track) -> np.ndarray:
     """(C, K, V) int64: the counts of all training pictures of each camera."""
     records = dataset.splits["train"]
     jobs = [
         (records[first : first + PICTURES_PER_JOB], dict(dataset.camids))
         for first in range(0, len(records), PICTURES_PER_JOB)
     ]
-    results = run_jobs(_chunk_histograms, jobs, choose_workers(workers, len(records)), advance)
-    if unreadable := [name for _, names in results for name in names]:
-        raise UserError(f"{len(unreadable)} pictures cannot be read: {first_few(unreadable)}. Replace or remove them")
+    processes = choose_workers(workers, len(records))
+    results = run_jobs(_chunk_histograms, jobs, processes, "camera histograms", track)
+    refuse_unreadable([name for _, names in results for name in names])
     histograms_CKV = np.sum([histograms for histograms, _ in results], axis=0)
     if empty := [camera for camera, camid in dataset.camids.items() if not histograms_CKV[camid].any()]:
         raise UserError(
@@ -128,7 +125,7 @@ def _histograms(dataset: Dataset, workers: int | None, advance: Advance) -> np.n
     return histograms_CKV
 
 
-def _chunk_histograms(job: tuple[Sequence[Record], dict[str, int]], advance: Advance) -> tuple[np.ndarray, list[str]]:
+def _chunk_histograms(job: tuple[Sequence[Record], dict[str, int]]) -> tuple[np.ndarray, list[str]]:
     records, camids = job
     histograms_CKV = np.zeros((len(camids), CHANNELS, VALUES), dtype=np.int64)
     unreadable: list[str] = []
@@ -137,5 +134,33 @@ def _chunk_histograms(job: tuple[Sequence[Record], dict[str, int]], advance: Adv
             histograms_CKV[camids[record.camera]] += picture_histogram(decode(Path(record.path).read_bytes()))
         except (OSError, UnreadablePicture) as error:
             unreadable.append(f"{record.path} ({error})")
-        advance(1)
     return histograms_CKV, unreadable
+
+
+def picture_histogram(image: Image.Image) -> np.ndarray:
+    """(K, V) int64 counts of an RGB picture's values."""
+    return np.asarray(image.histogram(), dtype=np.int64).reshape(CHANNELS, VALUES)
+
+
+def style_tables(histograms_CKV: np.ndarray) -> np.ndarray:
+    """(C, C, K, V) uint8: entry [c, d] takes values of camera c to the style of camera d. [c, c] changes nothing.
+
+    Value v of camera c, at quantile q of that camera's values, becomes the value at quantile q of camera d, linearly
+    interpolated. The quantile of a value is that of the middle of its pixels, so that a camera matched to itself gives
+    the identity. Never decreasing in v.
+    """
+    num_cameras = len(histograms_CKV)
+    tables_CCKV = np.empty((num_cameras, num_cameras, CHANNELS, VALUES), dtype=np.uint8)
+    quantiles_CKV = (histograms_CKV.cumsum(-1) - histograms_CKV / 2) / histograms_CKV.sum(-1, keepdims=True)
+    for d in range(num_cameras):
+        for k in range(CHANNELS):
+            (values,) = histograms_CKV[d, k].nonzero()
+            matched_CV = np.interp(quantiles_CKV[:, k], quantiles_CKV[d, k, values], values)
+            tables_CCKV[:, d, k] = matched_CV.round().astype(np.uint8)
+    tables_CCKV[range(num_cameras), range(num_cameras)] = np.arange(VALUES, dtype=np.uint8)
+    return tables_CCKV
+
+
+def in_styles(image: Image.Image, tables_CKV: np.ndarray, camids: Iterable[int]) -> dict[int, Image.Image]:
+    """An RGB picture in the style of each of `camids`; `tables_CKV` is `style_tables(...)[c]` for the camera c."""
+    return {camid: image.point(tables_CKV[camid].ravel().tolist()) for camid in camids}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -9,116 +10,97 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ecn_dist.data.fetch import fetch
 from ecn_dist.data.index import UNKNOWN_PID, ShardIndex, ShardInfo, SplitIndex, is_url
 from ecn_dist.data.jpeg import UnreadablePicture, decode
 from ecn_dist.errors import UserError
-from ecn_dist.packing.records import SPLITS, first_few, queries_without_match
-from ecn_dist.packing.work import Advance, Task, choose_workers, run_jobs, silent
+from ecn_dist.packing.records import SPLITS, first_few, identities_in_order, queries_without_match
+from ecn_dist.packing.shards import picture_suffix
+from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
 
-MIB = 2**20
 SHOWN_OF_A_SHARD = 3
+Depth = Literal["sizes", "picture", "all"]
 
 
-@dataclass(frozen=True)
-class ShardCheck:
-    """One shard to check against its rows of the sidecar."""
-
-    split: str
-    path: str
-    info: ShardInfo
-    members: np.ndarray
-    num_cameras: int
-
-
-def validate(index: ShardIndex, *, workers: int | None = None, task: Task = silent) -> list[str]:
+def validate(index: ShardIndex, *, workers: int | None = None, track: Track = untracked) -> list[str]:
     """What is wrong with the shard folder; empty where all is well.
 
-    Every shard's size and checksum, every member where the sidecar says, every picture decoded, every KEY.json equal
-    to its row; indices 0..n-1 each once, identities and cameras as announced, a true match from another camera for
-    every query, all style copies or none.
+    Every split to the depth "all" (see `check`), what index.json announces of it, a true match from another camera for
+    every query, and no tar files beside the shards.
     """
-    problems = [problem for split in index.splits.values() for problem in _check_split(split, index)]
-    problems += _check_queries(index)
-    problems += _check_folder(index)
-    jobs = [job for split in index.splits.values() for job in _shard_checks(split)]
-    advance = task("validating", sum(job.info.samples for job in jobs))
-    pictures = sum(int(np.count_nonzero(job.members["length"])) for job in jobs)
-    for found in run_jobs(check_shard, jobs, choose_workers(workers, pictures), advance):
-        problems += found
+    problems = [*_check_folder(index), *_check_queries(index)]
+    for split in index.splits.values():
+        problems += _check_announced(split, index)
+        problems += check(split, "all", workers=workers, track=track)
     return problems
 
 
-def print_summary(index: ShardIndex) -> None:
-    """Print the table that re-ID papers show of a data set, with what the shards add."""
-    columns = ("split", "ids", "images", "cameras", "shards", "MiB", "style copies")
-    table = Table(title=Text(f"{index.folder} ({index.layout}, {index.num_cameras} cameras)"))
-    notes = []
-    for name in columns:
-        table.add_column(name, justify="left" if name == "split" else "right")
-    for name, split in index.splits.items():
-        about = index.about["splits"][name]
-        distractors = about.get("distractors", 0)
-        copies = np.count_nonzero(split.members["length"][:, : index.num_cameras])
-        row = (
-            split.num_identities - bool(distractors),
-            len(split),
-            len(np.unique(split.camids)),
-            len(split.shards),
-            f"{sum(shard.bytes for shard in split.shards) / MIB:.1f}",
-            copies,
-        )
-        table.add_row(name, *map(str, row))
-        counts = {
-            "distractors": distractors,
-            "junk dropped": about.get("junk_dropped"),
-            "of unknown identity": np.count_nonzero(split.pids == UNKNOWN_PID),
-            "style copies missing": split.missing_styles if copies else 0,
-        }
-        if noted := [f"{count} {what}" for what, count in counts.items() if count]:
-            notes.append(f"{name}: {', '.join(noted)}")
-    Console().print(table)
-    print(*notes, sep="\n", end="\n" if notes else "")
+def check(split: SplitIndex, depth: Depth, *, workers: int | None = 1, track: Track = untracked) -> list[str]:
+    """Is the split what its index says? What is wrong with it; empty where all is well.
+
+    Args:
+        depth: "sizes": every local shard is there, may be read and has its size; nothing is read. "picture": and one
+            picture of each local shard can be decoded. "all": the sidecar's rows fit each other, and in every shard the
+            checksum, every member where the sidecar says, every picture decoded, every KEY.json equal to its row.
+        workers: processes, for "all".
+    """
+    if depth != "all":
+        if is_url(split.folder):
+            return []
+        paths = [split.shard_path(position) for position in range(len(split.shards))]
+        problems = [_check_size(path, info) for path, info in zip(paths, split.shards, strict=True)]
+        if depth == "picture" and not any(problems):
+            problems = [_check_a_picture(split, position) for position in range(len(paths))]
+        return [problem for problem in problems if problem]
+    first = np.cumsum([0, *(info.samples for info in split.shards)])
+    jobs = [
+        _ShardJob(split.shard_path(position), info, np.array(split.members[start : start + info.samples]))
+        for position, (info, start) in enumerate(zip(split.shards, first[:-1], strict=True))
+    ]
+    processes = choose_workers(workers, int(np.count_nonzero(split.members["length"])))
+    found = run_jobs(_check_shard, jobs, processes, f"{split.name} shards", track)
+    return [*_check_rows(split), *(problem for problems in found for problem in problems)]
 
 
-def _check_split(split: SplitIndex, index: ShardIndex) -> Iterator[str]:
+def _check_rows(split: SplitIndex) -> Iterator[str]:
     members, camids = split.members, split.camids
     if not np.array_equal(np.sort(split.indices), np.arange(len(split))):
         yield f"{split.name}: the indices are not 0..{len(split) - 1}, each once"
     if not np.array_equal(members["shard"], np.repeat(np.arange(len(split.shards)), [s.samples for s in split.shards])):
         yield f"{split.name}: the sidecar's rows are not in the order of the shards"
-    if outside := sorted(set(camids[(camids < 0) | (camids >= split.num_cameras)].tolist())):
-        yield f"{split.name}: cameras outside 0..{split.num_cameras - 1}: {first_few(outside)}"
-    pids = set(split.pids.tolist())
-    if split.name != "train" and UNKNOWN_PID in pids:
-        yield f"{split.name}: {np.count_nonzero(split.pids == UNKNOWN_PID)} pictures without identity"
-    if pids - {UNKNOWN_PID} != set(split.identities) or len(set(split.identities)) != len(split.identities):
-        yield f"{split.name}: the identities in index.json are not those of the pictures"
-    elif split.pids[np.argsort(split.indices)].tolist() and _first_appearances(split) != list(split.identities):
-        yield f"{split.name}: the identities in index.json are not in the order of their first appearance"
-    if (members["length"][:, -1] == 0).any():
-        yield f"{split.name}: {np.count_nonzero(members['length'][:, -1] == 0)} samples without a picture"
-    copies = int(np.count_nonzero(members["length"][:, : split.num_cameras]))
-    announced = index.about["splits"][split.name].get("missing_styles")
-    if split.missing_styles and (copies or announced not in (None, split.missing_styles)):
-        yield f"{split.name}: {split.missing_styles} of {copies + split.missing_styles} style copies are missing"
     inside = (camids >= 0) & (camids < split.num_cameras)
+    if not inside.all():
+        yield f"{split.name}: cameras outside 0..{split.num_cameras - 1}: {first_few(np.unique(camids[~inside]))}"
+    if split.name != "train" and (split.pids == UNKNOWN_PID).any():
+        yield f"{split.name}: {np.count_nonzero(split.pids == UNKNOWN_PID)} pictures without identity"
+    identities = identities_in_order(split.pids[np.argsort(split.indices)].tolist())
+    if sorted(identities) != sorted(split.identities):
+        yield f"{split.name}: the identities in index.json are not those of the pictures"
+    elif identities != list(split.identities):
+        yield f"{split.name}: the identities in index.json are not in the order of their first appearance"
+    if without := np.count_nonzero(members["length"][:, -1] == 0):
+        yield f"{split.name}: {without} samples without a picture"
     if (members["length"][inside, camids[inside]] != 0).any():
         yield f"{split.name}: samples with a style copy of their own camera"
 
 
-def _first_appearances(split: SplitIndex) -> list[int]:
-    in_file_order = split.pids[np.argsort(split.indices)]
-    known = in_file_order[in_file_order != UNKNOWN_PID]
-    values, first = np.unique(known, return_index=True)
-    return values[np.argsort(first)].tolist()
+def _check_announced(split: SplitIndex, index: ShardIndex) -> Iterator[str]:
+    about = index.about["splits"][split.name]
+    found = {
+        "samples": len(split),
+        "num_identities": len(np.unique(split.pids[split.pids != UNKNOWN_PID])),
+        "camids": np.unique(split.camids).tolist(),
+    }
+    for name, value in found.items():
+        if about.get(name) != value:
+            yield f"{split.name}: index.json says {name} {about.get(name)!r}, and the pictures' are {value!r}"
+    copies = int(np.count_nonzero(split.members["length"][:, : split.num_cameras]))
+    if split.missing_styles and (copies or about.get("missing_styles") not in (None, split.missing_styles)):
+        yield f"{split.name}: {split.missing_styles} of {copies + split.missing_styles} style copies are missing"
 
 
 def _check_queries(index: ShardIndex) -> Iterator[str]:
@@ -150,33 +132,53 @@ def _check_folder(index: ShardIndex) -> Iterator[str]:
         yield f"{len(strays)} tar files are not in index.json: {first_few(strays)}"
 
 
-def _shard_checks(split: SplitIndex) -> Iterator[ShardCheck]:
-    first = 0
-    for position, info in enumerate(split.shards):
-        rows = np.array(split.members[first : first + info.samples])
-        first += info.samples
-        yield ShardCheck(split.name, split.shard_path(position), info, rows, split.num_cameras)
+def _check_size(path: str, info: ShardInfo) -> str | None:
+    try:
+        if not os.path.isfile(path):
+            return f"{path} is no file" if os.path.exists(path) else f"{path} is missing"
+        with open(path, "rb") as file:  # one that may not be read has a size, too
+            size = file.seek(0, os.SEEK_END)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    return f"{path} has {size} bytes, and was packed with {info.bytes}" if size != info.bytes else None
 
 
-def check_shard(job: ShardCheck, advance: Advance) -> list[str]:
+def _check_a_picture(split: SplitIndex, position: int) -> str | None:
+    """The last one of a shard, which the end of a copy that was cut short would lack."""
+    last = sum(info.samples for info in split.shards[: position + 1]) - 1
+    offset, length = (int(split.members[field][last, -1]) for field in ("offset", "length"))
+    try:
+        with open(split.shard_path(position), "rb") as file:
+            file.seek(offset)
+            decode(file.read(length))
+    except (OSError, UnreadablePicture) as error:
+        return f"{split.shard_path(position)}: a picture cannot be read ({error})"
+    return None
+
+
+@dataclass(frozen=True)
+class _ShardJob:
+    """One shard to check against its rows of the sidecar."""
+
+    path: str
+    info: ShardInfo
+    members: np.ndarray
+
+
+def _check_shard(job: _ShardJob) -> list[str]:
     """What is wrong with one shard. Reads it whole, once for the checksum and once for the members."""
+    if not is_url(job.path) and (problem := _check_size(job.path, job.info)):
+        return [problem]
     problems: list[str] = []
     try:
-        with _opened(job.path) as file:
-            size = file.seek(0, 2)
-            file.seek(0)
+        with _opened(job.path, job.info.bytes) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            if (size, sha256) != (job.info.bytes, job.info.sha256):
-                problems.append(
-                    f"{job.path} has changed since it was packed: {size} bytes, sha256 {sha256[:12]}...; "
-                    f"{job.info.bytes} bytes, sha256 {job.info.sha256[:12]}... were written"
-                )
-            file.seek(0)
-            problems += _check_members(job, file, advance)
-    except FileNotFoundError:
-        return [f"{job.path} is missing"]
+            if sha256 != job.info.sha256:
+                was = f"sha256 {job.info.sha256[:12]}... then, {sha256[:12]}... now"
+                problems.append(f"{job.path} has changed since it was packed: {was}")
+            problems += _check_members(job, file)
     except UserError as error:
-        return [str(error)]
+        problems.append(str(error))
     except Exception as error:  # a damaged archive makes tarfile raise almost anything
         problems.append(f"{job.path} cannot be read: {type(error).__name__}: {error}")
     shown = problems[:SHOWN_OF_A_SHARD]
@@ -184,8 +186,8 @@ def check_shard(job: ShardCheck, advance: Advance) -> list[str]:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[BufferedIOBase]:
-    """The file itself; from a URL a temporary copy of it."""
+def _opened(path: str, announced: int) -> Iterator[BufferedIOBase]:
+    """The file itself; from a URL a temporary copy of it, of the announced bytes at most."""
     if not is_url(path):
         with open(path, "rb") as file:
             yield file
@@ -195,26 +197,30 @@ def _opened(path: str) -> Iterator[BufferedIOBase]:
         def receive(chunks: Iterator[bytes]) -> None:
             copy.seek(0)
             copy.truncate()
-            copy.writelines(chunks)
+            for chunk in chunks:
+                copy.write(chunk)
+                if copy.tell() > announced:
+                    raise UserError(f"{path} has more than the {announced} bytes that it was packed with")
 
         fetch(path, receive)
+        copy.seek(0)
         yield copy
 
 
-def _check_members(job: ShardCheck, file: BufferedIOBase, advance: Advance) -> Iterator[str]:
+def _check_members(job: _ShardJob, file: BufferedIOBase) -> Iterator[str]:
     """Each member of the tar as tarfile finds it, against what the sidecar says."""
+    file.seek(0)
     with tarfile.open(fileobj=file, mode="r:") as tar:
         found = {member.name: (member.offset_data, member.size) for member in tar}
     expected: set[str] = set()
     for row in job.members:
-        advance(1)
         key = f"{row['index']:08d}"
         text = {"index": int(row["index"]), "pid": int(row["pid"]), "camid": int(row["camid"])}
         slots = [(f"{key}.json", int(row["json_offset"]), int(row["json_length"]))]
+        num_cameras = len(row["offset"]) - 1
         for slot, (offset, length) in enumerate(zip(row["offset"].tolist(), row["length"].tolist(), strict=True)):
             if length:
-                suffix = "jpg" if slot == job.num_cameras else f"cam{slot:02d}.jpg"
-                slots.append((f"{key}.{suffix}", offset, length))
+                slots.append((f"{key}.{picture_suffix(slot, num_cameras)}", offset, length))
         for name, offset, length in slots:
             expected.add(name)
             if found.get(name) != (offset, length):

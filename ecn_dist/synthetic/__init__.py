@@ -1,6 +1,6 @@
 """Synthetic domains: procedurally drawn pedestrians in place of pictures of people, written as real data sets are."""
 
-from ecn_dist.synthetic.folder import pids_of, write_domain
+from ecn_dist.synthetic.folder import DomainSize, pids_of, write_domain
 from ecn_dist.synthetic.scene import Studio
 from ecn_dist.synthetic.spec import PRESETS, SOURCE, TARGET, CameraSpec, DomainSpec, PeopleSpec, PlaceSpec
 
@@ -9,6 +9,7 @@ __all__ = [
     "SOURCE",
     "TARGET",
     "CameraSpec",
+    "DomainSize",
     "DomainSpec",
     "PeopleSpec",
     "PlaceSpec",

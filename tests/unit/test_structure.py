@@ -9,7 +9,7 @@ import ecn_dist
 
 PACKAGE = Path(ecn_dist.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-ANYWHERE = {"errors", "files", "torchvision_compat"}
+ANYWHERE = {"errors", "files", "processes", "torchvision_compat"}
 # From the top down; the packages of one line do not import each other, and the mains stand above all.
 FLOORS = (
     ("styles", "checks", "serving"),

@@ -1,5 +1,6 @@
 """Folders of every layout -> records, and what does not fit."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,12 @@ def test_table(tmp_path: Path) -> None:
         ("path,camid\na.jpg\n", "1 of .* need .* line 2"),
         ("path,camid\na.jpg,1\nb.jpg,1\n", r"1 are in .*, but not below .*: b\.jpg"),
         ("path,camid\na.jpg,1\na.jpg,2\n", r"names pictures more than once: a\.jpg"),
+        ("path,camid\na.jpg,1\nb/../a.jpg,2\n", r"names pictures more than once: a\.jpg"),
+        ("path,camid,pid,split\na.jpg,till, 3,,train\n", "1 of .* need .* line 2"),
+        ("path,camid\n../a.jpg,1\n", "1 of .* need a path below .* line 2"),
+        ("path,camid\n/etc/a.jpg,1\n", "1 of .* need a path below .* line 2"),
+        (f"path,camid\na.jpg,{'1' * 5000}\n", "1 of .* need .* line 2"),
+        (f"path,camid\na.jpg,{'x' * 200_000}\n", "is no CSV table, after line 1: field larger"),
     ],
 )
 def test_tables_that_will_not_do(tmp_path: Path, text: str, message: str) -> None:
@@ -242,3 +249,77 @@ def test_queries_without_match() -> None:
     assert 0 < sum(expected) < 60
     found = queries_without_match(query_pids, query_camids, gallery_pids, gallery_camids, num_cameras=3)
     assert found.tolist() == expected
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    data = touch(tmp_path / "data", "c1/1.jpg", "c3/3.jpg")
+    (data / "c2").symlink_to(touch(tmp_path / "elsewhere", "2.jpg"))
+    (data / "c1" / "loop").symlink_to(data)
+    (data / "a_c3").symlink_to(data / "c3")
+    dataset = read_dataset("folder", data, pattern=r"^c(?P<camid>\d)/")
+    assert contents(dataset, "train") == [("c1/1.jpg", -1, 0), ("c2/2.jpg", -1, 1), ("c3/3.jpg", -1, 2)]
+    left_out = "(a link to a folder that is there already)"
+    assert dataset.ignored == (f"a_c3 {left_out}", f"c1/loop {left_out}")
+
+
+@pytest.mark.parametrize(("layout", "folder"), [("folder", "c2"), ("market", "query")])
+def test_folders_that_may_not_be_read(
+    tmp_path: Path, layout: str, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rights do not bind the tests where root runs them, so the system's answer is given here."""
+    touch(tmp_path, "c1/1.jpg", f"{folder}/0001_c1.jpg")
+    scandir = os.scandir
+
+    def refuse(path: str | Path) -> object:
+        if Path(path).name == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=rf"{folder} cannot be read \(Permission denied\)"):
+        read_dataset(layout, tmp_path, pattern=r"c(?P<camid>\d)" if layout == "folder" else None)
+
+
+@pytest.mark.parametrize("layout", ["folder", "market"])
+def test_pipes_are_no_pictures(tmp_path: Path, layout: str) -> None:
+    touch(tmp_path, "bounding_box_train/0001_c1s1_000000_00.jpg")
+    os.mkfifo(tmp_path / "bounding_box_train" / "0002_c1s1_000000_00.jpg")
+    dataset = read_dataset(layout, tmp_path, pattern=r"c(?P<camid>\d)" if layout == "folder" else None)
+    assert len(dataset.splits["train"]) == 1
+    assert dataset.ignored == ("bounding_box_train/0002_c1s1_000000_00.jpg",)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"0000/0000_000_01_0303morning_0008_0.jpg {2**63}",
+        f"0000/0000_000_{'1' * 5000}_0303morning_0008_0.jpg 1",
+        "../0000_000_01_0303morning_0008_0.jpg 1",
+        f"{'x' * 5000}/0000_000_01_0303morning_0008_0.jpg 1",
+    ],
+    ids=["pid", "camera", "outside", "long"],
+)
+def test_hostile_list_entries(msmt17: Path, line: str) -> None:
+    with open(msmt17 / "list_val.txt", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=r"1 are (no list entries|listed, but not in)"):
+        read_dataset("msmt17-original", msmt17)
+
+
+def test_lists_and_tables_that_are_not_utf_8(msmt17: Path) -> None:
+    (msmt17 / "list_val.txt").write_bytes("Jürgen.jpg 1".encode("latin-1"))
+    with pytest.raises(UserError, match=r"list_val\.txt is not UTF-8 text \(byte 1\)"):
+        read_dataset("msmt17-original", msmt17)
+    (msmt17 / "table.csv").write_bytes("path,camid".encode("utf-16"))
+    with pytest.raises(UserError, match=r"table\.csv is not UTF-8 text"):
+        read_dataset("folder", msmt17, table=msmt17 / "table.csv")
+
+
+@pytest.mark.parametrize("splits", [("train", "gallery"), ("train", "query"), ("query", "gallery")])
+def test_one_picture_in_two_splits(tmp_path: Path, splits: tuple[str, str]) -> None:
+    names = {"train": "a.jpg", "query": "b.jpg", "gallery": "c.jpg"}
+    table = touch(tmp_path, *names.values()) / "table.csv"
+    rows = [f"{name},1,1,{split}" for split, name in names.items()]
+    table.write_text("\n".join(["path,camid,pid,split", *rows, f"./{names[splits[0]]},1,1,{splits[1]}"]))
+    with pytest.raises(UserError, match=rf"1 are .* at once.*: {names[splits[0]]}"):
+        read_dataset("folder", tmp_path, table=table)

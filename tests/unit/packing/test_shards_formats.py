@@ -4,8 +4,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from ecn_dist.errors import UserError
 from tests.dataset_folders import jpeg_bytes, member, pack_folder, picture, write_market, write_picture
 
 
@@ -44,3 +46,11 @@ def test_max_size_keeps_the_shape_and_smaller_pictures(tmp_path: Path) -> None:
         path.read_bytes() for path in file.parent.iterdir()
     ]
     assert Image.open(BytesIO(stored_picture(root, tmp_path / "b", max_size=(16, 100)))).size == (8, 16)
+
+
+@pytest.mark.parametrize(("size", "options"), [((1, 1), {}), ((40, 1), {}), ((64, 64), {"max_size": (1, 1)})])
+def test_pictures_of_which_nothing_can_be_cropped(tmp_path: Path, size: tuple[int, int], options: dict) -> None:
+    (tmp_path / "data/bounding_box_train").mkdir(parents=True)
+    picture((5,), *size).save(tmp_path / "data/bounding_box_train/0001_c1s1_000000_00.png")
+    with pytest.raises(UserError, match=r"1 pictures cannot be read: .* x 1 pixels"):
+        pack_folder(tmp_path / "data", tmp_path / "shards", **options)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from ecn_dist import validate as validate_main
 from ecn_dist.data.index import ShardIndex
-from ecn_dist.packing.validation import validate
+from ecn_dist.packing.validation import Depth, check, validate
 from tests.dataset_folders import pack_folder, write_market, write_picture
 
 SHARD = "train-000001.tar"
@@ -66,6 +67,46 @@ def test_sound_shards_by_url(sound: Path) -> None:
     assert problems_of(f"pipe:cat {sound}/{{}}") == []
 
 
+@pytest.mark.timeout(60)
+def test_a_source_that_never_ends_is_given_up_at_the_announced_size(sound: Path) -> None:
+    problems = problems_of(f"pipe:case {{}} in *.tar) cat /dev/zero;; *) cat {sound}/{{}};; esac")
+    assert len(problems) == 6
+    assert all("has more than the" in problem for problem in problems)
+
+
+def test_a_shard_that_is_no_file(shards: Path) -> None:
+    (shards / SHARD).unlink()
+    os.mkfifo(shards / SHARD)
+    assert problems_of(shards) == [f"{shards}/{SHARD} is no file"]
+    split = ShardIndex.load(str(shards)).split("train")
+    assert check(split, "sizes") == [f"{shards}/{SHARD} is no file"]
+
+
+@pytest.mark.parametrize("depth", ["sizes", "picture"])
+def test_checks_that_read_little(shards: Path, depth: Depth) -> None:
+    split = ShardIndex.load(str(shards)).split("train")
+    assert check(split, depth) == []
+    offset, length = (int(split.members[field][-1, -1]) for field in ("offset", "length"))
+    patch(shards / SHARD, offset, b"\0" * length)
+    damaged = [f"{shards}/{SHARD}: a picture cannot be read"]
+    assert [problem.partition(" (")[0] for problem in check(split, depth)] == (damaged if depth == "picture" else [])
+    size = split.shards[1].bytes
+    os.truncate(shards / SHARD, size - 1)
+    (shards / "train-000000.tar").unlink()
+    assert check(split, depth) == [
+        f"{shards}/train-000000.tar is missing",
+        f"{shards}/{SHARD} has {size - 1} bytes, and was packed with {size}",
+    ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("samples", 10**9), ("num_identities", 3), ("camids", [0, 1])])
+def test_what_the_index_announces(shards: Path, name: str, value: object) -> None:
+    index = json.loads((shards / "index.json").read_text())
+    right, index["splits"]["train"][name] = index["splits"]["train"][name], value
+    (shards / "index.json").write_text(json.dumps(index))
+    assert problems_of(shards) == [f"train: index.json says {name} {value!r}, and the pictures' are {right!r}"]
+
+
 def test_corrupt_picture(shards: Path) -> None:
     row = first_row(shards)
     patch(shards / SHARD, int(row["offset"][3]), b"\0" * 40)
@@ -83,16 +124,14 @@ def test_changed_bytes_that_still_decode(shards: Path) -> None:
 
 def test_truncated_shard(shards: Path) -> None:
     path = shards / SHARD
-    with open(path, "r+b") as file:
-        file.truncate(path.stat().st_size // 2)
-    problems = problems_of(shards)
-    assert "has changed since it was packed" in problems[0]
-    assert len(problems) > 1
-    assert all(SHARD in problem for problem in problems)
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    assert problems_of(shards) == [f"{path} has {size // 2} bytes, and was packed with {size}"]
 
 
 def test_a_shard_that_is_no_archive(shards: Path) -> None:
-    (shards / SHARD).write_bytes(b"not a tar file" * 1000)
+    path = shards / SHARD
+    path.write_bytes(b"x" * path.stat().st_size)
     changed, unreadable = problems_of(shards)
     assert "has changed" in changed
     assert f"{SHARD} cannot be read: ReadError" in unreadable
@@ -196,3 +235,9 @@ def test_command(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert validate_main.main([str(shards), "--workers", "1"]) == 1
     assert f"wrong: {shards}/{SHARD} is missing" in capsys.readouterr().err
     assert validate_main.main([str(shards / "nowhere")]) == 2
+
+
+def test_workers_below_one(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        validate_main.main([str(shards), "--workers", "-3"])
+    assert "'-3' is no whole number from 1 on" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ecn_dist.packing.camera_style import in_styles, picture_histogram, style_tables
+from ecn_dist.packing.styles import in_styles, picture_histogram, style_tables
 
 rng = np.random.default_rng(7)
 SCENES = rng.integers(0, 120, (20, 16, 8, 3), dtype=np.uint8)

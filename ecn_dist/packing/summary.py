@@ -1,0 +1,42 @@
+"""The table that re-ID papers show of a data set, with what the shards add."""
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ecn_dist.data.index import UNKNOWN_PID, ShardIndex
+
+MIB = 2**20
+
+
+def print_summary(index: ShardIndex) -> None:
+    """Print identities, images, cameras, shards and style copies of each split, and what was dropped."""
+    columns = ("split", "ids", "images", "cameras", "shards", "MiB", "style copies")
+    table = Table(title=Text(f"{index.folder} ({index.layout}, {index.num_cameras} cameras)"))
+    notes = []
+    for name in columns:
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for name, split in index.splits.items():
+        about = index.about["splits"][name]
+        distractors = about.get("distractors", 0)
+        copies = np.count_nonzero(split.members["length"][:, : index.num_cameras])
+        row = (
+            split.num_identities - bool(distractors),
+            len(split),
+            len(np.unique(split.camids)),
+            len(split.shards),
+            f"{sum(shard.bytes for shard in split.shards) / MIB:.1f}",
+            copies,
+        )
+        table.add_row(name, *map(str, row))
+        counts = {
+            "distractors": distractors,
+            "junk dropped": about.get("junk_dropped"),
+            "of unknown identity": np.count_nonzero(split.pids == UNKNOWN_PID),
+            "style copies missing": split.missing_styles if copies else 0,
+        }
+        if noted := [f"{count} {what}" for what, count in counts.items() if count]:
+            notes.append(f"{name}: {', '.join(noted)}")
+    Console().print(table)
+    print(*notes, sep="\n", end="\n" if notes else "")

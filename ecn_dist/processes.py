@@ -1,0 +1,102 @@
+"""Independent jobs over processes, with a progress bar. Imports only errors, so that every tool can use it."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ecn_dist.errors import UserError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+WORTH_PROCESSES = 3000  # pictures that one process decodes and encodes in about the time that others take to start
+
+
+class Track(Protocol):
+    """Passes results on, and shows how many of `total` there are."""
+
+    def __call__(self, results: Iterable[Result], description: str, total: int) -> Iterable[Result]: ...
+
+
+def untracked(results: Iterable[Result], description: str, total: int) -> Iterable[Result]:
+    """The `Track` that shows nothing."""
+    return results
+
+
+@contextmanager
+def progress_bar() -> Iterator[Track]:
+    """A `Track` on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+
+        def track(results: Iterable[Result], description: str, total: int) -> Iterable[Result]:
+            return bar.track(results, total=total, description=description)
+
+        yield track
+
+
+def choose_workers(workers: int | None, pictures: int) -> int:
+    """`workers` where it is given; else every core, or one process where starting more takes longer than the work."""
+    if workers is not None:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if pictures > WORTH_PROCESSES else 1
+
+
+def run_jobs(
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    workers: int,
+    description: str = "",
+    track: Track = untracked,
+) -> list[Result]:
+    """`[function(job) for job in jobs]`, on `workers` processes.
+
+    Args:
+        function: top-level, or a partial of such a function (it is pickled).
+        workers: one or none: everything runs in this process. No more are started than there are jobs.
+        description: of the jobs, for `track`.
+
+    Raises:
+        UserError: a worker ended unexpectedly.
+        Exception: whatever a job raises; jobs that have not begun are given up. Workers end when this process does.
+    """
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        return list(track(map(function, jobs), description, len(jobs)))
+    # Not forks of this process: it has threads, and what they hold stays locked in a fork. Forks of a server that has
+    # imported what takes long; a process has one such server, so it is the one that loader workers come from.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "ecn_dist.data.forkserver"])
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+        try:
+            return list(track(pool.map(function, jobs), description, len(jobs)))
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"one of {workers} worker processes ended unexpectedly. The system may have killed it for lack of "
+                "memory: try fewer with --workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # the fork server disregards them
+        signal.signal(number, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
