@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ecn_dist.methods.base import Setting, TargetPictures
-from ecn_dist.methods.ecn import ECN
+from ecn_dist.methods.ecn.method import ECN
 from ecn_dist.methods.source_only import SourceOnly
 from ecn_dist.models import Backbone
 

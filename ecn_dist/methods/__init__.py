@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ecn_dist.errors import UserError
+from ecn_dist.methods.cluster.options import ClusterOptions
 
 if TYPE_CHECKING:
     from ecn_dist.methods.base import Method
@@ -39,8 +40,15 @@ _HEADS = ("model.embedding_dim", "model.dropout")
 METHODS: dict[str, Entry] = {
     "ecn": Entry(
         "exemplar memory with exemplar-, camera- and neighbourhood-invariance (Zhong et al. 2019)",
-        "ecn_dist.methods.ecn:ECN",
+        "ecn_dist.methods.ecn.method:ECN",
         reads=("memory.", "loss.", "data.camera_style", *_HEADS),
+    ),
+    "cluster": Entry(
+        "memory of clusters found anew every epoch, with camera proxies (Dai et al. 2022, Wang et al. 2021)",
+        "ecn_dist.methods.cluster.method:Cluster",
+        domains=("target",),
+        options=ClusterOptions,
+        reads=("memory.temperature", "data.camera_style", *_HEADS),
     ),
     "source_only": Entry(
         "identity classification on the source alone: starting weights for the others",

@@ -7,19 +7,20 @@ checkpoints, signals, metrics and evaluation are the trainer's.
 Shape letters: b images of a feed here, N target training pictures, D embedding dimension, P source identities.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ecn_dist import distributed
 from ecn_dist.data import Batch
+from ecn_dist.memory import ExemplarMemory
 from ecn_dist.methods.options import LossOptions, MemoryOptions
 from ecn_dist.models import Backbone
-from ecn_dist.ranking import FeatureSet
 
 CPU = torch.device("cpu")
 SOURCE_LOSSES = ("loss", "loss_source")  # of a step on the source alone
@@ -113,7 +114,7 @@ class Costs:
 class Method(nn.Module):
     """The network of a method, and the method itself. The state dict is the network's; `state` has the rest."""
 
-    LOSSES: ClassVar[tuple[str, ...]] = ("loss",)
+    LOSSES: tuple[str, ...] = ("loss",)
     """names of what `losses` returns; "loss" is minimised, and all are logged"""
     NECK: ClassVar[bool] = False
     """whether the evaluated feature is that of a BatchNorm neck on the pooled one"""
@@ -251,14 +252,36 @@ def source_loss(outputs: Mapping[str, Tensor], batches: Mapping[str, Batch]) -> 
     return F.cross_entropy(outputs["logits"], batches["source"].labels)
 
 
-class Extract:
-    """Features of the target's training pictures, made by all ranks, each picture once."""
+def memory_state(name: str, memory: ExemplarMemory) -> dict[str, Tensor]:
+    """A memory's part of `Method.state`, under `name`; its rows are divided among the ranks."""
+    divided = {
+        key: distributed.as_row_sharded(rows, memory.num_exemplars) for key, rows in memory.local_state().items()
+    }
+    return {f"{name}.{key}": tensor for key, tensor in (divided | memory.global_state()).items()}
 
-    def __call__(self, method: Method, *, copies: bool = False) -> FeatureSet:
-        """(n, C) features of unit length of this rank's pictures, in evaluation mode, with pids and camids.
+
+def take_state(name: str, memory: ExemplarMemory, state: Mapping[str, Tensor]) -> None:
+    """Give a memory what `memory_state` wrote."""
+    memory.load_local_state({key: distributed.own_part(state[f"{name}.{key}"]) for key in memory.local_state()})
+    memory.load_global_state({key: state[f"{name}.{key}"] for key in memory.global_state()})
+
+
+class Pictures(NamedTuple):
+    """Features of this rank's target training pictures."""
+
+    features: Tensor
+    """(n, D)"""
+    indices: Tensor
+    """(n,) int64, exemplar indices"""
+
+
+class Extract(Protocol):
+    """Features of the target's training pictures, made by all ranks, each picture once. Collective."""
+
+    def __call__(self, embed: Callable[[Tensor], Tensor], *, copies: bool = False) -> Pictures:
+        """The ranks' parts, one after the other, are the split in its stored order.
 
         Args:
-            method: whose `evaluated` backbone embeds them.
-            copies: take the mean over a picture and its style copies, normalised.
+            embed: images (b, 3, H, W) -> features (b, D), called in evaluation mode and in the run's precision.
+            copies: take the mean over a picture and its style copies, scaled to length 1.
         """
-        raise NotImplementedError

@@ -31,8 +31,11 @@ class Embedding(nn.Module):
 class SourceHead(Method):
     """A network with ECN's source head (METHOD.md: Network), for all methods that have epochs on the source alone."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, with_head: bool = True) -> None:
+        """`with_head` False: there are no epochs on the source alone, and no head."""
         super().__init__(setting)
+        if not with_head:
+            return
         self.embedding = Embedding(self.backbone.num_features, setting.embedding_dim)
         self.source_head = nn.Linear(setting.embedding_dim, setting.num_identities)
         nn.init.normal_(self.source_head.weight, std=0.001)
@@ -41,7 +44,7 @@ class SourceHead(Method):
 
     def source_passes(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
         """ReLU(z) -> dropout -> linear: source images (b, 3, H, W) -> logits (b, P)."""
-        z_bD = self.embedding(self.backbone(images["source"]))
+        z_bD = self.embedding(self.backbone.pooled(images["source"]))
         return {"logits": self.source_head(self.source_dropout(torch.relu(z_bD), at.number))}
 
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
 from ecn_dist.errors import UserError
-from ecn_dist.models.pooling import GeM
+from ecn_dist.models.pooling import GeM, Neck
 from ecn_dist.models.small_resnet import SmallResNet
 
 SMALL_RESNET = "small_resnet"
@@ -26,7 +26,7 @@ class Backbone(nn.Module):
     `body` keeps torchvision's parameter names. `stages` are its parts from the input on, what `freeze` counts.
     """
 
-    def __init__(self, arch: str, height: int, width: int, last_stride: int = 2, pooling: str = "avg") -> None:
+    def __init__(self, arch: str, height: int, width: int, last_stride: int = 2, pooling: str = "avg", neck: bool = False) -> None:
         """A network with torch's random initialisation.
 
         Args:
@@ -35,6 +35,7 @@ class Backbone(nn.Module):
             width: likewise.
             last_stride: of the last stage; 1 keeps its map twice as high and wide (ResNets only).
             pooling: `avg`, or `gem` where the network pools a feature map by a module that can be exchanged.
+            neck: put a BatchNorm on the pooled feature (`Neck`).
 
         Raises:
             UserError: for an unknown name, a network without a pooled feature at this input size, and options that
@@ -49,11 +50,18 @@ class Backbone(nn.Module):
         if pooling == "gem":
             _pool_by_gem(arch, self.body)
         self.num_features = _measure_features(arch, self.body, height, width)
+        self.neck = Neck(self.num_features) if neck else None
         # What is frozen is looked up when it is needed: the conversion of BatchNorms may replace modules at any time.
         self._num_frozen = 0
         self._shortcut_batchnorm_trains = False
 
     def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, H, W) -> (b, num_features): the pooled feature, after the neck where there is one."""
+        pooled_bC = self.body(images)
+        return pooled_bC if self.neck is None else self.neck(pooled_bC)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(b, 3, H, W) -> (b, num_features), before the neck."""
         return self.body(images)
 
     @property

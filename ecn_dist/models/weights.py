@@ -24,6 +24,7 @@ from ecn_dist.models.pooling import GeM
 from ecn_dist.models.published import with_our_names
 
 _HEADS = ("embedding.", "source_head.")
+_NECK = "neck."
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "backbone.body.", "backbone.")
 _CLASSIFIER_KEYS = ("fc.", "classifier.", "heads.", "head.")
@@ -48,8 +49,11 @@ def load_weights(network: nn.Module, weights: str) -> list[str]:
 
 
 def load_backbone(backbone: Backbone, weights: str) -> None:
-    """Fill the backbone alone, as `load_weights` does; what else the file holds is left alone."""
-    _fill_backbone(backbone, _read(weights, backbone.arch), weights)
+    """Fill the backbone alone, its neck included, as `load_weights` does; what else the file holds is left alone."""
+    tensors = _read(weights, backbone.arch)
+    if backbone.neck is not None and f"{_NECK}weight" not in tensors:
+        raise UserError(f"model.weights: {weights} has no neck, and method cluster compares pictures by it")
+    _fill_backbone(backbone, tensors, weights)
 
 
 def export_weights(network: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -160,7 +164,7 @@ def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str)
     # Classifiers' weights know no pooling with a trained power, which then starts as it is.
     powers = {f"{name}.p" for name, module in backbone.body.named_modules() if isinstance(module, GeM)}
     missing = [key for key in wanted if key not in tensors and not key.endswith(_BATCH_COUNT) and key not in powers]
-    unexpected = [key for key in tensors if key not in wanted and not key.startswith((*_CLASSIFIER_KEYS, *_HEADS))]
+    unexpected = [key for key in tensors if key not in wanted and not key.startswith((*_CLASSIFIER_KEYS, *_HEADS, _NECK))]
     shapes = [
         f"{key} {tuple(tensors[key].shape)} for {tuple(wanted[key].shape)}"
         for key in wanted
@@ -177,3 +181,6 @@ def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str)
             "set model.arch and model.pooling to those the file was made with"
         )
     backbone.body.load_state_dict({key: tensors[key] for key in wanted if key in tensors}, strict=False)
+    neck = {key.removeprefix(_NECK): tensor for key, tensor in tensors.items() if key.startswith(_NECK)}
+    if neck and backbone.neck is not None:
+        backbone.neck.load_state_dict(neck)

@@ -50,7 +50,8 @@ def check_ranks(config: Config, world_size: int) -> None:
 def build_backbone(config: Config) -> Backbone:
     """The backbone of `config`, its weights at random, on the CPU."""
     model, data = config.model, config.data
-    return Backbone(model.arch, data.height, data.width, model.last_stride, model.pooling)
+    neck = methods.load(config.method).NECK
+    return Backbone(model.arch, data.height, data.width, model.last_stride, model.pooling, neck)
 
 
 def build_method(config: Config, domains: Domains, device: torch.device) -> Method:

@@ -11,7 +11,7 @@ from ecn_dist import distributed
 from ecn_dist.errors import UserError
 from ecn_dist.memory import ExemplarMemory
 from ecn_dist.methods.base import Step
-from ecn_dist.methods.ecn import ECN
+from ecn_dist.methods.ecn.method import ECN
 from ecn_dist.models import convert_batchnorm
 from ecn_dist.training.deepspeed_strategy import DeepSpeed
 from ecn_dist.training.strategy import DataParallel, Strategy

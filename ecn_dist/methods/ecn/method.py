@@ -14,7 +14,7 @@ from ecn_dist import distributed
 from ecn_dist.data import Batch
 from ecn_dist.errors import UserError
 from ecn_dist.memory import ExemplarMemory
-from ecn_dist.methods.base import Costs, Feed, Setting, Step, Transfer, source_loss
+from ecn_dist.methods.base import Costs, Feed, Setting, Step, Transfer, memory_state, source_loss, take_state
 from ecn_dist.methods.source_only import SourceHead
 from ecn_dist.models import GlobalDropout, load_published_memory
 
@@ -90,17 +90,10 @@ class ECN(SourceHead):
             self._batch.update(self.setting.memory.momentum * at.epoch, skip=not took_step)
 
     def state(self) -> dict[str, Tensor]:
-        divided = {
-            key: distributed.as_row_sharded(rows, self.memory.num_exemplars)
-            for key, rows in self.memory.local_state().items()
-        }
-        return {f"memory.{key}": tensor for key, tensor in (divided | self.memory.global_state()).items()}
+        return memory_state("memory", self.memory)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.memory.load_local_state(
-            {key: distributed.own_part(state[f"memory.{key}"]) for key in self.memory.local_state()}
-        )
-        self.memory.load_global_state({key: state[f"memory.{key}"] for key in self.memory.global_state()})
+        take_state("memory", self.memory, state)
 
     def health(self) -> dict[str, float]:
         if self.weight == 0:

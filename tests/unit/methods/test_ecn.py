@@ -4,7 +4,7 @@ import torch
 
 from ecn_dist.methods import METHODS, describe
 from ecn_dist.methods.base import Step
-from ecn_dist.methods.ecn import ECN
+from ecn_dist.methods.ecn.method import ECN
 from tests.networks import ecn_network
 
 AT = Step(3, 0, source_only=False)

@@ -1,0 +1,263 @@
+"""Cluster memory with camera proxies (METHODS.md: cluster).
+
+Shape letters: b images of a feed here, n target pictures here, N on all ranks, D feature length, C clusters.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ecn_dist import distributed
+from ecn_dist.clustering import find_clusters
+from ecn_dist.clustering.quality import adjusted_mutual_information, cross_camera_share
+from ecn_dist.data import Batch
+from ecn_dist.errors import UserError
+from ecn_dist.memory import ExemplarMemory
+from ecn_dist.methods.base import SOURCE_LOSSES, Costs, Extract, Feed, Setting, Step, Transfer, memory_state, take_state
+from ecn_dist.methods.cluster.options import ClusterOptions
+from ecn_dist.methods.source_only import SourceHead
+from ecn_dist.models import normalized_features
+
+PROXY_TEMPERATURE = 0.07
+NUM_OTHER_PROXIES = 50
+
+
+class Cluster(SourceHead):
+    """Dai et al. 2022 on the partitioned memory, with the inter-camera loss of Wang et al. 2021 as an option."""
+
+    NECK = True
+    too_few_labels = "see the message about cluster.eps"  # `_check_clusters` comes first
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, with_head=setting.source_only_epochs > 0)
+        assert setting.target is not None
+        self.options: ClusterOptions = setting.own
+        self.pictures = setting.target
+        if self.options.source_weight:
+            self.classifier = nn.Linear(self.backbone.num_features, setting.num_identities, bias=False)
+            nn.init.normal_(self.classifier.weight, std=0.001)
+        source = self.options.source_weight > 0 or setting.source_only_epochs > 0
+        parts = {"loss_cluster": True, "loss_camera": self.options.camera_weight > 0, "loss_source": source}
+        self.LOSSES = ("loss", *(name for name, is_used in parts.items() if is_used))
+        self._estimates_neck = setting.source_only_epochs > 0
+        self.labels_N = torch.full((self.pictures.num_pictures,), -1, dtype=torch.int64)
+        self._make_memories(num_clusters=0)
+
+    def started_from(self, weights: str) -> None:
+        # A network trained before without a neck, whose features the neck does not know yet.
+        self._estimates_neck |= weights not in ("imagenet", "none")
+
+    def idle_parameters(self, source_only: bool) -> Iterable[str]:
+        with_neck = ("backbone.neck.", "classifier.")
+        of_source_only = ("embedding.", "source_head.")
+        idle = with_neck if source_only else of_source_only
+        return (name for name, _ in self.named_parameters() if name.startswith(idle))
+
+    def steps_per_epoch(self) -> int:
+        return self.options.steps_per_epoch
+
+    def feeds(self) -> tuple[Feed, ...]:
+        batch_size, instances = self.setting.global_batch_size, self.options.instances
+        style = "random" if self.setting.camera_style else "real"
+        target = Feed("target", "target", batch_size, instances, style, "pad")
+        source = Feed("source", "source", batch_size, instances, "real", "pad")
+        return (source, target) if self.options.source_weight else (target,)
+
+    # A step.
+
+    def passes(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
+        """Source logits, where there is a source, then the target's features (b, D) of unit length."""
+        outputs = {"logits": self.classifier(self.backbone(images["source"]))} if "source" in images else {}
+        return outputs | {"features": normalized_features(self.backbone, images["target"])}
+
+    def losses(self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], at: Step) -> dict[str, Tensor]:
+        """L = L_cluster + camera_weight L_camera + source_weight L_source."""
+        features_bD, target = outputs["features"], batches["target"]
+        self._batch = self.memory.gather(features_bD, target.labels)
+        losses = {"loss_cluster": self._batch.loss()}
+        loss = losses["loss_cluster"]
+        if self.options.camera_weight:
+            proxies_b = self.proxies_N[target.indices.cpu()].to(features_bD.device)
+            self._proxy_batch = self.proxies.gather(features_bD, proxies_b)
+            own_b2 = self.own_proxies_C2[target.labels.cpu()].to(features_bD.device)
+            losses["loss_camera"] = self._proxy_batch.proxy_loss(
+                own_b2, target.camids, most_own=self.pictures.num_cameras, num_others=NUM_OTHER_PROXIES
+            )
+            loss = loss + self.options.camera_weight * losses["loss_camera"]
+        if self.options.source_weight:
+            losses["loss_source"] = F.cross_entropy(outputs["logits"], batches["source"].labels)
+            loss = loss + self.options.source_weight * losses["loss_source"]
+        return {"loss": loss} | losses
+
+    def after_step(
+        self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], took_step: bool, at: Step
+    ) -> None:
+        self._batch.update(self.options.momentum, skip=not took_step, hardest=self.options.hardest)
+        if self.options.camera_weight:
+            self._proxy_batch.update(self.options.proxy_momentum, skip=not took_step)
+
+    # An epoch.
+
+    def before_epoch(self, epoch: int, extract: Extract) -> dict[str, float]:
+        """Features of all target pictures, clusters, and the memory's rows from the clusters' means."""
+        if epoch == 0 and self._estimates_neck:
+            self._estimate_neck(extract)
+        options, camera_style = self.options, self.setting.camera_style
+        pictures = extract(lambda images: normalized_features(self.backbone, images), copies=camera_style)
+        indices_N = distributed.all_gather_uneven_rows(pictures.indices).cpu()
+        camids_N = self.pictures.camids_N[indices_N]
+        nearest = {"k2_intra": 3, "k2_inter": 3} if epoch == 0 else {}
+        labels_N = find_clusters(
+            pictures.features,
+            k1=options.k1,
+            k2=options.k2,
+            eps=options.eps,
+            min_samples=options.min_samples,
+            camids=camids_N if options.camera_aware else None,
+            sharded=True,
+            **nearest,
+        ).labels.cpu()
+        figures = self._figures(labels_N, indices_N, camids_N)
+        self._check_clusters(epoch, figures)
+        self.labels_N[indices_N] = labels_N
+        self._make_memories(int(figures["clusters"]))
+        own = self.labels_N[pictures.indices.cpu()].to(pictures.features.device)
+        self.memory.load_means(pictures.features, own)
+        if options.camera_weight:
+            own_proxies = self.proxies_N[pictures.indices.cpu()].to(pictures.features.device)
+            self.proxies.load_means(pictures.features, own_proxies)
+        return figures
+
+    def labels(self, feed: str) -> np.ndarray | None:
+        return self.labels_N.numpy() if feed == "target" else None
+
+    def _estimate_neck(self, extract: Extract) -> None:
+        """Give the neck, where it has no statistics, those of the target's pooled features. Collective."""
+        neck = self.backbone.neck
+        assert neck is not None and neck.running_mean is not None and neck.running_var is not None
+        if neck.num_batches_tracked:
+            return
+        features_nD = extract(self.backbone.pooled).features.double()
+        count = distributed.all_reduce(torch.tensor(len(features_nD), dtype=torch.float64))
+        mean_D = distributed.all_reduce(features_nD.sum(0)) / count
+        var_D = distributed.all_reduce((features_nD - mean_D).square().sum(0)) / (count - 1)
+        neck.running_mean.copy_(mean_D)
+        neck.running_var.copy_(var_D)
+
+    def _make_memories(self, num_clusters: int) -> None:
+        """Memories of the clusters in `labels_N`: rows of zeros."""
+        setting, dim = self.setting, self.backbone.num_features
+        shape = {"device": setting.device, "dtype": setting.dtype}
+        temperature = setting.memory.temperature
+        self.memory = ExemplarMemory(max(num_clusters, 1), dim, temperature, **shape)
+        self.num_clusters = num_clusters
+        if self.options.camera_weight:
+            # A proxy for each (cluster, camera) that occurs: numbered by cluster, then by camera.
+            key_N = self.labels_N * self.pictures.num_cameras + self.pictures.camids_N
+            keys_P, proxies_N = torch.where(self.labels_N < 0, -1, key_N).unique(return_inverse=True)
+            outliers = int((self.labels_N < 0).any())  # they come first
+            self.proxies_N = proxies_N - outliers
+            clusters_P = keys_P[outliers:] // self.pictures.num_cameras
+            ends_C = clusters_P.bincount(minlength=num_clusters).cumsum(0)
+            self.own_proxies_C2 = torch.stack([torch.cat([ends_C.new_zeros(1), ends_C[:-1]]), ends_C], dim=1)
+            self.proxies = ExemplarMemory(max(len(clusters_P), 1), dim, PROXY_TEMPERATURE, **shape)
+
+    def _figures(self, labels_N: Tensor, indices_N: Tensor, camids_N: Tensor) -> dict[str, float]:
+        """Figures on clusters; AMI only where identities are known, and of pictures in clusters alone."""
+        inside = labels_N >= 0
+        sizes = labels_N[inside].bincount()
+        figures: dict[str, float] = {
+            "clusters": len(sizes),
+            "outliers": int((~inside).sum()),
+            "cluster_size_mean": float(sizes.double().mean()) if len(sizes) else 0.0,
+            "cluster_size_max": int(sizes.max()) if len(sizes) else 0,
+            "cluster_cross_camera": cross_camera_share(labels_N[inside].numpy(), camids_N[inside].numpy()),
+        }
+        if self.pictures.pids_N is not None:
+            pids_N = self.pictures.pids_N[indices_N]
+            known = inside & (pids_N >= 0)
+            figures["cluster_ami"] = adjusted_mutual_information(labels_N[known].numpy(), pids_N[known].numpy())
+        return figures
+
+    def _check_clusters(self, epoch: int, figures: Mapping[str, float]) -> None:
+        """Raise `UserError`, on all ranks alike, where no batch can be made of the clusters."""
+        wanted = self.setting.global_batch_size // self.options.instances
+        if figures["clusters"] >= wanted:
+            return
+        inside = self.pictures.num_pictures - figures["outliers"]
+        remedy = (
+            "most pictures are near no other: raise cluster.eps, or start from a network that was trained on a source"
+            if figures["outliers"] > inside
+            else "clusters have grown together: lower cluster.eps"
+        )
+        raise UserError(
+            f"epoch {epoch}: {figures['clusters']} clusters and {figures['outliers']} outliers of "
+            f"{self.pictures.num_pictures} pictures at cluster.eps {self.options.eps:g}, and a batch takes {wanted} "
+            f"clusters. {remedy.capitalize()}; or take fewer clusters a batch (global_batch_size / cluster.instances)",
+            on_all_ranks=True,
+        )
+
+    # State.
+
+    def sizes(self) -> dict[str, int]:
+        proxies = self.proxies.num_exemplars if self.options.camera_weight else 0
+        return {"clusters": self.num_clusters, "proxies": proxies}
+
+    def resize(self, sizes: Mapping[str, int]) -> None:
+        self._make_memories(sizes["clusters"])
+        if self.options.camera_weight:
+            shape = {"device": self.setting.device, "dtype": self.setting.dtype}
+            self.proxies = ExemplarMemory(sizes["proxies"], self.backbone.num_features, PROXY_TEMPERATURE, **shape)
+
+    def state(self) -> dict[str, Tensor]:
+        state = {"cluster.labels": self.labels_N} | memory_state("memory", self.memory)
+        return state | (memory_state("proxies", self.proxies) if self.options.camera_weight else {})
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.labels_N.copy_(state["cluster.labels"])
+        self._make_memories(self.num_clusters)
+        take_state("memory", self.memory, state)
+        if self.options.camera_weight:
+            take_state("proxies", self.proxies, state)
+
+    def health(self) -> dict[str, float]:
+        return {f"memory_{name}": value for name, value in self.memory.health().items()}  # type: ignore[misc]
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        batch_size, instances = options["global_batch_size"], options["cluster.instances"]
+        if batch_size % instances:
+            raise UserError(
+                f"cluster.instances: {instances} pictures of each cluster do not divide global_batch_size "
+                f"({batch_size})"
+            )
+        for key in ("cluster.source_weight", "optim.source_only_epochs"):
+            if options[key] and not options["source"]:
+                raise UserError(f"{key}: {options[key]} needs a labelled source; give --source, or set it to 0")
+
+    @classmethod
+    def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
+        """For as many clusters as a quarter of the pictures; how many there are is known only in training."""
+        whole, batch = options["global_batch_size"], options["global_batch_size"] // world_size
+        return Costs(
+            transfers=(Transfer("similarities", "all_to_all", whole * 3 * 8), Transfer("softmax", "all_gather", batch * 8)),
+            checkpoint_bytes=8 * num_pictures,
+        )
+
+    @classmethod
+    def describe(cls, options: Mapping[str, Any]) -> str:
+        of = {key.removeprefix("cluster."): value for key, value in options.items() if key.startswith("cluster.")}
+        camera = "camera-aware " if of.get("camera_aware") else ""
+        text = (
+            f"Cluster memory: before each epoch the target's pictures are clustered by {camera}k-reciprocal neighbours "
+            f"and DBSCAN (eps {of.get('eps')}), and each is drawn to its cluster's mean"
+        )
+        if of.get("camera_weight"):
+            text += f", with weight {of['camera_weight']:g} to its cluster's means in all cameras"
+        if of.get("source_weight"):
+            text += f"; the source's identity loss counts with weight {of['source_weight']:g}"
+        return text + "."
