@@ -12,7 +12,7 @@ VERBS = {
     "evaluate": "CMC, mAP and mINP of a checkpoint on a shard folder",
     "embed": "features of a folder of pictures, in a file that opens without this project",
     "search": "the pictures of such a file that are nearest to a query picture",
-    "export": "a trained model as ONNX, TorchScript or PT2, checked, with its model card",
+    "export": "a trained model as ONNX or PT2, checked, with its model card",
     "report": "one self-contained HTML file of a run: what was trained, how well it does, where it fails",
     "doctor": "is everything well where a run is to be started? (under torchrun also between the ranks)",
 }
@@ -33,7 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"error: no such verb: {verb!r}\n{usage()}" if verb else usage(), file=sys.stderr)
         return 2
-    module = importlib.import_module(f"ecn_dist.{verb}")
+    try:
+        module = importlib.import_module(f"ecn_dist.{verb}")
+    except KeyboardInterrupt:  # before the command itself minds it
+        return 130
     return module.main(rest)
 
 

@@ -1,21 +1,44 @@
-"""What commands share: how they end, and types of options."""
+"""What commands share: options from a function's signature, and how a command ends."""
 
 import argparse
+import errno
 import functools
+import inspect
+import math
 import os
+import socket
 import sys
+import types
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+_REMEDIES = {
+    errno.ENOSPC: "free space on its disk",
+    errno.EDQUOT: "free some of your quota on its disk",
+    errno.EACCES: "correct its owner or rights, or name another place",
+    errno.EPERM: "correct its owner or rights, or name another place",
+    errno.EROFS: "name a place that can be written",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOTDIR: "a part of its path is a file, not a folder; name another place",
+    errno.ENOENT: "see that the path is right",
+}
+
+
+class Main(Protocol):
+    """`main(argv)`, or `main()` to read the process's own command line; returns the exit status."""
+
+    def __call__(self, argv: list[str] | None = None) -> int: ...
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """The type of an option (of argparse) that takes a whole number from `least` on."""
+    """The type of an option that takes a whole number from `least` on."""
 
     def whole_number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -25,31 +48,102 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
-class Main(Protocol):
-    """`main(argv)`, or `main()` to read the process's own command line; returns the exit status."""
+def above_0(text: str) -> float:
+    """The type of an option that takes a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
 
-    def __call__(self, argv: list[str] | None = None) -> int: ...
+
+def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
+    """Give `parser` an option for each parameter of `function`, described by its docstring's `Args`.
+
+    Keyword-only parameters are options, others are arguments without a name. A bool is a switch; a list that is
+    required takes several values, any other may be given several times. `Literal`, `Annotated[T, choices]` with a
+    tuple, and `Annotated[T, parse]` with a function of the text say which values there are.
+    """
+    described = {p.arg_name: p.description or "" for p in docstring_parser.parse(function.__doc__ or "").params}
+    hints = get_type_hints(function, include_extras=True)
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = hints[name]
+        if get_origin(kind) in (Union, types.UnionType):  # T | None
+            kind = next(part for part in get_args(kind) if part is not type(None))
+        required = parameter.default is inspect.Parameter.empty
+        settings: dict[str, Any] = {"help": described[name].replace("\n", " ").replace("%", "%%")}
+        if kind is bool:
+            settings["action"] = "store_true"
+        elif get_origin(kind) is list:
+            settings |= {"type": get_args(kind)[0]} | ({"nargs": "+"} if required else {"action": "append"})
+        else:
+            rule = get_args(kind) if get_origin(kind) is Literal else getattr(kind, "__metadata__", (kind,))[0]
+            settings |= {"choices": rule} if isinstance(rule, tuple) else {"type": rule}
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            parser.add_argument(name, **settings)
+            continue
+        if not required and parameter.default is not None and kind is not bool:
+            settings["help"] += " (default: %(default)s)"
+        parser.add_argument(f"--{name}", required=required, default=None if required else parameter.default, **settings)
+
+
+def verb(name: str, more: str = "") -> Callable[[Callable[..., int]], Main]:
+    """Decorate a documented function that returns an exit status: the `main` of `ecn-dist NAME`, as `command` ends it.
+
+    Args:
+        name: of the command.
+        more: what `--help` says below the options, such as examples.
+    """
+
+    def decorate(function: Callable[..., int]) -> Main:
+        def main(argv: list[str] | None = None) -> int:
+            said = docstring_parser.parse(function.__doc__ or "")
+            parser = argparse.ArgumentParser(
+                prog=f"ecn-dist {name}",
+                description="\n\n".join(filter(None, (said.short_description, said.long_description))),
+                epilog=more,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+                allow_abbrev=False,
+            )
+            add_options(parser, function)
+            return function(**vars(parser.parse_args(argv)))
+
+        return command(main)
+
+    return decorate
 
 
 def command(main: Main) -> Main:
-    """Decorate a `main(argv) -> exit status`: a `UserError` becomes its text on standard error and exit status 2.
+    """Decorate a `main(argv) -> exit status`, so that what a user can mend ends with one text and exit status 2.
 
-    Before the process group is up every rank meets the same mistake, and after it mistakes are raised together, so
-    rank 0 speaks for all; an error of one rank alone is shown by that rank. A collective that fails because another
-    rank is gone is explained, and ends with status 69. Any other exception is a bug and keeps its traceback. The
-    process group is left on the way out.
+    That is a `UserError`, an `OSError` (a full disk, a missing right, a folder in place of a file) and text that is not
+    UTF-8. Where all ranks raise the same together, rank 0 speaks for them. Any other such error, also each one from
+    before the process group is up, is told by its rank, with the rank's number and host, to standard error and to
+    torchrun. Ctrl-C ends with status 130. A collective that fails because another rank is gone is explained, and ends
+    with status 69. Any other exception is a bug and keeps its traceback. The process group is left on the way out.
     """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
         try:
-            return main(argv)
-        except UserError as error:
-            shared = error.on_all_ranks or not distributed.is_distributed()
-            if os.environ.get("RANK", "0") == "0" or not shared:
-                print(f"error: {error}", file=sys.stderr, flush=True)
-            if not shared:
+            status = main(argv)
+            sys.stdout.flush()  # the disk behind it may be full
+            return status
+        except (UserError, OSError, UnicodeDecodeError) as error:
+            rank = os.environ.get("RANK", "0")
+            together = isinstance(error, UserError) and error.on_all_ranks
+            at = (
+                ""
+                if together or os.environ.get("WORLD_SIZE", "1") == "1"
+                else f"rank {rank} on {socket.gethostname()}: "
+            )
+            if not together or rank == "0":
+                print(f"error: {printable_lines(at + in_words(error))}", file=sys.stderr, flush=True)
+            if not together:
                 distributed.report_failure(error)
+            _drop_output_that_cannot_be_written()
             return EXIT_USER_ERROR
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
@@ -61,3 +155,36 @@ def command(main: Main) -> Main:
             distributed.end()
 
     return run
+
+
+def _drop_output_that_cannot_be_written() -> None:
+    """Else Python would try again at its end, and print a traceback of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong, with which file, and what to do."""
+    if isinstance(error, UnicodeDecodeError):
+        start = error.object[:40]
+        return f"a file that begins with {start!r} is no UTF-8 text ({error.reason}); store it as UTF-8"
+    if isinstance(error, OSError):
+        file = "a file or the output" if error.filename is None else os.fsdecode(error.filename)
+        remedy = _REMEDIES.get(error.errno or 0, "see that it is there and may be used")
+        return f"{file}: {error.strerror or error}; {remedy}"
+    return str(error)
+
+
+def printable(text: str) -> str:
+    r"""`text` for a terminal: what cannot be printed (control characters, bytes of no encoding) as \x1b and the like.
+
+    Names from data go through here before they are shown, so that none of them moves the cursor or forges a line.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """`printable` of a text whose line ends are its own; all lines but the first are indented."""
+    return "\n  ".join(printable(line).strip() for line in text.split("\n"))

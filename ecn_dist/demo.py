@@ -1,9 +1,5 @@
-"""The demo: synthetic domains -> shards -> training with and without the method -> a table, pictures, a report.
+"""`demo`: synthetic domains -> shards -> training with and without the method -> a table, pictures, a report."""
 
-Every step runs the project's own commands, as a user would; each is printed.
-"""
-
-import argparse
 import json
 import os
 import shlex
@@ -13,19 +9,22 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from typing import Annotated, Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from ecn_dist.command import command
+from ecn_dist.command import at_least, verb
 from ecn_dist.errors import UserError
+from ecn_dist.files import write_atomically
 from ecn_dist.reporting.comparison import Comparison
 from ecn_dist.reporting.report import write_report
 from ecn_dist.reporting.run_reader import read_run
 from ecn_dist.training.run_folder import is_finished
 
-CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+CONFIG = Path(str(resources.files("ecn_dist") / "configs" / "demo.yaml"))
 ABLATION_SEEDS = 3
 TABLE_WIDTH = 125  # columns, where the output goes to a file
 Evaluation = dict[str, float]
@@ -174,16 +173,36 @@ def as_markdown(results: dict[str, list[Evaluation]], rows: Sequence[Row], comma
     return "\n".join(lines) + "\n"
 
 
-@command
-def main(argv: list[str] | None = None) -> int:
-    options = parse(argv)
-    rows = ABLATION_ROWS if options.ablation else DEMO_ROWS
-    seeds = range(ABLATION_SEEDS if options.ablation else 1)
+@verb("demo")
+def main(
+    *,
+    output_dir: Path = Path("runs/demo"),
+    ablation: bool = False,
+    table: Path | None = None,
+    seed: Annotated[int, at_least(0)] = 0,
+    ranks: Annotated[int, at_least(1)] = min(2, os.cpu_count() or 1),
+    config: Path = CONFIG,
+    test_split: Literal["test", "validation"] = "test",
+) -> int:
+    """Draw two synthetic domains, pack them, train with and without the method; then a table, pictures, a report.
+
+    Every step runs the project's own commands, as a user would; each is printed.
+
+    Args:
+        output_dir: where it all goes
+        ablation: every row of the table, over several seeds
+        table: also write the table to this Markdown file
+        seed: of data and training; the first one with --ablation
+        ranks: processes that train
+        config: the recipe
+        test_split: which people are evaluated on; settings are chosen on validation, and reported on test
+    """
+    rows = ABLATION_ROWS if ablation else DEMO_ROWS
     started = time.monotonic()
     results: dict[str, list[Evaluation]] = {row.name: [] for row in rows}
-    for seed in seeds:
-        folder = options.output_dir / f"seed-{seed}" if options.ablation else options.output_dir
-        found = Demo(folder, options.seed + seed, options.ranks, options.test_split, options.config).run(rows)
+    for nth in range(ABLATION_SEEDS if ablation else 1):
+        folder = output_dir / f"seed-{nth}" if ablation else output_dir
+        found = Demo(folder, seed + nth, ranks, test_split, config).run(rows)
         for name, evaluation in found.items():
             results[name].append(evaluation)
         report = write_report(folder / E_C_N.folder, comparison=Comparison({n: [e] for n, e in found.items()}))
@@ -191,32 +210,13 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)
     console.print(as_table(results, rows))
-    if options.table:
-        options.table.write_text(as_markdown(results, rows, "make ablation"), encoding="utf-8")
-        print(f"table:    {options.table}")
+    if table:
+        write_atomically(table, as_markdown(results, rows, "make ablation"))
+        print(f"table:    {table}")
     print(f"pictures: {report.parent / 'figures'}")
     print(f"report:   {report}")
     print(f"done in {time.monotonic() - started:.0f} s")
     return 0
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="ecn-dist demo", description=__doc__)
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="where it all goes"
-    )
-    parser.add_argument("--ablation", action="store_true", help=f"every row of the table, over {ABLATION_SEEDS} seeds")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="also write the table to this Markdown file")
-    parser.add_argument("--seed", type=int, default=0, help="of data and training; the first one with --ablation")
-    parser.add_argument("--ranks", type=int, default=min(2, os.cpu_count() or 1), help="processes that train")
-    parser.add_argument("--config", type=Path, default=CONFIG, metavar="YAML", help="the recipe (configs/demo.yaml)")
-    parser.add_argument(
-        "--test_split",
-        choices=("test", "validation"),
-        default="test",
-        help="which people are evaluated on; settings are chosen on validation, and reported on test",
-    )
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

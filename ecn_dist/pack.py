@@ -1,13 +1,12 @@
-"""Turn a folder of pictures into shards."""
+"""`pack`: turn a folder of pictures into shards."""
 
 import argparse
 import sys
-import textwrap
 from pathlib import Path
+from typing import Annotated
 
-from ecn_dist.command import at_least, command
+from ecn_dist.command import above_0, at_least, printable, verb
 from ecn_dist.data.index import ShardIndex
-from ecn_dist.errors import UserError
 from ecn_dist.packing.layouts import LAYOUTS, STYLES_FOLDER, read_dataset
 from ecn_dist.packing.records import first_few
 from ecn_dist.packing.shards import check_output, check_queries, pack
@@ -26,9 +25,9 @@ A split that the data set does not have is left out: train alone will do for a t
 dropped; in layout folder a training picture without a pid is kept, as one whose identity nobody knows.
 
 examples
-  python -m ecn_dist.pack --layout market --input data/market --output shards/market
-  python -m ecn_dist.pack --layout msmt17-original --input data/MSMT17_V1 --output shards/msmt17 --camera_style none
-  python -m ecn_dist.pack --layout folder --input data/shop --output shards/shop --pattern '^cam(?P<camid>\d+)/'
+  ecn-dist pack --layout market --input data/market --output shards/market
+  ecn-dist pack --layout msmt17-original --input data/MSMT17_V1 --output shards/msmt17 --camera_style none
+  ecn-dist pack --layout folder --input data/shop --output shards/shop --pattern '^cam(?P<camid>\d+)/'
 """
 
 
@@ -40,103 +39,68 @@ def size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def megabytes(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return number
+@verb("pack", EPILOG)
+def main(
+    *,
+    layout: Annotated[str, tuple(LAYOUTS)],
+    input: Path,
+    output: Path,
+    pattern: str | None = None,
+    table: Path | None = None,
+    camera_style: Annotated[str, KINDS] = "auto",
+    styles_folder: str = STYLES_FOLDER,
+    allow_missing_styles: bool = False,
+    shard_mib: Annotated[float, above_0] = 64,
+    min_shards: Annotated[int, at_least(1)] = 1,
+    max_size: Annotated[tuple[int, int], size] | None = None,
+    seed: Annotated[int, at_least(0)] = 0,
+    workers: Annotated[int, at_least(1)] | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Turn a folder of pictures into shards.
 
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ecn_dist.pack",
-        description=__doc__,
-        epilog=textwrap.dedent(EPILOG),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--layout", required=True, choices=LAYOUTS, help="how the data set's folder is arranged")
-    add("--input", required=True, type=Path, metavar="FOLDER", help="the data set")
-    add("--output", required=True, type=Path, metavar="FOLDER", help="where the shards go")
-    add(
-        "--pattern",
-        metavar="REGEX",
-        help="layout folder: searched in each picture's path below --input. Named groups: camid, and where known pid "
-        "and split (train, query, gallery). Without the group split, folders of these names say it, or all is train",
-    )
-    add(
-        "--table",
-        type=Path,
-        metavar="CSV",
-        help="layout folder: a table with the columns path (below --input), camid, and where known pid and split",
-    )
-    add(
-        "--camera_style",
-        choices=KINDS,
-        default="auto",
-        help="style copies of the training pictures: shipped with the data set, made by histogram matching, or none; "
-        "auto is shipped if there are any, else histogram (default: %(default)s)",
-    )
-    add(
-        "--styles_folder",
-        default=STYLES_FOLDER,
-        metavar="NAME",
-        help="folder of the shipped copies, below --input (default: %(default)s)",
-    )
-    add("--allow_missing_styles", action="store_true", help="pack although shipped copies are missing")
-    add("--shard_mib", type=megabytes, default=64, metavar="N", help="size of a shard, about (default: %(default)s)")
-    add("--min_shards", type=at_least(1), default=1, metavar="N", help="at least so many shards for each split")
-    add("--max_size", type=size, metavar="HxW", help="reduce larger pictures to fit; otherwise a JPEG is kept as it is")
-    add("--seed", type=int, default=0, metavar="N", help="of the samples' order in the shards (default: %(default)s)")
-    add("--workers", type=at_least(1), metavar="N", help="processes (default: one for each core, if it is worth it)")
-    add("--overwrite", action="store_true", help="replace the shards that --output holds")
-    return parser
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    options = make_parser().parse_args(argv)
-    if options.seed < 0:
-        raise UserError(f"--seed {options.seed} must not be negative")
-    check_output(options.output, options.overwrite)
-    dataset = read_dataset(
-        options.layout,
-        options.input,
-        pattern=options.pattern,
-        table=options.table,
-        styles_folder=options.styles_folder,
-    )
+    Args:
+        layout: how the data set's folder is arranged
+        input: folder of the data set
+        output: folder where the shards go
+        pattern: layout folder: a regular expression, searched in each picture's path below --input. Named groups:
+            camid, and where known pid and split (train, query, gallery). Without the group split, folders of these
+            names say it, or all is train
+        table: layout folder: a CSV file with the columns path (below --input), camid, and where known pid and split
+        camera_style: style copies of the training pictures: shipped with the data set, made by histogram matching, or
+            none; auto is shipped if there are any, else histogram
+        styles_folder: folder of the shipped copies, below --input
+        allow_missing_styles: pack although shipped copies are missing
+        shard_mib: size of a shard in MiB, about
+        min_shards: at least so many shards for each split
+        max_size: HxW: reduce larger pictures to fit; otherwise a JPEG is kept as it is
+        seed: of the samples' order in the shards
+        workers: processes (default: one for each core, if it is worth it)
+        overwrite: replace the shards that --output holds
+    """
+    check_output(output, overwrite)
+    dataset = read_dataset(layout, input, pattern=pattern, table=table, styles_folder=styles_folder)
     unmatched = check_queries(dataset)  # before anything takes long
     with progress_bar() as task:
-        styles = find_styles(
-            dataset,
-            options.camera_style,
-            allow_missing=options.allow_missing_styles,
-            workers=options.workers,
-            task=task,
-        )
+        styles = find_styles(dataset, camera_style, allow_missing=allow_missing_styles, workers=workers, task=task)
         pack(
             dataset,
-            options.output,
+            output,
             styles,
-            shard_mib=options.shard_mib,
-            min_shards=options.min_shards,
-            workers=options.workers,
-            seed=options.seed,
-            max_size=options.max_size,
-            overwrite=options.overwrite,
+            shard_mib=shard_mib,
+            min_shards=min_shards,
+            workers=workers,
+            seed=seed,
+            max_size=max_size,
+            overwrite=overwrite,
             task=task,
         )
-    print_summary(ShardIndex.load(str(options.output)))
+    print_summary(ShardIndex.load(str(output)))
     print(f"style copies: {styles.kind}")
     if styles.unused:
         print(f"{styles.unused} files of {dataset.styles_folder} are no training picture's copy; left out")
     if dataset.ignored:
-        print(f"{len(dataset.ignored)} files are no pictures; left out: {first_few(dataset.ignored)}")
+        print(f"{len(dataset.ignored)} files are no pictures; left out: {printable(first_few(dataset.ignored))}")
     if unmatched:
         print(f"{unmatched} queries have no true match in the gallery; evaluation does not count them")
     return 0

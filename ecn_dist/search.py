@@ -1,114 +1,97 @@
 """`search`: the pictures of a feature file that are nearest to a query picture."""
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
+import torch
 from PIL import Image
+from torch.nn.functional import normalize
 
-from ecn_dist.command import command
+from ecn_dist.command import at_least, printable, verb
 from ecn_dist.data import jpeg
-from ecn_dist.embed import add_model_options, read_picture
 from ecn_dist.errors import UserError
-from ecn_dist.ranking.nearest import ExactSearch, FaissSearch, Matches, nearest
+from ecn_dist.ranking import nearest_pictures
 from ecn_dist.reporting.montage import save_figure
 from ecn_dist.reporting.sheets import draw_answers
-from ecn_dist.serving.embedder import Embedder, PictureFile
+from ecn_dist.serving.embedder import Embedder, PictureFile, read_picture
 from ecn_dist.serving.feature_file import FeatureFile
 
-DESCRIPTION = """\
-Print, and draw, the gallery pictures whose features are nearest to those of query pictures: rank, Euclidean distance
-(0 for the same picture, at most 2) and name. Near is not the same person: look at the pictures, and see how often the
-model errs (docs/use.md).
 
-The gallery is a file that `ecn-dist embed` wrote with the same model. --index exact looks at every picture.
---index faiss does so with FAISS, with equal results; --index faiss:HNSW32 and the like (FAISS's factory strings) are
-quicker in very large galleries and may miss some. FAISS is an extra: pip install 'ecn_dist[search]'."""
+class Match(NamedTuple):
+    """A picture of the gallery file, and its distance from a query."""
 
-EXAMPLE = "example: ecn-dist search --checkpoint runs/m2d --query img.jpg --gallery gallery.safetensors --draw out.png"
+    row: int
+    distance: float
+    name: str  # as it may be shown
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="ecn-dist search",
-        description=DESCRIPTION,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--query", required=True, nargs="+", type=Path, metavar="PICTURE", help="one or several")
-    parser.add_argument("--gallery", required=True, type=Path, metavar="FILE", help="features that `embed` wrote")
-    add_model_options(parser)
-    parser.add_argument("--top", type=int, default=10, help="how many matches (default: 10)")
-    parser.add_argument("--draw", type=Path, metavar="PNG", help="also draw the matches")
-    parser.add_argument(
-        "--pictures",
-        type=Path,
-        metavar="FOLDER",
-        help="with --draw: where the gallery's pictures are (default: where they were embedded from)",
-    )
-    parser.add_argument("--index", default="exact", help="exact (the default), faiss, or faiss:FACTORY")
-    return parser.parse_args(argv)
+@verb("search", "example: ecn-dist search --checkpoint runs/m2d --query img.jpg --gallery g.safetensors --draw out.png")
+def main(
+    *,
+    query: list[Path],
+    gallery: Path,
+    checkpoint: Path,
+    config: Path | None = None,
+    device: str = "auto",
+    top: Annotated[int, at_least(1)] = 10,
+    draw: Path | None = None,
+    pictures: Path | None = None,
+) -> int:
+    """Print, and draw, the gallery pictures whose features are nearest to those of query pictures.
 
+    For each match rank, Euclidean distance (0 for the same picture, at most 2) and name. Near is not the same person:
+    look at the pictures, and see how often the model errs (docs/use.md). The gallery is a file that `ecn-dist embed`
+    wrote with the same model; every picture in it is compared.
 
-@command
-def main(argv: list[str] | None = None) -> int:
-    """Embed the queries, find their matches, print them and where asked draw them."""
-    options = parse(argv)
-    if options.draw and options.draw.suffix != ".png":
-        raise UserError(f"--draw: {options.draw} must end in .png")
-    if options.pictures and not options.draw:
+    Args:
+        query: one picture or several
+        gallery: features that `embed` wrote
+        checkpoint: the model: a run folder, a checkpoint, or a file of weights
+        config: the run's configuration (YAML), if not found by --checkpoint
+        device: auto (the accelerator, else the CPU), cpu, cuda, ...
+        top: how many matches
+        draw: also draw the matches to this file, ending in .png
+        pictures: with --draw: the folder where the gallery's pictures are (default: where they were embedded from)
+    """
+    if draw and draw.suffix != ".png":
+        raise UserError(f"--draw: {draw} must end in .png")
+    if pictures and not draw:
         raise UserError("--pictures goes with --draw")
-    gallery = FeatureFile.read(options.gallery)
-    queries = [read_picture(path) for path in options.query]
-    embedder = Embedder.load(options.checkpoint, options.device, options.config)
-    if gallery.model != embedder.fingerprint:
+    known = FeatureFile.read(gallery)
+    queries = [read_picture(path) for path in query]
+    embedder = Embedder.load(checkpoint, device, config)
+    if known.model != embedder.fingerprint:
         raise UserError(
-            f"{options.gallery} has features of another model ({gallery.model[:12]}) than {options.checkpoint} "
+            f"{gallery} has features of another model ({known.model[:12]}) than {checkpoint} "
             f"({embedder.fingerprint[:12]}), and they are not comparable; embed the gallery again with this model"
         )
-    found = nearest(_index(options.index, gallery), embedder(queries), options.top)
-    for query, matches in zip(queries, found, strict=True):
-        print(_table(query, gallery, matches))
-    if options.draw:
-        folder = options.pictures or options.gallery.absolute().parent / gallery.folder
-        _draw(queries, gallery, found, folder, options.draw)
-        print(f"wrote {options.draw}")
+    # Of half precision, features are of unit length but roughly, and the longer ones are not nearer for that.
+    asked_QC, known_GC = (normalize(torch.from_numpy(each)) for each in (embedder(queries), known.features))
+    distances, rows = nearest_pictures(asked_QC, known_GC, top)
+    found = [
+        [Match(row, distance, printable(known.files[row])) for row, distance in zip(*of_query, strict=True)]
+        for of_query in zip(rows.tolist(), distances.tolist(), strict=True)
+    ]
+    for asked, matches in zip(queries, found, strict=True):
+        print(printable(asked.name))
+        for rank, match in enumerate(matches, start=1):
+            print(f"{rank:6}  {match.distance:.4f}  {match.name}")
+    if draw:
+        _draw(queries, known, found, pictures or gallery.absolute().parent / known.folder, draw)
+        print(f"wrote {draw}")
     return 0
 
 
-def _index(name: str, gallery: FeatureFile) -> ExactSearch | FaissSearch:
-    kind, _, factory = name.partition(":")
-    if name == "exact":
-        return ExactSearch(gallery.features)
-    if kind == "faiss":
-        return FaissSearch(gallery.features, factory or "Flat")
-    raise UserError(f"--index: {name!r} is none of exact, faiss and faiss:FACTORY, such as faiss:HNSW32")
-
-
-def _table(query: PictureFile, gallery: FeatureFile, matches: Matches) -> str:
-    lines = [_printable(query.name)]
-    for rank, (row, distance) in enumerate(zip(matches.rows, matches.distances, strict=True), start=1):
-        lines.append(f"{rank:6}  {distance:.4f}  {_printable(gallery.files[row])}")
-    return "\n".join(lines)
-
-
-def _printable(name: str) -> str:
-    """File names need not be text in any encoding."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def _draw(
-    queries: Sequence[PictureFile], gallery: FeatureFile, found: Sequence[Matches], folder: Path, output: Path
+    queries: Sequence[PictureFile], gallery: FeatureFile, found: Sequence[list[Match]], folder: Path, output: Path
 ) -> None:
     rows = []
     for query, matches in zip(queries, found, strict=True):
-        answers = [
-            (_printable(gallery.files[row]), float(distance), _gallery_picture(gallery, int(row), folder))
-            for row, distance in zip(matches.rows, matches.distances, strict=True)
-        ]
-        rows.append((_printable(Path(query.name).name), jpeg.decode(query.data), answers))
+        answers = [(match.name, match.distance, _gallery_picture(gallery, match.row, folder)) for match in matches]
+        rows.append((printable(Path(query.name).name), jpeg.decode(query.data), answers))
     caption = (
         f"The nearest among {len(gallery.files):,} pictures, with Euclidean distances. Near is not the same person."
     )

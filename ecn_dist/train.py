@@ -21,11 +21,13 @@ DESCRIPTION = "Train a method on a labelled source and an unlabelled target doma
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    dry_run_options, argv = dry_run.split_options(sys.argv[1:] if argv is None else argv)
-    config = configuration.parse(argv, "ecn-dist train", f"{DESCRIPTION} {dry_run.HELP}")
+    parser = configuration.build_parser("ecn-dist train", DESCRIPTION)
+    dry_run.add_options(parser)
+    config, options = configuration.parse_with(parser, argv)
+    planned = dry_run.Options.of(options)
     config.check()
-    if dry_run_options is not None:
-        dry_run.run(config, dry_run_options)
+    if planned is not None:
+        dry_run.run(config, planned)
         return 0
     device = distributed.resolve_device(config.device)
     distributed.start(device, config.timeout_seconds)

@@ -1,9 +1,9 @@
-"""Check a shard folder and print its summary. Exit status 0 if all is well, 1 with a list of what is wrong if not."""
+"""`validate`: check a shard folder and print its summary."""
 
-import argparse
 import sys
+from typing import Annotated
 
-from ecn_dist.command import command
+from ecn_dist.command import at_least, printable, verb
 from ecn_dist.data.index import ShardIndex
 from ecn_dist.packing.validation import print_summary, validate
 from ecn_dist.packing.work import progress_bar
@@ -11,27 +11,25 @@ from ecn_dist.packing.work import progress_bar
 EXIT_PROBLEMS = 1
 
 
-@command
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m ecn_dist.validate",
-        description=f"{__doc__} Every shard's checksum, every picture decoded, every sample's data against the index.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("folder", help="shard folder, or the URL prefix of one")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: one for each core, if it is worth it)"
-    )
-    options = parser.parse_args(argv)
-    index = ShardIndex.load(options.folder)
+@verb("validate", "Exit status 0 if all is well, 1 with a list of what is wrong if not.")
+def main(folder: str, *, workers: Annotated[int, at_least(1)] | None = None) -> int:
+    """Check a shard folder and print its summary.
+
+    Every shard's checksum, every picture decoded, every sample's data against the index.
+
+    Args:
+        folder: shard folder, or the URL prefix of one
+        workers: processes (default: one for each core, if it is worth it)
+    """
+    index = ShardIndex.load(folder)
     with progress_bar() as task:
-        problems = validate(index, workers=options.workers, task=task)
+        problems = validate(index, workers=workers, task=task)
     print_summary(index)
     for problem in problems:
-        print(f"wrong: {problem}", file=sys.stderr)
+        print(f"wrong: {printable(problem)}", file=sys.stderr)
     if problems:
         return EXIT_PROBLEMS
-    print(f"{options.folder} is sound")
+    print(f"{folder} is sound")
     return 0
 
 

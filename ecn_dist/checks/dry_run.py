@@ -1,15 +1,18 @@
-"""The plan of a run for W ranks, without starting it: steps, batches, memory, network traffic, time, checkpoint size.
+"""The plan of a run for W ranks, without starting it: steps, batches, memory, network traffic, arithmetic, checkpoints.
 
 Shape letters: b images of a domain on a rank, B on all W ranks, D embedding dimension, N exemplars, C channels.
 """
 
-import argparse
 import os
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from ecn_dist.checks.host_checks import GIB, free_bytes, launched
 from ecn_dist.checks.network_cost import NetworkCost, measure, meta_method
 from ecn_dist.config import Config, flatten
 from ecn_dist.data import ShardIndex
@@ -22,12 +25,7 @@ from ecn_dist.training.building import check_ranks, training_splits
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.timeline import Timeline
 
-GIB = 2**30
 CPU = torch.device("cpu")
-
-# Floating point operations a second that a rank is assumed to sustain, where no measured figure is given: (CPU with a
-# few cores, accelerator). Half precision by tensor cores.
-ASSUMED_FLOPS = {"fp64": (2e10, 5e12), "fp32": (5e10, 2e13), "bf16": (5e10, 8e13), "fp16": (5e10, 8e13)}
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,38 @@ class Options:
     world_size: int
     images_per_second: float | None = None
     gib_per_rank: float | None = None
+
+    @classmethod
+    def of(cls, parsed: Namespace) -> "Options | None":
+        """From the options of `add_options`; None where no dry run is asked for."""
+        given = {name: getattr(parsed, name) for name in ("world_size", "images_per_second", "gib_per_rank")}
+        if parsed.dry_run:
+            return cls(**given | {"world_size": parsed.world_size or launched("WORLD_SIZE", 1)})
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(f"--{name} belongs to --dry_run; torchrun's --nproc_per_node sets the ranks of a run")
+        return None
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Give the parser (of jsonargparse) of `train` the dry run's options."""
+    group = parser.add_argument_group("Dry run: print the run's plan, start nothing")
+    group.add_argument(
+        "--dry_run", action="store_true", help="print steps, batches, device memory, traffic, arithmetic, checkpoints"
+    )
+    group.add_argument(
+        "--world_size", type=PositiveInt, help="with --dry_run: ranks (default: those of torchrun, or 1)"
+    )
+    group.add_argument(
+        "--images_per_second",
+        type=PositiveFloat,
+        help="with --dry_run: what all ranks do, as metrics.jsonl has it, to also print the time that the run takes",
+    )
+    group.add_argument(
+        "--gib_per_rank",
+        type=PositiveFloat,
+        help="with --dry_run: refuse a plan that needs more device memory",
+    )
 
 
 @dataclass(frozen=True)
@@ -68,36 +98,6 @@ def sent(transfer: Transfer, world_size: int) -> int:
     others = world_size - 1
     factor = {"all_reduce": 2 * others, "all_gather": others * world_size}.get(transfer.operation, others)
     return transfer.payload * factor // world_size
-
-
-HELP = (
-    "With --dry_run nothing is started and the run's plan is printed: steps, batches, device memory, network traffic, "
-    "checkpoint size, time. It takes --world_size W (default: torchrun's ranks, or 1), --images_per_second X (of all "
-    "ranks, as metrics.jsonl has it, for the time), and --gib_per_rank G (refuse a plan that needs more device memory)."
-)
-
-
-def split_options(argv: list[str]) -> tuple[Options | None, list[str]]:
-    """The dry run's options, or None where none is asked for, and the rest of the command line."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--dry_run", action="store_true")
-    parser.add_argument("--world_size", type=int)
-    parser.add_argument("--images_per_second", type=float)
-    parser.add_argument("--gib_per_rank", type=float)
-    try:
-        found, rest = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from error
-    if not found.dry_run:
-        for key in ("world_size", "images_per_second", "gib_per_rank"):
-            if getattr(found, key) is not None:
-                raise UserError(f"--{key} belongs to --dry_run; torchrun's --nproc_per_node sets the ranks of a run")
-        return None, rest
-    world_size = found.world_size if found.world_size is not None else int(os.environ.get("WORLD_SIZE", "1"))
-    for key, value in (("world_size", world_size), ("images_per_second", found.images_per_second)):
-        if value is not None and value <= 0:
-            raise UserError(f"--{key}: {value} must be above 0")
-    return Options(world_size, found.images_per_second, found.gib_per_rank), rest
 
 
 def make_plan(config: Config, world_size: int) -> Plan:
@@ -164,22 +164,6 @@ def _transfers(config: Config, network: NetworkCost, element: int) -> tuple[Tran
     return tuple(transfers)
 
 
-def seconds(plan: Plan, config: Config, options: Options) -> tuple[float, str]:
-    """The run's training time, and what that rests on. Evaluation and checkpoints come on top."""
-    total, source_only = plan.timeline.total_steps, plan.timeline.source_only_steps
-    if options.images_per_second:
-        images = (2 * total - source_only) * config.global_batch_size
-        return images / options.images_per_second, f"at the {options.images_per_second:g} images/s that were given"
-    accelerated = _is_accelerated(config)
-    rate = ASSUMED_FLOPS[config.precision][accelerated]
-    kind = "an accelerator" if accelerated else "the CPU"
-    return (
-        plan.flops_per_rank / rate,
-        f"assuming that a rank sustains {rate / 1e12:g} TFLOP/s in {config.precision} on {kind}, data and network "
-        "never slower; measure a few steps and give --images_per_second for a better one",
-    )
-
-
 def check_fits(plan: Plan, config: Config, options: Options) -> None:
     """Raise `UserError` where a rank's device or the run folder's disk is too small for the plan."""
     limit, where = None, ""
@@ -190,32 +174,22 @@ def check_fits(plan: Plan, config: Config, options: Options) -> None:
     if limit is not None and plan.memory_bytes > limit:
         largest = max(plan.memory, key=lambda name: plan.memory[name])
         raise UserError(
-            f"a rank would need {plan.memory_bytes / GIB:.2f} GiB, and {where} gives {limit / GIB:.2f} GiB; the "
-            f"largest part is {largest} ({plan.memory[largest] / GIB:.2f} GiB). Use more ranks, a smaller "
-            "global_batch_size, precision bf16, or memory.dtype bf16"
+            f"a rank would need {_size(plan.memory_bytes)}, and {where} gives {_size(limit)}; the largest part is "
+            f"{largest} ({_size(plan.memory[largest])}). Use more ranks, a smaller global_batch_size, precision bf16, "
+            "or memory.dtype bf16"
         )
     needed = plan.checkpoint_bytes * (plan.checkpoints + 1)  # one more while the newest is being written
     free = free_bytes(Path(config.output_dir))
     if free < needed:
         raise UserError(
-            f"output_dir: {config.output_dir} has {free / GIB:.2f} GiB free, and {plan.checkpoints + 1} checkpoints of "
-            f"{plan.checkpoint_bytes / GIB:.2f} GiB need {needed / GIB:.2f}; make room, or lower checkpoint.keep"
+            f"output_dir: {config.output_dir} has {_size(free)} free, and {plan.checkpoints + 1} checkpoints of "
+            f"{_size(plan.checkpoint_bytes)} need {_size(needed)}; make room, or lower checkpoint.keep"
         )
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space on the file system of `folder`, which need not exist yet."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
 
 
 def describe(plan: Plan, config: Config, options: Options) -> str:
     """The plan as text."""
     timeline, world_size = plan.timeline, plan.world_size
-    wanted, assumption = seconds(plan, config, options)
     lines = [
         ("ranks", f"{world_size}"),
         ("epochs", f"{timeline.source_only_epochs} on the source alone, then {timeline.epochs}"),
@@ -230,9 +204,13 @@ def describe(plan: Plan, config: Config, options: Options) -> str:
         *(("", f"{_size(size):>12}  {name}") for name, size in plan.memory.items()),
         ("network", f"{_size(plan.sent_bytes)} sent by a rank in a step" + (":" if plan.transfers else "")),
         *(("", f"{_size(sent(t, world_size)):>12}  {t.what} ({t.operation})") for t in plan.transfers),
+        ("arithmetic", f"{plan.flops_per_rank / 1e12:.4g} TFLOP a rank in the whole run"),
         ("checkpoint", f"{_size(plan.checkpoint_bytes)}, of which at most {plan.checkpoints} are kept"),
-        ("time", f"{_duration(wanted)}, {assumption}"),
     ]
+    if options.images_per_second:
+        images = (2 * timeline.total_steps - timeline.source_only_steps) * config.global_batch_size
+        took = timedelta(seconds=round(images / options.images_per_second))
+        lines.append(("time", f"{took} at {options.images_per_second:g} images/s, without evaluation and checkpoints"))
     return "\n".join(f"{name:<12}{text}" for name, text in lines)
 
 
@@ -250,11 +228,3 @@ def _size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    days, hours = divmod(minutes // 60, 24)
-    return (f"{days} d " if days else "") + f"{hours} h {minutes % 60:02d} min"

@@ -1,6 +1,10 @@
-"""What `doctor` looks at between the ranks it was started on. Collective throughout; findings are on every rank."""
+"""What `doctor` looks at between the ranks it was started on. Collective throughout; findings are on every rank.
+
+W ranks.
+"""
 
 import secrets
+import statistics
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,31 +12,28 @@ from pathlib import Path
 import torch
 
 from ecn_dist import distributed
-from ecn_dist.checks.host_checks import MIB, Finding
+from ecn_dist.checks.host_checks import MIB, Finding, existing_part
 from ecn_dist.config import Config
-from ecn_dist.distributed.measure import measure_all_reduce, measure_clocks
 from ecn_dist.errors import UserError
 
-# A rendezvous takes a host for dead whose heartbeat, stamped by that host's clock, is 15 s old (torch.distributed.run,
-# dynamic rendezvous: 3 heartbeats of 5 s).
-MOST_CLOCK_SECONDS = 5.0
 SHARED_FOLDER_SECONDS = 5.0  # for a network file system to show what another host wrote
 BANDWIDTH_SECONDS = 6.0
 LARGEST_BYTES = {"cpu": 32 * MIB}
 LARGEST_BYTES_ACCELERATOR = 256 * MIB
+LATENCY_ROUNDS, BANDWIDTH_ROUNDS = 30, 5
 
 
 def join(config: Config, device: torch.device) -> Finding:
     """Join the process group. Where that fails the finding has the remedy, and nothing else here may be called."""
     try:
         distributed.start(device, config.timeout_seconds)
-    except (UserError, RuntimeError) as error:
+    except (RuntimeError, UserError) as error:
         return Finding(
             "group",
             f"the ranks could not be connected in {config.timeout_seconds:g} s: {str(error).splitlines()[0]}",
-            "look at the findings on host and rendezvous of every rank; name the network device between the hosts in "
-            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME (NCCL_DEBUG=INFO shows what NCCL chose); open all TCP ports "
-            "between the hosts",
+            "see that MASTER_ADDR is a name or address of the first host that all hosts know, and no host's own name "
+            "leads to 127.0.0.1 (/etc/hosts); name the network device between the hosts in GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME (NCCL_DEBUG=INFO shows what NCCL chose); open all TCP ports between the hosts",
         )
     backend = "nccl and gloo" if device.type == "cuda" else "gloo"
     return Finding("group", f"{distributed.world_size()} ranks are connected ({backend})")
@@ -51,36 +52,13 @@ def check_versions(own: str) -> Iterable[Finding]:
     )
 
 
-def judge_clocks(offsets: list[float]) -> Finding:
-    """From every rank's clock against rank 0's, in seconds."""
-    spread = max(offsets) - min(offsets)
-    text = f"the ranks' clocks agree to {1000 * spread:.0f} ms"
-    if spread <= MOST_CLOCK_SECONDS:
-        return Finding("clock", text)
-    worst = max(range(len(offsets)), key=lambda rank: abs(offsets[rank]))
-    return Finding(
-        "clock",
-        f"rank {worst}'s clock is {offsets[worst]:+.1f} s off rank 0's",
-        "set the hosts' clocks by NTP (timedatectl set-ntp true): an elastic rendezvous takes a host for dead whose "
-        "clock is 15 s late",
-    )
-
-
-def check_clock() -> Iterable[Finding]:
-    """Whether the ranks' clocks agree."""
-    yield judge_clocks(measure_clocks())
-
-
 def check_shared_folder(config: Config) -> Iterable[Finding]:
     """A file that rank 0 writes into the run folder's place is seen by all ranks."""
     if not config.output_dir:
         return
-    name = distributed.broadcast_object(f".doctor-{secrets.token_hex(8)}")
-    folder = Path(config.output_dir).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    folder = distributed.broadcast_object(folder)
-    probe, error = folder / name, None
+    folder = distributed.broadcast_object(existing_part(Path(config.output_dir)))
+    probe = folder / distributed.broadcast_object(f".doctor-{secrets.token_hex(8)}")
+    error = None
     if distributed.is_main():
         try:
             probe.touch()
@@ -108,16 +86,27 @@ def check_shared_folder(config: Config) -> Iterable[Finding]:
 def check_all_reduce(
     device: torch.device, gradient_bytes: int | None, *, least_bandwidth: float, most_latency: float
 ) -> Iterable[Finding]:
-    """Latency and bandwidth of the collective that carries the gradients, against limits in bytes/s and seconds."""
-    most_bytes = LARGEST_BYTES.get(device.type, LARGEST_BYTES_ACCELERATOR)
-    speed = measure_all_reduce(device, most_bytes=most_bytes, most_seconds=BANDWIDTH_SECONDS)
-    bandwidth = speed.bus_bandwidth(distributed.world_size())
+    """Latency and bandwidth of the collective that carries the gradients, against limits in bytes/s and seconds.
+
+    Bandwidth is what a ring moves through each rank's link, 2 (W - 1) / W of the tensor in each direction. The tensor
+    has `LARGEST_BYTES`, or fewer where these would take longer than `BANDWIDTH_SECONDS` in all.
+    """
+    latency = _seconds(device, 8, LATENCY_ROUNDS)
+    most_bytes, left = LARGEST_BYTES.get(device.type, LARGEST_BYTES_ACCELERATOR), BANDWIDTH_SECONDS
+    num_bytes = min(MIB, most_bytes)
+    seconds = _seconds(device, num_bytes, 3)
+    while num_bytes < most_bytes and 2 * seconds * (BANDWIDTH_ROUNDS + 1) < left:
+        num_bytes = min(2 * num_bytes, most_bytes)
+        seconds = _seconds(device, num_bytes, BANDWIDTH_ROUNDS)
+        left -= seconds * (BANDWIDTH_ROUNDS + 1)
+    world_size = distributed.world_size()
+    bandwidth = 2 * (world_size - 1) / world_size * num_bytes / seconds
     text = (
-        f"latency {1000 * speed.latency_seconds:.2f} ms, bandwidth {bandwidth / 1e6:.0f} MB/s "
-        f"({speed.num_bytes / MIB:.0f} MiB in {1000 * speed.seconds:.1f} ms)"
+        f"latency {1000 * latency:.2f} ms, bandwidth {bandwidth / 1e6:.0f} MB/s "
+        f"({num_bytes / MIB:.0f} MiB in {1000 * seconds:.1f} ms)"
     )
     if gradient_bytes:
-        text += f"; this run's gradients take about {speed.seconds * gradient_bytes / speed.num_bytes:.3f} s a step"
+        text += f"; this run's gradients take about {seconds * gradient_bytes / num_bytes:.3f} s a step"
     remedies = []
     if bandwidth < least_bandwidth:
         remedies.append(
@@ -125,12 +114,26 @@ def check_all_reduce(
             "NCCL_SOCKET_IFNAME, see that NCCL finds InfiniBand (NCCL_DEBUG=INFO), and that no other job fills the "
             "link; --min_bandwidth sets the limit"
         )
-    if speed.latency_seconds > most_latency:
+    if latency > most_latency:
         remedies.append(
             f"above {1000 * most_latency:g} ms: use hosts nearer to each other, and see that no core has more ranks "
             "than it can run (OMP_NUM_THREADS, cores of the job); --max_latency sets the limit"
         )
     yield Finding("all_reduce", text, "; ".join(remedies))
+
+
+def _seconds(device: torch.device, num_bytes: int, rounds: int) -> float:
+    """Median seconds of an all-reduce of so many bytes, as rank 0 has it, so that all ranks decide alike."""
+    tensor = torch.zeros(num_bytes // 4, device=device)
+    times = []
+    for _ in range(rounds + 1):  # the first round makes connections
+        distributed.barrier()
+        started = time.perf_counter()
+        distributed.all_reduce(tensor)
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        times.append(time.perf_counter() - started)
+    return distributed.broadcast_object(statistics.median(times[1:]))
 
 
 def collect(own: list[Finding]) -> list[tuple[Finding, list[int]]]:

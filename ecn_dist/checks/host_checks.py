@@ -2,7 +2,6 @@
 
 import os
 import platform
-import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,31 +9,39 @@ from pathlib import Path
 import torch
 
 from ecn_dist import distributed
-from ecn_dist.checks.dry_run import free_bytes
 from ecn_dist.config import Config
-from ecn_dist.data import ShardIndex, SplitIndex
+from ecn_dist.data import ShardIndex
 from ecn_dist.data.index import is_url
-from ecn_dist.data.jpeg import UnreadablePicture, decode
-from ecn_dist.data.loader import BATCHES_AHEAD, SHARED_MEMORY
+from ecn_dist.data.loader import SHARED_MEMORY, check_shared_memory
+from ecn_dist.data.reader import ShardReader, check_shards
 from ecn_dist.errors import UserError
 
 MIB, GIB = 2**20, 2**30
 OLDEST_TORCH = (2, 11)
 NCCL_SHM_BYTES = 64 * MIB  # of a rank, for its channels to the host's other ranks
 LEAST_FREE_BYTES = GIB
-CONNECT_SECONDS = 10.0
-GLOO_DEVICES, NCCL_DEVICES = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
-LOOPBACK = "lo"
 
 
 def launched(name: str, default: int) -> int:
     """What torchrun's environment says before the process group is up, such as `launched("WORLD_SIZE", 1)`."""
-    return int(os.environ.get(name, default))
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise UserError(f"{name} is {value!r}, which is no whole number; torchrun sets it, so start with torchrun")
+    return int(value)
 
 
-def several_hosts() -> bool:
-    """Whether torchrun started ranks on other hosts too."""
-    return launched("WORLD_SIZE", 1) > launched("LOCAL_WORLD_SIZE", launched("WORLD_SIZE", 1))
+def free_bytes(folder: Path) -> int:
+    """Free space on the file system of `folder`, which need not exist yet."""
+    status = os.statvfs(existing_part(folder))
+    return status.f_bavail * status.f_frsize
+
+
+def existing_part(folder: Path) -> Path:
+    """`folder`, or the nearest folder above it that exists."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,14 @@ class Finding:
     @property
     def ok(self) -> bool:
         return not self.remedy
+
+
+def guarded(check: str, run: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """The findings of `run`; an error that it did not expect is a finding too, so that no rank leaves the others."""
+    try:
+        return list(run())
+    except (UserError, OSError, RuntimeError, ValueError) as error:
+        return [Finding(check, f"the check failed: {error}", "see the message; it names what is missing")]
 
 
 def check_torch() -> Iterable[Finding]:
@@ -100,137 +115,28 @@ def check_accelerator(config: Config) -> Iterable[Finding]:
         yield Finding("accelerator", text)
 
 
-def needed_shared_memory(config: Config) -> int:
-    """Bytes of /dev/shm that the ranks of this host need: the loaders' batches, both domains, and NCCL's channels."""
-    ranks = launched("LOCAL_WORLD_SIZE", 0) or max(torch.accelerator.device_count(), 1)
-    world_size = max(launched("WORLD_SIZE", 1), ranks)
-    picture = config.data.height * config.data.width * 3
-    batch = -(-config.global_batch_size // world_size) * picture
-    ahead = config.data.workers * BATCHES_AHEAD + 1 if config.data.workers else 0
-    nccl = NCCL_SHM_BYTES if config.device != "cpu" and torch.accelerator.is_available() else 0
-    return ranks * (2 * batch * ahead + nccl)
-
-
 def check_shm(config: Config) -> Iterable[Finding]:
-    """Shared memory: containers get 64 MiB where nobody asks for more."""
+    """Shared memory for the loaders of both domains and NCCL's channels: a container gets 64 MiB if nobody asks."""
     if not Path(SHARED_MEMORY).is_dir():
         yield Finding("shm", f"there is no {SHARED_MEMORY} here")
         return
-    free, needed = free_bytes(Path(SHARED_MEMORY)), needed_shared_memory(config)
-    text = f"{SHARED_MEMORY} has {free / MIB:.0f} MiB free, {needed / MIB:.0f} MiB are needed"
+    ranks = launched("LOCAL_WORLD_SIZE", 0) or max(torch.accelerator.device_count(), 1)
+    batch = -(-config.global_batch_size // max(launched("WORLD_SIZE", 1), ranks))
     remedy = (
-        "give the container more (docker run --shm-size=8g, or --ipc=host; Kubernetes: an emptyDir of medium Memory), "
-        "or lower data.workers"
+        "give the container more (docker run --shm-size=8g, or --ipc=host; Kubernetes: an emptyDir of medium Memory)"
     )
-    yield Finding("shm", text, "" if free >= needed else remedy)
-
-
-def check_host() -> Iterable[Finding]:
-    """This host's own name: gloo listens where it leads to, and tells the other ranks that address."""
-    name, hosts = socket.gethostname(), several_hosts()
-    wrong = list(_wrong_devices(name, [device for _, device in socket.if_nameindex()], hosts))
-    if wrong:
-        yield from wrong
+    free = free_bytes(Path(SHARED_MEMORY))
+    nccl = ranks * NCCL_SHM_BYTES if config.device != "cpu" and torch.accelerator.is_available() else 0
+    if free < nccl:
+        yield Finding("shm", f"{SHARED_MEMORY} has {free // MIB} MiB free, and NCCL needs {nccl // MIB} MiB", remedy)
         return
-    # NCCL's variable does not help here: on GPUs too, gloo connects the ranks for their CPU tensors.
-    interface = os.environ.get(GLOO_DEVICES)
-    remedy = (
-        f"give {name} its own address in /etc/hosts or DNS, or set GLOO_SOCKET_IFNAME to the network device between "
-        "the hosts (ip address lists them); else ranks on other hosts cannot reach this one"
-    )
-    try:
-        address = socket.gethostbyname(name)
-    except OSError as error:
-        yield Finding("host", f"the name {name} leads nowhere ({error})", remedy if hosts and not interface else "")
-        return
-    loopback = address.startswith("127.")
-    text = f"{name} is {address}" + (f", device {interface}" if interface else "")
-    yield Finding("host", text, remedy if hosts and loopback and not interface else "")
-
-
-def nccl_devices(value: str, there: list[str]) -> list[str]:
-    """The network devices of `there` that NCCL takes for NCCL_SOCKET_IFNAME=`value`.
-
-    A comma list of prefixes, or with = before it of whole names; ^ before all turns it round. A :port is ignored
-    (matchIfList in NCCL's src/misc/utils.cc; an empty list fits all).
-    """
-    names = value.removeprefix("^")
-    exact, names = names.startswith("="), names.removeprefix("=")
-    wanted = [name for name in (part.partition(":")[0] for part in names.split(",")) if name]
-
-    def fits(device: str) -> bool:
-        return not wanted or any(device == name if exact else device.startswith(name) for name in wanted)
-
-    return [device for device in there if fits(device) != value.startswith("^")]
-
-
-def _wrong_devices(host: str, there: list[str], hosts: bool) -> Iterable[Finding]:
-    """The variables that name network devices, where no rank of another host could be reached by what they name."""
-    usable = ", ".join(device for device in there if device != LOOPBACK or not hosts)
-    gloo, nccl = os.environ.get(GLOO_DEVICES), os.environ.get(NCCL_DEVICES)
-    if gloo:  # whole names, and every one of them is opened
-        remedy = f"set {GLOO_DEVICES} to the whole name of a device, or several with commas; it has: {usable}"
-        absent = [device for device in gloo.split(",") if device not in there]
-        if absent:
-            yield Finding("host", f"{host} has no network device {', '.join(absent)} ({GLOO_DEVICES}={gloo})", remedy)
-        elif hosts and LOOPBACK in gloo.split(","):
-            yield Finding("host", f"{GLOO_DEVICES}={gloo} does not lead from {host} to the other hosts", remedy)
-    if nccl:
-        remedy = (
-            f"set {NCCL_DEVICES} to the beginning of a device's name (=NAME for the whole name, ^NAME for all but "
-            f"these, or several with commas); {host} has: {usable}"
-        )
-        chosen = nccl_devices(nccl, there)
-        if not chosen:
-            yield Finding("host", f"{host} has no network device that fits {NCCL_DEVICES}={nccl}", remedy)
-        elif hosts and LOOPBACK in chosen:
-            fits = f"{NCCL_DEVICES}={nccl} fits {LOOPBACK} on {host}, which does not lead to the other hosts"
-            yield Finding("host", fits, remedy)
-
-
-def check_rendezvous() -> Iterable[Finding]:
-    """The name and port where ranks meet, MASTER_ADDR and MASTER_PORT: to be reached, or, on that host, to be had."""
-    name, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "29500")
-    if not name:
-        yield Finding("rendezvous", "MASTER_ADDR is not set: one host alone")
-        return
-    where = f"{name}:{port}"
-    try:
-        address = socket.gethostbyname(name)
-    except OSError as error:
-        yield Finding(
-            "rendezvous",
-            f"the name {name} leads nowhere on {socket.gethostname()} ({error})",
-            "set MASTER_ADDR to a name or address of the first host that all hosts know",
-        )
-        return
-    if several_hosts() and address.startswith("127.") and "localhost" not in name:
-        yield Finding(
-            "rendezvous",
-            f"{name} is {address} on {socket.gethostname()}, which is every host's own address",
-            f"correct {name} in /etc/hosts, or set MASTER_ADDR to its address on the network",
-        )
-        return
-    try:
-        socket.create_connection((address, int(port)), CONNECT_SECONDS).close()
-    except ConnectionRefusedError:
-        # Before a run nobody listens yet, and the refusal shows that the host is there. In a run somebody must.
-        in_run = "RANK" in os.environ
-        remedy = "see whether the launcher on that host has ended; its output says why" if in_run else ""
-        yield Finding(
-            "rendezvous", f"{where}: the host is there, and nobody listens" + ("" if in_run else " yet"), remedy
-        )
-    except OSError as error:
-        yield Finding(
-            "rendezvous",
-            f"{where} ({address}) cannot be reached from {socket.gethostname()} ({error})",
-            "look for a firewall between the hosts, a wrong MASTER_ADDR, or a host that is down; ranks need all TCP "
-            "ports between the hosts",
-        )
-    else:
-        own = _is_own(address) and "RANK" not in os.environ
-        remedy = f"port {port} is taken on this host; choose another MASTER_PORT" if own else ""
-        yield Finding("rendezvous", f"{where} answers", remedy)
+    if config.data.workers:
+        try:
+            check_shared_memory(ranks * 2 * batch * 3 * config.data.height * config.data.width, config.data.workers)
+        except UserError as error:
+            yield Finding("shm", str(error), f"{remedy}, or lower data.workers")
+            return
+    yield Finding("shm", f"{SHARED_MEMORY} has {free // MIB} MiB free, which is enough")
 
 
 def check_disk(config: Config, needed: int | None) -> Iterable[Finding]:
@@ -238,14 +144,11 @@ def check_disk(config: Config, needed: int | None) -> Iterable[Finding]:
     if not config.output_dir:
         yield Finding("disk", "no output_dir was given, so none is looked at")
         return
-    folder = Path(config.output_dir).absolute()
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    folder = existing_part(Path(config.output_dir))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         yield Finding(
             "disk",
-            f"output_dir: {existing} cannot be written by user {os.getuid()}",
+            f"output_dir: {folder} cannot be written by user {os.getuid()}",
             "name another folder, or correct its owner (for a container, of the mounted volume)",
         )
         return
@@ -255,60 +158,23 @@ def check_disk(config: Config, needed: int | None) -> Iterable[Finding]:
     yield Finding("disk", f"output_dir has {free / GIB:.1f} GiB free, {what} {wanted / GIB:.2f}", remedy)
 
 
-def check_shards(config: Config) -> Iterable[Finding]:
-    """The shard folders: index, every shard's size, and one picture of every split read and decoded."""
+def check_data(config: Config) -> Iterable[Finding]:
+    """The shard folders: index, every local shard's size, and one picture of every local split read and decoded."""
     for key in ("source", "target"):
         folder = getattr(config, key)
         if not folder:
             yield Finding("shards", f"no {key} was given, so none is looked at")
             continue
         try:
-            index = ShardIndex.load(folder)
+            splits = ShardIndex.load(folder).splits.values()
+            check_shards(*splits)
+            for split in splits:
+                if not is_url(folder):
+                    ShardReader().read_picture(split, len(split) - 1)
         except UserError as error:
-            yield Finding("shards", f"{key}: {error}", f"give this host the folder of --{key}, at the same path as all")
-            continue
-        problems = [problem for split in index.splits.values() for problem in _shard_problems(split)]
-        if problems:
-            more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-            yield Finding(
-                "shards", f"{key}: {problems[0]}{more}", f"copy {folder} again; ecn-dist validate {folder} tells all"
+            remedy = (
+                f"give this host the folder of --{key}, at the same path as all, or copy it again; ecn-dist validate"
             )
+            yield Finding("shards", f"{key}: {error}", f"{remedy} {folder} tells all")
         else:
-            pictures = sum(len(split) for split in index.splits.values())
-            yield Finding("shards", f"{key}: {pictures} pictures in {folder} can be read")
-
-
-def _shard_problems(split: SplitIndex) -> Iterable[str]:
-    if is_url(split.folder):
-        return
-    for at, shard in enumerate(split.shards):
-        path = Path(split.shard_path(at))
-        if not path.is_file():
-            yield f"{path} is missing"
-        elif path.stat().st_size != shard.bytes:
-            yield f"{path} has {path.stat().st_size} bytes, and was packed with {shard.bytes}"
-    row = split.members[-1]
-    path, slot = Path(split.shard_path(int(row["shard"]))), split.num_cameras
-    try:
-        with path.open("rb") as file:
-            file.seek(int(row["offset"][slot]))
-            decode(file.read(int(row["length"][slot])))
-    except (OSError, UnreadablePicture) as error:
-        yield f"a picture of {path} cannot be read ({error})"
-
-
-def guarded(check: str, run: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """The findings of `run`; an error that it did not expect is a finding too, so that no rank leaves the others."""
-    try:
-        return list(run())
-    except (UserError, OSError, RuntimeError, ValueError) as error:
-        return [Finding(check, f"the check failed: {error}", "see the message; it names what is missing")]
-
-
-def _is_own(address: str) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-    return True
+            yield Finding("shards", f"{key}: {sum(map(len, splits))} pictures in {folder} can be read")

@@ -25,8 +25,7 @@ class NetworkCost:
 
     parameters: int
     trained_parameters: int
-    buffers: int  # BatchNorm statistics
-    buffer_bytes: int  # their integer counters included
+    buffer_bytes: int  # BatchNorm statistics, their integer counters included
     activations: int  # kept for the backward pass, both domains
     batchnorm_channels: tuple[int, ...]  # of every BatchNorm that trains, in the order of the forward pass
     flops: int  # forward and backward, both domains
@@ -69,7 +68,6 @@ def measure(config: Config, domains: Domains, world_size: int) -> NetworkCost:
     return NetworkCost(
         parameters=sum(p.numel() for p in network.parameters()),
         trained_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
-        buffers=sum(b.numel() for b in network.buffers()),
         buffer_bytes=sum(b.numel() * b.element_size() for b in network.buffers()),
         activations=sum(storage.nbytes() for storage in kept.values()) // torch.empty(0).element_size() + dropout_masks,
         batchnorm_channels=tuple(norm.num_features for norm in _training_batchnorms(network)),

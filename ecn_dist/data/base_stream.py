@@ -15,6 +15,7 @@ from torch import Tensor
 from ecn_dist.data import transforms
 from ecn_dist.data.cache import ShardCache
 from ecn_dist.data.dataset import BOX, ROW, STYLES, PictureDataset, RawBatch, Request, fields_and_pixels
+from ecn_dist.data.fetch import shown
 from ecn_dist.data.fetch_ahead import FetchAhead
 from ecn_dist.data.index import SplitIndex, is_url
 from ecn_dist.data.loader import Loader, check_shared_memory, start_fork_server
@@ -57,12 +58,13 @@ class Stream:
             raise ValueError(f"style {style!r} is none of {', '.join(STYLES)}")
         if style != "real" and not split.has_styles:
             raise UserError(
-                f"{split.folder} lacks {split.missing_styles} style copies of its split {split.name!r}, and pictures "
-                "are to be shown in other cameras' styles (data.camera_style): pack it with --camera_style histogram, "
-                "or with the complete copies that ship with the data set; or train without: --data.camera_style false"
+                f"{shown(split.folder)} lacks {split.missing_styles} style copies of its split {split.name!r}, and "
+                "pictures are to be shown in other cameras' styles (data.camera_style): pack it with --camera_style "
+                "histogram, or with the complete copies that ship with the data set; or train without: "
+                "--data.camera_style false"
             )
         if style == "other" and split.num_cameras < 2:
-            raise UserError(f"{split.folder} has one camera: no picture has a copy in the style of another")
+            raise UserError(f"{shown(split.folder)} has one camera: no picture has a copy in the style of another")
         self._split, self._style = split, style
         self._height, self._width = height, width
         self._workers, self._device, self._cache = workers, device, cache

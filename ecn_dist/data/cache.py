@@ -2,7 +2,8 @@
 may share.
 
 A file is named by its content's checksum, so another packing never takes its place, and it is there whole or not at
-all: it is made under the name `*.part`, verified, and renamed. Locks (flock, which ends with its holder) keep order:
+all: it is made under the name `*.part`, verified, synced, and renamed. One that is not what it should be all the same
+is made anew, and no link is followed. Locks (flock, which ends with its holder) keep order:
 
 - exclusive on a `.part` by the one that fetches it; who needs the same shard waits for that lock and finds it fetched;
 - shared on a `.tar` while it is read, and on a `.members.npy` while it is mapped, so that it is not removed to make
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ecn_dist.data.fetch import FetchError, Patience, fetch
+from ecn_dist.data.fetch import FetchError, Patience, fetch, shown
 from ecn_dist.data.index import ShardInfo
 from ecn_dist.errors import UserError
 
@@ -95,7 +96,10 @@ class ShardCache:
         """
         path = self._path(shard, "tar")
         with self._told():
-            while (descriptor := _open_shared(path)) is None:
+            while (descriptor := _open_shared(path)) is None or os.fstat(descriptor).st_size != shard.bytes:
+                if descriptor is not None:  # cut short, as by a disk that failed
+                    os.close(descriptor)
+                    path.unlink(missing_ok=True)
                 self.fetch(url, shard)
         try:
             yield descriptor
@@ -112,6 +116,7 @@ class ShardCache:
                     continue  # another process fetched it, or failed to
                 try:
                     self._receive(url, shard, descriptor, patience or self.patience)
+                    os.fsync(descriptor)
                     with self._locked():
                         part.rename(path)
                 except BaseException:
@@ -134,7 +139,7 @@ class ShardCache:
         with self._told():
             while True:
                 with self._locked():
-                    if not path.exists() and self._make_room(members.nbytes + NPY_HEADER_BYTES):
+                    if not _holds(path, members) and self._make_room(members.nbytes + NPY_HEADER_BYTES):
                         _save(path, members)
                     descriptor = _open_shared(path)
                 if descriptor is not None:
@@ -166,7 +171,7 @@ class ShardCache:
                     return descriptor
                 path.unlink()
                 os.close(descriptor)
-            self._wait_for_room(end, url, shard.bytes)
+            self._wait_for_room(end, shown(url), shard.bytes)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         os.close(descriptor)
         return None
@@ -186,13 +191,13 @@ class ShardCache:
         """Remove the least recently used files that nobody holds until `needed` bytes are free."""
         files = []
         for path in chain.from_iterable(map(self.folder.glob, KEPT)):
-            status = path.stat()
+            status = path.lstat()
             files.append((status.st_mtime_ns, status.st_size, path))
         taken = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if taken + needed <= self.limit_bytes:
                 break
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             if _try_lock(descriptor):
                 path.unlink()
                 taken -= size
@@ -203,8 +208,6 @@ class ShardCache:
         def write(chunks: Iterator[bytes]) -> None:
             checksum, position = hashlib.sha256(), 0
             for chunk in chunks:
-                if position + len(chunk) > shard.bytes:
-                    raise FetchError(f"more than the {shard.bytes} bytes that were packed")
                 checksum.update(chunk)
                 with self._told():  # or it would be taken for a failure of the source
                     _write(descriptor, chunk, position)
@@ -214,7 +217,7 @@ class ShardCache:
             if checksum.hexdigest() != shard.sha256:
                 raise FetchError(f"sha256 {checksum.hexdigest()[:12]}... where {shard.sha256[:12]}... was packed")
 
-        fetch(url, write, patience)
+        fetch(url, write, patience, limit=shard.bytes)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -246,13 +249,13 @@ class ShardCache:
 
 
 def _create(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
 
 
 def _open_shared(path: Path) -> int | None:
     """A descriptor that keeps the file from being removed; None where there is none."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -279,12 +282,27 @@ def _write(descriptor: int, chunk: bytes, position: int) -> None:
         rest, position = rest[written:], position + written
 
 
+def _holds(path: Path, members: np.ndarray) -> bool:
+    """Whether the file has these rows; one that has others is removed, as is a link."""
+    with suppress(FileNotFoundError):
+        try:
+            if not path.is_symlink() and np.array_equal(np.lib.format.open_memmap(path, mode="r"), members):
+                return True
+        except ValueError:
+            pass  # it is no array
+        path.unlink()
+    return False
+
+
 def _save(path: Path, members: np.ndarray) -> None:
     """Written under the folder's lock, so a `.part` that others can see is what a killed process left."""
     part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
     try:
-        with part.open("wb") as file:
+        with os.fdopen(_create(part), "wb") as file:
             np.save(file, members, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
         part.rename(path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -8,22 +8,42 @@ C cameras of the folder.
 """
 
 import hashlib
-import json
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from ecn_dist.data.fetch import Patience, fetch_bytes
+from ecn_dist.data.fetch import Patience, fetch_bytes, shown
+from ecn_dist.data.index_gate import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    MAX_INDEX_BYTES,
+    NPY_HEADER_BYTES,
+    REMEDY,
+    UNKNOWN_PID,
+    check_rows,
+    parse_index,
+)
 from ecn_dist.errors import UserError
 
+__all__ = [
+    "FORMAT_NAME",
+    "FORMAT_VERSION",
+    "INDEX_NAME",
+    "UNKNOWN_PID",
+    "ShardIndex",
+    "ShardInfo",
+    "SplitIndex",
+    "is_url",
+    "location",
+    "member_dtype",
+]
+
 INDEX_NAME = "index.json"
-FORMAT_NAME = "ecn_dist shards"
-FORMAT_VERSION = 1
-UNKNOWN_PID = -1  # a training picture whose identity nobody knows
 
 
 def member_dtype(num_cameras: int) -> np.dtype:
@@ -43,7 +63,7 @@ def member_dtype(num_cameras: int) -> np.dtype:
 
 
 def is_url(folder: str) -> bool:
-    """Whether `folder` is opened through webdataset (`https://...`, `pipe:...`) rather than as a local folder."""
+    """Whether `folder` is an address (`https://...`, `pipe:...`) rather than a local folder."""
     return "://" in folder or folder.startswith("pipe:")
 
 
@@ -99,8 +119,8 @@ class SplitIndex:
         unknown = int((self.pids == UNKNOWN_PID).sum())
         if unknown:
             raise UserError(
-                f"{unknown} of the {len(self)} pictures of split {self.name!r} in {self.folder} have no identity: "
-                "it can be a target, but not a source. Name a labelled shard folder instead"
+                f"{unknown} of the {len(self)} pictures of split {self.name!r} in {shown(self.folder)} have no "
+                "identity: it can be a target, but not a source. Name a labelled shard folder instead"
             )
         identities = np.asarray(self.identities, dtype=np.int64)
         order = np.argsort(identities, kind="stable")
@@ -152,13 +172,16 @@ class ShardIndex:
     cameras: tuple[str, ...]  # camera names of the data set: camid = position
     splits: dict[str, SplitIndex]
     about: dict[str, Any] = field(default_factory=dict)  # all of index.json, as parsed
+    _checked: set[str] = field(default_factory=set)
 
     @classmethod
     def load(cls, folder: str, patience: Patience | None = None) -> "ShardIndex":
-        """Read `index.json` and map the sidecars, whose size and checksum are verified. Shards are not touched.
+        """Read `index.json`, which must be what pack writes, and map the sidecars, whose size and checksum are checked.
+
+        Shards are not touched; `split` checks a sidecar's rows.
 
         Args:
-            folder: a path, or the prefix of URLs that webdataset opens (`location` says how names are joined to it).
+            folder: a path, or the prefix of URLs (`location` says how names are joined to it).
             patience: with a URL.
 
         Raises:
@@ -166,23 +189,34 @@ class ShardIndex:
                 missing or is not the one that was packed; a URL cannot be fetched.
         """
         folder = str(folder)
-        index = _parse(_read_index(folder, patience), folder)
-        try:
-            num_cameras = int(index["num_cameras"])
-            splits = {
-                name: _load_split(name, folder, num_cameras, split, patience) for name, split in index["splits"].items()
-            }
-            return cls(folder, str(index["layout"]), num_cameras, tuple(map(str, index["cameras"])), splits, index)
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            where = location(folder, INDEX_NAME)
-            raise UserError(f"{where} is damaged ({error!r}). Pack the data set again") from error
+        index = parse_index(_read_index(folder, patience), shown(location(folder, INDEX_NAME)), _how_to_pack(folder))
+        num_cameras = index["num_cameras"]
+        splits = {
+            name: _load_split(name, folder, num_cameras, split, patience) for name, split in index["splits"].items()
+        }
+        return cls(folder, index["layout"], num_cameras, tuple(index["cameras"]), splits, index)
 
     def split(self, name: str) -> SplitIndex:
-        """The split's index. `UserError` naming the splits that exist where it does not."""
+        """The split's index, its rows checked (`splits` has those that were not, for who wants to tell all problems).
+
+        Raises:
+            UserError: there is no such split (it names those that exist), or a row of its sidecar cannot be.
+        """
         if name not in self.splits:
-            there = ", ".join(self.splits) or "none"
-            raise UserError(f"no split {name!r} in {self.folder} (it has: {there})")
-        return self.splits[name]
+            there = ", ".join(self.splits)
+            raise UserError(f"no split {name!r} in {shown(self.folder)} (it has: {there})")
+        split = self.splits[name]
+        if name not in self._checked:
+            check_rows(
+                shown(location(self.folder, f"{name}.members.npy")),
+                split.members,
+                [(shard.samples, shard.bytes) for shard in split.shards],
+                self.num_cameras,
+                split.identities,
+                unknown_pids=name == "train",
+            )
+            self._checked.add(name)
+        return split
 
 
 def _how_to_pack(folder: str) -> str:
@@ -199,63 +233,57 @@ def _read_index(folder: str, patience: Patience | None) -> bytes:
                 f"{folder} has no {INDEX_NAME}: it is not a shard folder, or packing was interrupted. "
                 f"{_how_to_pack(folder)}"
             )
-    return _read(location(folder, INDEX_NAME), patience)
-
-
-def _read(where: str, patience: Patience | None) -> bytes:
-    return fetch_bytes(where, patience) if is_url(where) else Path(where).read_bytes()
-
-
-def _parse(text: bytes, folder: str) -> dict[str, Any]:
     where = location(folder, INDEX_NAME)
-    try:
-        index = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}). {_how_to_pack(folder)}") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT_NAME:
-        raise UserError(f"{where} does not describe a shard folder of ecn_dist. {_how_to_pack(folder)}")
-    if index.get("version") != FORMAT_VERSION:
-        raise UserError(
-            f"{where} has format version {index.get('version')}, and this program reads version {FORMAT_VERSION}. "
-            "Pack the data set again, or use the program that packed it"
-        )
-    return index
+    if is_url(where):
+        return fetch_bytes(where, MAX_INDEX_BYTES, patience)
+    with open(where, "rb") as file:
+        data = file.read(MAX_INDEX_BYTES + 1)
+    if len(data) > MAX_INDEX_BYTES:
+        raise UserError(f"{where} has more than {MAX_INDEX_BYTES} bytes. {REMEDY}")
+    return data
 
 
 def _load_split(
     name: str, folder: str, num_cameras: int, split: dict[str, Any], patience: Patience | None
 ) -> SplitIndex:
     shards = tuple(ShardInfo(s["name"], s["samples"], s["bytes"], s["sha256"]) for s in split["shards"])
-    members = _load_members(location(folder, split["members"]["name"]), split["members"], patience)
-    expected = sum(shard.samples for shard in shards)
-    if members.dtype != member_dtype(num_cameras) or members.shape != (expected,):
+    where, announced = location(folder, split["members"]["name"]), split["members"]
+    samples, dtype = sum(shard.samples for shard in shards), member_dtype(num_cameras)
+    if not 0 < announced["bytes"] - samples * dtype.itemsize <= NPY_HEADER_BYTES:
         raise UserError(
-            f"{split['members']['name']} in {folder} does not fit {INDEX_NAME}: {members.shape} rows of "
-            f"{members.dtype} where {expected} of {num_cameras} cameras are announced. Pack the data set again"
+            f"{shown(location(folder, INDEX_NAME))} is damaged: splits.{name}.members.bytes is {announced['bytes']}, "
+            f"which is not what {samples} samples of {num_cameras} cameras take. {REMEDY}"
         )
-    return SplitIndex(name, folder, shards, members, num_cameras, tuple(map(int, split["identities"])))
-
-
-def _load_members(where: str, announced: dict[str, Any], patience: Patience | None) -> np.ndarray:
-    """The sidecar's rows: memory-mapped if local, read whole from a URL."""
     if is_url(where):
-        data = fetch_bytes(where, patience)
-        size, sha256 = len(data), hashlib.sha256(data).hexdigest()
+        data = fetch_bytes(where, announced["bytes"], patience)
+        offset = _check_sidecar(shown(where), BytesIO(data), announced, dtype, samples)
+        members: np.ndarray = np.frombuffer(data, dtype, samples, offset)
     elif not Path(where).is_file():
         raise UserError(f"{where} is missing. Copy the whole shard folder, or pack the data set again")
     else:
-        size = Path(where).stat().st_size
         with open(where, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if size != announced["bytes"] or sha256 != announced["sha256"]:
+            offset = _check_sidecar(where, file, announced, dtype, samples)
+        members = np.memmap(where, dtype, "r", offset, (samples,))
+    return SplitIndex(name, folder, shards, members, num_cameras, tuple(split["identities"]))
+
+
+def _check_sidecar(where: str, file: BinaryIO, announced: dict[str, Any], dtype: np.dtype, samples: int) -> int:
+    """At which byte the rows begin. `UserError` where it is not the file that was packed, or not of such rows."""
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    size = file.seek(0, os.SEEK_END)
+    if (size, sha256) != (announced["bytes"], announced["sha256"]):
         raise UserError(
             f"{where} is not the file that was packed: {size} bytes with sha256 {sha256[:12]}..., where {INDEX_NAME} "
-            f"says {announced['bytes']} bytes with {str(announced['sha256'])[:12]}.... Copy the shard folder again, or "
-            "pack the data set again"
+            f"says {announced['bytes']} bytes with {announced['sha256'][:12]}.... {REMEDY}"
         )
+    file.seek(0)
     try:
-        if is_url(where):
-            return np.load(BytesIO(data), allow_pickle=False)
-        return np.load(where, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise UserError(f"{where} is not a readable array ({error}). Pack the data set again") from error
+        found = np.lib.format.read_magic(file), np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # NumPy takes a damaged header for Python, and raises what that does
+        raise UserError(f"{where} is not a readable array ({error}). {REMEDY}") from error
+    if found != ((1, 0), ((samples,), False, dtype)) or file.tell() + samples * dtype.itemsize != size:
+        (rows, *_), _, of = found[1]
+        raise UserError(
+            f"{where} does not fit {INDEX_NAME}: {rows} rows of {of} where {samples} of {dtype} are announced. {REMEDY}"
+        )
+    return file.tell()

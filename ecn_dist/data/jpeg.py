@@ -1,4 +1,8 @@
-"""Picture files in, JPEG bytes out."""
+"""Picture files in, JPEG bytes out. Every picture file that this program reads is opened here, or by `reader.decode`.
+
+A file may come from anybody: only the formats that pack takes are opened (Pillow knows some that are programs, such as
+PostScript), and none that would take gigabytes of memory.
+"""
 
 from io import BytesIO
 
@@ -6,6 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 JPEG_QUALITY = 95
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
+MAX_PIXELS = 1 << 26
+MIN_SIDE = 2  # what is smaller has no part to crop
 WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16-bit grey
 FORMATS_OF_WIDE_GREY = ("PNG", "PPM")  # whose 16-bit grey is also opened as mode I, by some versions of Pillow
 UNKNOWN_RANGE = ("I", "F")
@@ -13,7 +20,15 @@ EXIF_ORIENTATION = 0x0112
 
 
 class UnreadablePicture(Exception):
-    """The bytes are no whole picture, or none with a way to 8 bits; the text says why."""
+    """The bytes are no whole picture, none with a way to 8 bits, or too small or large a one; the text says why."""
+
+
+def check_size(height: int, width: int) -> None:
+    """`UnreadablePicture` where nothing can be cropped of such a picture, or it is no picture of a person."""
+    if min(height, width) < MIN_SIDE or height * width > MAX_PIXELS:
+        raise UnreadablePicture(
+            f"it has {height} x {width} pixels; from {MIN_SIDE} x {MIN_SIDE} to {MAX_PIXELS} in all are taken"
+        )
 
 
 def decode(data: bytes) -> Image.Image:
@@ -46,14 +61,15 @@ def _is_upright(image: Image.Image) -> bool:
 def _load(data: bytes) -> tuple[Image.Image, bool]:
     """The picture, and whether the bytes are a JPEG that any decoder shows just so."""
     try:
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            check_size(image.height, image.width)  # before a pixel is read
             image.load()
             plain = image.format == "JPEG" and image.mode in ("RGB", "L") and _is_upright(image)
             return to_rgb(image), plain
     except UnreadablePicture:
         raise
     except UnidentifiedImageError as error:  # whose own text names an object in memory
-        raise UnreadablePicture("its bytes are of no picture format that Pillow knows") from error
+        raise UnreadablePicture(f"its bytes are of none of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # PIL's readers of damaged files raise almost anything
         raise UnreadablePicture(str(error) or type(error).__name__) from error
 

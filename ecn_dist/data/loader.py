@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
@@ -129,11 +130,16 @@ def start_fork_server() -> None:
     forkserver.ensure_running()
 
 
+def stream_shared_memory(batch_bytes: int, workers: int) -> int:
+    """Bytes that the batches of one stream take at most."""
+    return batch_bytes * (workers * BATCHES_AHEAD + 1) if workers else 0
+
+
 def check_shared_memory(batch_bytes: int, workers: int) -> None:
     """`UserError` where the batches that `workers` keep ready do not fit into shared memory: they would crash there."""
     if not os.path.isdir(SHARED_MEMORY):
         return
-    needed = batch_bytes * (workers * BATCHES_AHEAD + 1)
+    needed = stream_shared_memory(batch_bytes, workers)
     status = os.statvfs(SHARED_MEMORY)
     free = status.f_bavail * status.f_frsize
     if needed > free:
@@ -151,16 +157,21 @@ def _as_made(batch: Any) -> Any:
 def _start_worker(trainer: int, worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    # A termination is obeyed from the training process alone; only `sigtimedwait` tells who sent it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # A termination is obeyed from the training process alone; only `sigtimedwait` tells who sent it. Without it (macOS)
+    # it is obeyed from whoever sends it.
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_when_told, args=(trainer,), daemon=True).start()
 
 
 def _end_when_told(trainer: int) -> None:
     parent = multiprocessing.parent_process()  # the training process, though the fork server made this one
     while parent is None or parent.is_alive():
-        received = signal.sigtimedwait({signal.SIGTERM}, ALIVE_SECONDS)
-        if received is not None and received.si_pid == trainer:
+        if not hasattr(signal, "sigtimedwait"):
+            time.sleep(ALIVE_SECONDS)
+        elif (received := signal.sigtimedwait({signal.SIGTERM}, ALIVE_SECONDS)) and received.si_pid == trainer:
             break
     end_commands()
     os._exit(0)

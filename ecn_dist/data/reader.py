@@ -17,10 +17,12 @@ from PIL import Image
 
 from ecn_dist.data import jpeg
 from ecn_dist.data.cache import FOLDER_VARIABLE, ShardCache
+from ecn_dist.data.fetch import shown
 from ecn_dist.data.index import SplitIndex, is_url
 from ecn_dist.errors import UserError
 
 MAX_OPEN_SHARDS = 64
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe under a shard's name is not waited for
 TAR_BLOCK = 512
 TAR_NAME = 100  # a header starts with the member's name, in this many bytes
 
@@ -29,12 +31,12 @@ class PictureError(UserError):
     """One picture cannot be decoded; the shard around it is sound."""
 
 
-def decode(data: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
-    """A picture's bytes -> (h, w, 3) uint8 RGB, the pixels that PIL gives.
+def decode(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
+    """The bytes of a picture -> (h, w, 3) uint8 RGB, the pixels that PIL gives.
 
     Args:
-        data: a JPEG, or anything else that PIL reads.
-        buffer: memory for the result, used if it is large enough; the result is then a view of it.
+        data: a JPEG, or a picture of another of `jpeg.FORMATS`.
+        memory: for the result, used if it is large enough; the result is then a view of it.
 
     Raises:
         UnreadablePicture: the data cannot be decoded.
@@ -42,7 +44,9 @@ def decode(data: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
     try:
         # Both decode with libjpeg-turbo and the same settings, hence to the same pixels, but PIL's way to it is twice
         # as long for a small picture. It stays the judge of what simplejpeg refuses, such as harmless stray bytes.
-        return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer)
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        jpeg.check_size(height, width)
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=memory)
     except ValueError:
         return np.array(jpeg.decode(data))
 
@@ -82,9 +86,9 @@ class ShardReader:
         missing = np.flatnonzero(lengths == 0)
         if len(missing):
             raise UserError(
-                f"sample {int(members['index'][missing[0]])} of split {split.name!r} in {split.folder} has no copy in "
-                f"the style of camera {slots[missing[0]]}: pack it with --camera_style histogram, or with complete "
-                "copies; or train without: --data.camera_style false"
+                f"sample {int(members['index'][missing[0]])} of split {split.name!r} in {shown(split.folder)} has no "
+                f"copy in the style of camera {slots[missing[0]]}: pack it with --camera_style histogram, or with "
+                "complete copies; or train without: --data.camera_style false"
             )
         data = [b""] * len(members)
         shards, parts = members["shard"].tolist(), list(zip(lengths.tolist(), offsets.tolist(), strict=True))
@@ -99,7 +103,7 @@ class ShardReader:
                     self.bytes_read += len(data[place])
                     if len(data[place]) != length:
                         raise UserError(
-                            f"{split.shard_path(shard)} ends within the picture at byte {offset}, "
+                            f"{shown(split.shard_path(shard))} ends within the picture at byte {offset}, "
                             f"{_sample(split, rows[place])}: it was cut short or changed after it was packed. Copy it "
                             "again, or pack the data set again"
                         )
@@ -120,10 +124,10 @@ class ShardReader:
         shard = int(member["shard"])
         with self._shard(split, shard) as descriptor:
             header = self._read(split, row, descriptor, TAR_NAME, max(0, int(member["offset"][slot]) - TAR_BLOCK))
-        name = header.split(b"\0", 1)[0].decode("ascii", "replace")
+        name = shown(header.split(b"\0", 1)[0].decode("ascii", "replace"))
         return PictureError(
-            f"{split.shard_path(shard)}: {name} ({_sample(split, row)}) cannot be decoded: {error}. Repair the picture "
-            "and pack again, or let up to N bad pictures be replaced: --data.max_bad_samples N"
+            f"{shown(split.shard_path(shard))}: {name} ({_sample(split, row)}) cannot be decoded: {error}. Repair the "
+            "picture and pack again, or let up to N bad pictures be replaced: --data.max_bad_samples N"
         )
 
     def close(self) -> None:
@@ -140,7 +144,7 @@ class ShardReader:
                 where = f" in the shard cache {self.cache.folder}"
                 remedy = f"Check the disk it is on, or name another folder with {FOLDER_VARIABLE}"
             raise UserError(
-                f"{split.shard_path(int(split.members['shard'][row]))}{where} cannot be read at byte {offset}, "
+                f"{shown(split.shard_path(int(split.members['shard'][row])))}{where} cannot be read at byte {offset}, "
                 f"{_sample(split, row)} ({error.strerror}). {remedy}"
             ) from error
 
@@ -167,7 +171,7 @@ class ShardReader:
             self._open.move_to_end(path)
             return self._open[path]
         try:
-            descriptor = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._open[path] = os.open(path, READ_FLAGS)
         except OSError as error:
             raise UserError(
                 f"{path} cannot be opened ({error.strerror}). Copy the shard folder again, or pack the data set again"
@@ -206,7 +210,7 @@ def check_shards(*splits: SplitIndex) -> None:
         for number, shard in enumerate(split.shards):
             path = split.shard_path(number)
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # one that may not be read has a size, too
+                descriptor = os.open(path, READ_FLAGS)  # one that may not be read has a size, too
                 try:
                     size = os.fstat(descriptor).st_size
                 finally:

@@ -1,9 +1,8 @@
 """From a stored picture to network input, as METHOD.md, "Training", says.
 
-`augment_picture` and `prepare_picture` are the definition, one picture at a time with PIL. The rest is the quick way
-that the streams take, which the tests hold against the definition: a decoded uint8 array is cropped, flipped and
-resized by torch's vectorised uint8 kernels (`resize_into`), and scaling, normalising and erasing are done in float32
-for the whole batch, on the training device (`normalise_and_erase`). Until there a batch is uint8.
+A decoded uint8 array is cropped, flipped and resized by torch's vectorised uint8 kernels (`resize_into`); scaling,
+normalising and erasing are done in float32 for the whole batch, on the training device (`normalise_and_erase`). The
+tests hold both against the definition, picture by picture with PIL (tests/augment.py).
 
 All random choices of one sample come from uniform numbers of its own, always the same ones for the same choice.
 NUM_DRAWS of them, and NUM_ERASE_DRAWS more where something is erased:
@@ -29,7 +28,6 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -118,54 +116,6 @@ def erase_box(erase_draws: Sequence[float], height: int, width: int, how: Augmen
     """The part of the height x width input that is erased; `NO_BOX` if no try fits."""
     tries = range(0, 2 * MAX_ERASE_TRIES, 2)
     return _first_fit(erase_draws, tries, how.erase_area, how.erase_aspect, (height, width)) or NO_BOX
-
-
-# The definition, picture by picture.
-
-
-def _normalised(picture: Image.Image) -> Tensor:
-    pixels_HW3 = torch.from_numpy(np.asarray(picture, dtype=np.float32)) / 255
-    return ((pixels_HW3 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)).permute(2, 0, 1)
-
-
-def augment_picture(
-    picture: Image.Image,
-    draws: Sequence[float],
-    erase_draws: Sequence[float],
-    height: int,
-    width: int,
-    random_erasing: float,
-) -> Tensor:
-    """One training picture: crop, resize, flip, normalise, erase.
-
-    Args:
-        picture: RGB, any size.
-        draws, erase_draws: the sample's NUM_DRAWS and NUM_ERASE_DRAWS uniform numbers.
-        height, width: of the network input.
-        random_erasing: probability of erasing.
-
-    Returns:
-        (3, H, W) float32.
-    """
-    top, left, crop_height, crop_width = crop_box(draws, picture.height, picture.width)
-    picture = picture.crop((left, top, left + crop_width, top + crop_height))
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    if draws[FLIP] < FLIP_PROBABILITY:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    image_3HW = _normalised(picture)
-    if draws[ERASE] < random_erasing:
-        top, left, erase_height, erase_width = erase_box(erase_draws, height, width)
-        fill = torch.tensor(ECN.erase_fill).view(3, 1, 1)
-        image_3HW[:, top : top + erase_height, left : left + erase_width] = fill
-    return image_3HW
-
-
-def prepare_picture(picture: Image.Image, height: int, width: int) -> Tensor:
-    """One picture for evaluation: resized (bicubic) and normalised; (3, H, W) float32."""
-    return _normalised(picture.resize((width, height), Image.Resampling.BICUBIC))
-
-
-# The quick way.
 
 
 def augment_into(out_HW3: Tensor, pixels: np.ndarray, draws: Sequence[float], how: Augmentation) -> None:

@@ -26,7 +26,9 @@ class Backbone(nn.Module):
     `body` keeps torchvision's parameter names. `stages` are its parts from the input on, what `freeze` counts.
     """
 
-    def __init__(self, arch: str, height: int, width: int, last_stride: int = 2, pooling: str = "avg", neck: bool = False) -> None:
+    def __init__(
+        self, arch: str, height: int, width: int, last_stride: int = 2, pooling: str = "avg", neck: bool = False
+    ) -> None:
         """A network with torch's random initialisation.
 
         Args:

@@ -164,7 +164,9 @@ def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str)
     # Classifiers' weights know no pooling with a trained power, which then starts as it is.
     powers = {f"{name}.p" for name, module in backbone.body.named_modules() if isinstance(module, GeM)}
     missing = [key for key in wanted if key not in tensors and not key.endswith(_BATCH_COUNT) and key not in powers]
-    unexpected = [key for key in tensors if key not in wanted and not key.startswith((*_CLASSIFIER_KEYS, *_HEADS, _NECK))]
+    unexpected = [
+        key for key in tensors if key not in wanted and not key.startswith((*_CLASSIFIER_KEYS, *_HEADS, _NECK))
+    ]
     shapes = [
         f"{key} {tuple(tensors[key].shape)} for {tuple(wanted[key].shape)}"
         for key in wanted

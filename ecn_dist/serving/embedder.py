@@ -152,27 +152,29 @@ def _pixels_of(picture: Picture, place: int) -> np.ndarray:
             )
         return np.array(picture, order="C")
     if isinstance(picture, Image.Image):
+        if not (picture.width and picture.height):
+            raise UserError(f"picture {place}: has no pixels, it is {picture.width} x {picture.height}")
         try:
             return np.array(jpeg.to_rgb(picture))
         except Exception as error:  # a file that PIL opened is decoded here, and its readers raise almost anything
             raise _unreadable(f"picture {place}", error) from error
-    file = _file_of(picture, place)
-    try:
-        return np.array(jpeg.decode(file.data))
-    except jpeg.UnreadablePicture as error:
-        raise _unreadable(file.name, error) from error
-
-
-def _file_of(picture: object, place: int) -> PictureFile:
-    if isinstance(picture, PictureFile):
-        return picture
-    if not isinstance(picture, str | os.PathLike):
+    if isinstance(picture, str | os.PathLike):
+        picture = read_picture(picture, f" as picture {place}")
+    if not isinstance(picture, PictureFile):
         kinds = "a path, a PIL picture or an array (height, width, 3)"
         raise UserError(f"picture {place}: must be {kinds}, not {type(picture).__name__}")
     try:
-        return PictureFile(str(picture), Path(picture).read_bytes())
+        return np.array(jpeg.decode(picture.data))
+    except jpeg.UnreadablePicture as error:
+        raise _unreadable(picture.name, error) from error
+
+
+def read_picture(path: str | os.PathLike[str], use: str = "") -> PictureFile:
+    """The picture file's bytes under its path's name. Raises `UserError` where it cannot be read (for its `use`)."""
+    try:
+        return PictureFile(str(path), Path(path).read_bytes())
     except OSError as error:
-        raise UserError(f"{picture}: cannot be read as picture {place}: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read{use}: {error.strerror}") from error
 
 
 def _unreadable(name: str, error: Exception) -> UserError:

@@ -1,8 +1,8 @@
-"""A trained backbone as a file that other programs run: ONNX, TorchScript or PT2 (torch.export).
+"""A trained backbone as a file that other programs run: ONNX or PT2 (torch.export).
 
 The exported function takes normalised pictures (n, 3, H, W) float32, n free, and gives features (n, C) float32 of unit
-length. A file is written under another name, loaded again, held against the model on random input of several batch
-sizes, and only then gets its name.
+length. A file's bytes are loaded again and held against the model on random input of several batch sizes before they
+are written. They name no folder of the machine that made them.
 
 Shape letters: n pictures, C feature length, H x W network input.
 """
@@ -12,6 +12,7 @@ import json
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 
 from ecn_dist.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ecn_dist.errors import UserError
+from ecn_dist.files import write_atomically
 from ecn_dist.models import Backbone, normalized_features
 
 INPUT, OUTPUT = "images", "features"
-METADATA_FILE = "ecn_dist.json"  # of TorchScript and PT2; ONNX has a place for metadata
+METADATA_FILE = "ecn_dist.json"  # of PT2; ONNX has a place for metadata
 METADATA_KEY = "ecn_dist"
 TRACED_BATCH = 2  # one that torch.export does not take for a constant
 CHECKED_BATCHES = (1, 2, 5)
@@ -49,8 +51,8 @@ class Format(NamedTuple):
     """How a format is written, and how it is loaded again: to a function, with the metadata found in the file."""
 
     suffix: str
-    write: Callable[[FeatureNetwork, Tensor, Path, Metadata], None]
-    load: Callable[[Path], tuple[Run, Metadata]]
+    write: Callable[[FeatureNetwork, Tensor, Metadata], bytes]
+    load: Callable[[bytes], tuple[Run, Metadata]]
 
 
 def describe(backbone: Backbone, height: int, width: int, fingerprint: str) -> Metadata:
@@ -101,15 +103,18 @@ def export(backbone: Backbone, kind: str, path: Path, metadata: Metadata) -> flo
     _, channels, height, width = metadata["input"]["shape"]
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(max(CHECKED_BATCHES), channels, height, width, generator=generator)
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of exporters about themselves; the check below is what counts
-            _written(lambda: form.write(network, images[:TRACED_BATCH], unfinished, metadata), kind, backbone.arch)
-            difference = _check(network, images, *form.load(unfinished), metadata, kind)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of exporters about themselves; the check below is what counts
+        try:
+            data = form.write(network, images[:TRACED_BATCH], metadata)
+        except Exception as error:  # exporters raise errors of their own, of many types, for what they cannot express
+            reason = next(iter(str(error).strip().splitlines()), "no reason given")
+            others = " or ".join(name for name in FORMATS if name != kind)
+            raise UserError(
+                f"--format {kind} cannot express {backbone.arch} ({type(error).__name__}: {reason}); try {others}"
+            ) from error
+        difference = _check(network, images, *form.load(data), metadata, kind)
+    write_atomically(path, data)
     return difference
 
 
@@ -121,6 +126,8 @@ def check_export(kind: str, path: Path) -> None:
         raise UserError(f"--output: {path} must end in {FORMATS[kind].suffix}, as --format is {kind}")
     if not path.absolute().parent.is_dir():
         raise UserError(f"--output: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise UserError(f"--output: {path} is a folder; name a file")
     if kind == "onnx":
         try:
             for package in ("onnx", "onnxruntime", "onnxscript"):
@@ -129,19 +136,6 @@ def check_export(kind: str, path: Path) -> None:
             raise UserError(
                 f"--format onnx needs the package {error.name}, which is not installed: pip install 'ecn_dist[export]'"
             ) from error
-
-
-def _written(write: Callable[[], None], kind: str, arch: str) -> None:
-    try:
-        write()
-    except OSError:
-        raise
-    except Exception as error:  # exporters raise errors of their own, of many types, for what they cannot express
-        reason = next(iter(str(error).strip().splitlines()), "no reason given")
-        others = " or ".join(name for name in FORMATS if name != kind)
-        raise UserError(
-            f"--format {kind} cannot express {arch} ({type(error).__name__}: {reason}); try {others}"
-        ) from error
 
 
 def _check(
@@ -164,27 +158,22 @@ def _check(
     return difference
 
 
-def _write_torchscript(network: FeatureNetwork, images: Tensor, path: Path, metadata: Metadata) -> None:
-    torch.jit.save(torch.jit.trace(network, images), str(path), _extra_files={METADATA_FILE: json.dumps(metadata)})
-
-
-def _load_torchscript(path: Path) -> tuple[Run, Metadata]:
-    extra = {METADATA_FILE: ""}
-    return torch.jit.load(str(path), map_location="cpu", _extra_files=extra), json.loads(extra[METADATA_FILE])
-
-
-def _write_pt2(network: FeatureNetwork, images: Tensor, path: Path, metadata: Metadata) -> None:
+def _write_pt2(network: FeatureNetwork, images: Tensor, metadata: Metadata) -> bytes:
     program = torch.export.export(network, (images,), dynamic_shapes={INPUT: {0: torch.export.Dim("n")}})
-    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names folders of this machine
+    file = BytesIO()
+    torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(metadata)})
+    return file.getvalue()
 
 
-def _load_pt2(path: Path) -> tuple[Run, Metadata]:
+def _load_pt2(data: bytes) -> tuple[Run, Metadata]:
     extra = {METADATA_FILE: ""}
-    program = torch.export.load(path, extra_files=extra)
+    program = torch.export.load(BytesIO(data), extra_files=extra)
     return program.module(), json.loads(extra[METADATA_FILE])
 
 
-def _write_onnx(network: FeatureNetwork, images: Tensor, path: Path, metadata: Metadata) -> None:
+def _write_onnx(network: FeatureNetwork, images: Tensor, metadata: Metadata) -> bytes:
     program = torch.onnx.export(
         network,
         (images,),
@@ -195,15 +184,17 @@ def _write_onnx(network: FeatureNetwork, images: Tensor, path: Path, metadata: M
         verbose=False,
     )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # they name folders of this machine
     program.model.metadata_props[METADATA_KEY] = json.dumps(metadata)
     program.model.producer_name, program.model.producer_version = "ecn_dist", version("ecn_dist")
-    program.save(path, external_data=False)
+    return program.model_proto.SerializeToString()
 
 
-def _load_onnx(path: Path) -> tuple[Run, Metadata]:
+def _load_onnx(data: bytes) -> tuple[Run, Metadata]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(np.asarray(session.run([OUTPUT], {INPUT: images.numpy()})[0]))
@@ -213,6 +204,5 @@ def _load_onnx(path: Path) -> tuple[Run, Metadata]:
 
 FORMATS = {
     "onnx": Format(".onnx", _write_onnx, _load_onnx),
-    "torchscript": Format(".pt", _write_torchscript, _load_torchscript),
     "pt2": Format(".pt2", _write_pt2, _load_pt2),
 }

@@ -1,26 +1,25 @@
-"""Features of pictures in a file that opens without this project: safetensors or npz, never pickled.
+"""Features of pictures in a file that opens without this project: safetensors, never pickled.
 
 docs/use.md, "The feature file", is its description and shows how to read it. Shape letters: n pictures, C feature
 length.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-from zipfile import BadZipFile
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ecn_dist.errors import UserError
+from ecn_dist.files import write_atomically
 
 FORMAT, VERSION = "ecn_dist features", "1"
-SUFFIXES = (".safetensors", ".npz")
-SAFETENSORS_NAMES_LIMIT = 90 * 10**6  # bytes; its header may have 100 million
+SUFFIX = ".safetensors"
+NAMES_LIMIT = 90 * 10**6  # bytes; a header of safetensors may have 100 million
 SHA256_BYTES = 32
+LENGTH_TOLERANCE = 0.02  # half-precision features are of unit length only roughly
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,14 @@ class FeatureFile:
     def write(self, path: Path) -> None:
         """Write the file, complete or not at all. `check_output` says which names it may have."""
         check_output(path)
-        about = {"format": FORMAT, "version": VERSION, "model": self.model, "folder": self.folder}
-        arrays = {"features": self.features, "sha256": self.sha256}
-        if path.suffix == ".npz":
-            arrays |= {"files": np.array(self.files, dtype=np.str_), "about": np.array(json.dumps(about))}
-            _write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
-            return
         names = json.dumps(self.files)
-        if len(names) > SAFETENSORS_NAMES_LIMIT:
-            raise UserError(f"{path}: the names of {len(self.files)} pictures are too long for safetensors; write .npz")
-        data = save({key: np.ascontiguousarray(array) for key, array in arrays.items()}, about | {"files": names})
-        _write_atomically(path, lambda file: file.write(data))
+        if len(names) > NAMES_LIMIT:
+            raise UserError(
+                f"{path}: the names of {len(self.files)} pictures are too long for one file; embed their folders apart"
+            )
+        about = {"format": FORMAT, "version": VERSION, "model": self.model, "folder": self.folder, "files": names}
+        arrays = {"features": self.features, "sha256": self.sha256}
+        write_atomically(path, save({key: np.ascontiguousarray(array) for key, array in arrays.items()}, about))
 
     @classmethod
     def read(cls, path: Path) -> "FeatureFile":
@@ -59,54 +55,38 @@ class FeatureFile:
         if not path.is_file():
             raise UserError(f"there is no file of features {path}; write one: ecn-dist embed ... --output {path}")
         try:
-            return (_read_npz if path.suffix == ".npz" else _read_safetensors)(path)._checked()
-        except (SafetensorError, BadZipFile, ValueError, KeyError, TypeError, EOFError) as error:
-            raise UserError(f"{path}: is no file of features ({error}); write it again with ecn-dist embed") from error
+            with safe_open(path, framework="numpy") as file:
+                about = file.metadata() or {}
+                if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
+                    form = f"{about.get('format')!r} {about.get('version')}"
+                    raise ValueError(f"it is of format {form}, not {FORMAT!r} {VERSION}")
+                files = json.loads(about["files"])
+                features, sha256 = file.get_tensor("features"), file.get_tensor("sha256")
+                return cls(features, tuple(files), sha256, about["model"], about["folder"])._checked()
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"{path}: is no file of features ({reason}); write it again with ecn-dist embed") from error
 
     def _checked(self) -> "FeatureFile":
         n = len(self.files)
+        if not all(isinstance(name, str) and "\0" not in name for name in self.files):
+            raise ValueError("its names are not all names of files")
         if self.features.dtype != np.float32 or self.features.ndim != 2 or len(self.features) != n:
             raise ValueError(f"features {self.features.dtype} {self.features.shape} for {n} names")
         if self.sha256.dtype != np.uint8 or self.sha256.shape != (n, SHA256_BYTES):
             raise ValueError(f"sha256 {self.sha256.dtype} {self.sha256.shape} for {n} names")
+        lengths_n = np.sqrt(np.einsum("nc,nc->n", self.features, self.features))
+        wrong = np.flatnonzero(~(np.abs(lengths_n - 1) <= LENGTH_TOLERANCE))  # so written, NaN is wrong too
+        if len(wrong):
+            raise ValueError(f"the feature of row {wrong[0]} is of length {lengths_n[wrong[0]]:.3g}, not 1")
         return self
 
 
 def check_output(path: Path) -> None:
     """Raise `UserError` where `path` is no name for a feature file; to be asked before the work is done."""
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: features are written as {' or '.join(SUFFIXES)}; give such a name")
+    if path.suffix != SUFFIX:
+        raise UserError(f"{path}: features are written as {SUFFIX}; give such a name")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}; make it first")
-
-
-def _read_npz(path: Path) -> FeatureFile:
-    with np.load(path, allow_pickle=False) as arrays:
-        about = _about(json.loads(str(arrays["about"])))
-        files = tuple(arrays["files"].tolist())
-        return FeatureFile(arrays["features"], files, arrays["sha256"], about["model"], about["folder"])
-
-
-def _read_safetensors(path: Path) -> FeatureFile:
-    with safe_open(path, framework="numpy") as file:
-        about = _about(file.metadata() or {})
-        files = tuple(map(str, json.loads(about["files"])))
-        return FeatureFile(
-            file.get_tensor("features"), files, file.get_tensor("sha256"), about["model"], about["folder"]
-        )
-
-
-def _about(about: dict[str, str]) -> dict[str, str]:
-    if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
-        raise ValueError(f"format {about.get('format')!r} {about.get('version')}, not {FORMAT!r} {VERSION}")
-    return about
-
-
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with open(unfinished, "wb") as file:
-            write(file)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")

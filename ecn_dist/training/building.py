@@ -1,9 +1,10 @@
 """From a configuration to the objects of a run. The lower packages take plain values; here they get them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ecn_dist import distributed, methods
 from ecn_dist.config import Config
@@ -13,8 +14,9 @@ from ecn_dist.data.plan import PassPlan, check_batch
 from ecn_dist.data.reader import check_shards
 from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
-from ecn_dist.methods.base import Method, Setting, TargetPictures
+from ecn_dist.methods.base import Extract, Method, Pictures, Setting, TargetPictures
 from ecn_dist.models import Backbone, check_statistics, convert_batchnorm, load_weights
+from ecn_dist.ranking.features import EvaluationInput, extract_split
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.strategy import DataParallel, Strategy
 from ecn_dist.training.tracking import log
@@ -153,7 +155,32 @@ def build_trainer(
         ", ".join(f"{name} {len(split)} pictures of {split.num_cameras} cameras" for name, split in pictures.items()),
         feeder.timeline.steps_per_epoch,
     )
-    return Trainer(config, strategy, feeder, output_dir, data)
+    return Trainer(config, strategy, feeder, output_dir, _extract(config, method, pictures, device), data)
+
+
+def _extract(config: Config, method: Method, splits: dict[str, SplitIndex], device: torch.device) -> Extract:
+    """See `Extract`."""
+    data = config.data
+    size = EvaluationInput(data.height, data.width, config.evaluation.batch_size, data.workers)
+    dtype = method.setting.dtype
+
+    def extract(embed: Callable[[Tensor], Tensor], *, copies: bool = False) -> Pictures:
+        split = splits["target"]
+        method.eval()
+        features = extract_split(
+            lambda images: embed(images.to(dtype)),
+            split,
+            size,
+            device=device,
+            precision=config.precision,
+            style="all" if copies else "real",
+        ).features
+        part = distributed.RowPartition(len(split), distributed.world_size())
+        first = part.start(distributed.rank())
+        indices = torch.from_numpy(split.indices[first : first + len(features)]).to(device)
+        return Pictures(features, indices)
+
+    return extract
 
 
 def adaptation_batches(config: Config, split: SplitIndex, device: torch.device) -> Iterator[Batch]:

@@ -36,10 +36,10 @@ class Trainer:
         strategy: Strategy,
         feeder: Feeder,
         output_dir: Path,
+        extract: Extract,
         data: dict[str, str] | None = None,
-        extract: Extract | None = None,
     ) -> None:
-        """`data` are the fingerprints of the run's domains, for checkpoints to tell."""
+        """`extract` serves `Method.before_epoch`; `data` are the fingerprints of the run's domains, for checkpoints."""
         self.config = config
         self.strategy = strategy
         self.method = strategy.network
@@ -47,7 +47,7 @@ class Trainer:
         self.timeline = feeder.timeline
         self.output_dir = output_dir
         self.data = data
-        self.extract = extract or Extract()
+        self.extract = extract
         keep = config.checkpoint
         self.keep = Keep(keep.keep, keep.keep_best, tuple(keep.keep_epochs))
         self.checkpoints = CheckpointStore(output_dir / "checkpoints", self.keep, asynchronous=keep.asynchronous)

@@ -25,6 +25,9 @@ def test_image_runs_without_root_and_holds_no_data(image: Store) -> None:
     assert once(image, "id", "-u", options=("--env", "ECN_CHECKS=")).stdout.strip() == "10001"
     found = once(image, "find", "/opt/ecn", "-type", "f", options=("--env", "ECN_CHECKS=")).stdout.split()
     assert {Path(file).relative_to("/opt/ecn").parts[0] for file in found} == {"configs", "launch", "entrypoint.sh"}
+    recipe = "from ecn_dist import demo; print(demo.CONFIG.is_file())"
+    assert once(image, "python", "-c", recipe, options=("--env", "ECN_CHECKS=")).stdout.strip() == "True"
+    assert once(image, "touch", "runs/mine", options=("--env", "ECN_CHECKS=")).returncode == 0
     # What the build needed stays in its own stage: sources, wheels, caches.
     as_root = ("--env", "ECN_CHECKS=", "--user", "root")
     left = once(image, "find", "/src", "/wheels", "/root", "/var/cache/apt", "-size", "+9k", options=as_root)

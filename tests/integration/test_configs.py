@@ -39,6 +39,15 @@ SCALED = {
     "logging.tensorboard": False,
     "logging.figures": False,
 }
+# What no shipped configuration has yet: groups that lie within a rank, and on 3 ranks across them.
+OPTIONS = {
+    "model.batchnorm": "group",
+    "model.batchnorm_group": "3",
+    "model.last_stride": "1",
+    "model.pooling": "gem",
+}
+CASES = [pytest.param(file, {}, id=file.stem) for file in CONFIGS]
+CASES += [pytest.param(file, OPTIONS, id="options") for file in CONFIGS if file.stem == "demo"]
 STAGES = (("conv1.", "bn1."), ("layer1.",), ("layer2.",), ("layer3.",), ("layer4.",))  # a ResNet's
 
 
@@ -102,11 +111,11 @@ def check_what_moved(config: Config, weights: dict[str, Tensor]) -> None:
         assert torch.equal(weights[name], before.to(weights[name].dtype)) == stands_still, name
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_float64_runs_are_equal(ranks: RankPool, tiny: Tiny, file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file", "more"), CASES)
+def test_float64_runs_are_equal(ranks: RankPool, tiny: Tiny, file: Path, more: dict, tmp_path: Path) -> None:
     expected = None
     for world_size in (1, 2) if file.stem == WITH_BOTTLENECKS else (1, 2, 3):
-        options = scaled_options(file, tiny, tmp_path / str(world_size), precision="fp64", engine="ddp")
+        options = scaled_options(file, tiny, tmp_path / str(world_size), precision="fp64", engine="ddp", **more)
         losses, weights = train(ranks, world_size, options)
         expected = losses if expected is None else expected
         assert losses.shape[0] == 4

@@ -1,12 +1,15 @@
 """`evaluate` as a command: its options, on one rank and on two."""
 
+import errno
 import inspect
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from ecn_dist.data import ShardIndex
 from ecn_dist.evaluate import main as evaluate
@@ -70,6 +73,30 @@ def test_data_of_one_camera_have_no_junk(arguments: list[str], tmp_path: Path) -
     assert found["num_valid_queries"] == 6
     assert found["camera_pairs"] is None
     assert figures(own, tmp_path / "camera_free.json", "--camera_free") == found
+
+
+def test_adabn_takes_statistics_of_the_data(arguments: list[str], tmp_path: Path) -> None:
+    config = yaml.safe_load(DEMO_CONFIG.read_text()) | {"global_batch_size": 12, "data": {"streams": 12, "height": 64}}
+    config["data"]["width"] = 32
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    own = [*arguments, "--config", str(tmp_path / "config.yaml")]
+    adapted = figures(own, tmp_path / "adapted.json", "--adapt_batchnorm")
+    assert adapted["mAP"] != figures(own, tmp_path / "plain.json")["mAP"]
+
+
+def test_a_full_disk_leaves_the_figures_of_before(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    output = tmp_path / "figures.json"
+    output.write_text("the figures of before")
+    monkeypatch.setattr(os, "fsync", full)
+    assert evaluate([*arguments, "--output", str(output)]) == 2
+    assert f"{output}: cannot be written (No space left on device)" in capsys.readouterr().err
+    assert output.read_text() == "the figures of before"
+    assert list(tmp_path.iterdir()) == [output]
 
 
 @pytest.mark.parametrize(

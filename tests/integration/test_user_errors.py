@@ -1,6 +1,9 @@
 """Mistakes of a user: one clear text, on rank 0 only, exit status other than 0, nothing lost."""
 
 import json
+import shlex
+import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,21 @@ def test_ranks_that_do_not_divide_the_batch_speak_once(
     assert len(spoken) == 1
     assert "59 does not divide by 2 ranks" in spoken[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_one_host_before_the_ranks_meet_is_told_by_that_host(
+    torchrun: Torchrun, small_domains: Domains, tmp_path: Path
+) -> None:
+    (tmp_path / "0.yaml").write_text("seed: 0\n")  # rank 1 lacks its file
+    options = shlex.join([*small_domains.options, "--output_dir", str(tmp_path / "run")])
+    line = f'exec {shlex.quote(sys.executable)} -m ecn_dist.train {options} --config "{tmp_path}/$RANK.yaml"'
+    finished = torchrun(2, "--no-python", "bash", "-c", line, check=False)
+    assert finished.returncode != 0
+    spoken = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert len(spoken) == 1
+    assert spoken[0].startswith(f"error: rank 1 on {socket.gethostname()}: ")
+    assert "1.yaml" in spoken[0]
+    assert "1.yaml" in finished.stderr.partition("Root Cause")[2], "torchrun's own report has it too"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ Shape letters: b images of a feed here, n target pictures here, N on all ranks, 
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ecn_dist.clustering.quality import adjusted_mutual_information, cross_camer
 from ecn_dist.data import Batch
 from ecn_dist.errors import UserError
 from ecn_dist.memory import ExemplarMemory
-from ecn_dist.methods.base import SOURCE_LOSSES, Costs, Extract, Feed, Setting, Step, Transfer, memory_state, take_state
+from ecn_dist.methods.base import Costs, Extract, Feed, Setting, Step, Transfer, memory_state, take_state
 from ecn_dist.methods.cluster.options import ClusterOptions
 from ecn_dist.methods.source_only import SourceHead
 from ecn_dist.models import normalized_features
@@ -62,7 +62,7 @@ class Cluster(SourceHead):
 
     def feeds(self) -> tuple[Feed, ...]:
         batch_size, instances = self.setting.global_batch_size, self.options.instances
-        style = "random" if self.setting.camera_style else "real"
+        style: Literal["random", "real"] = "random" if self.setting.camera_style else "real"
         target = Feed("target", "target", batch_size, instances, style, "pad")
         source = Feed("source", "source", batch_size, instances, "real", "pad")
         return (source, target) if self.options.source_weight else (target,)
@@ -110,7 +110,7 @@ class Cluster(SourceHead):
         pictures = extract(lambda images: normalized_features(self.backbone, images), copies=camera_style)
         indices_N = distributed.all_gather_uneven_rows(pictures.indices).cpu()
         camids_N = self.pictures.camids_N[indices_N]
-        nearest = {"k2_intra": 3, "k2_inter": 3} if epoch == 0 else {}
+        k2_intra, k2_inter = (3, 3) if epoch == 0 else (2, 4)
         labels_N = find_clusters(
             pictures.features,
             k1=options.k1,
@@ -118,8 +118,9 @@ class Cluster(SourceHead):
             eps=options.eps,
             min_samples=options.min_samples,
             camids=camids_N if options.camera_aware else None,
+            k2_intra=k2_intra,
+            k2_inter=k2_inter,
             sharded=True,
-            **nearest,
         ).labels.cpu()
         figures = self._figures(labels_N, indices_N, camids_N)
         self._check_clusters(epoch, figures)
@@ -138,7 +139,9 @@ class Cluster(SourceHead):
     def _estimate_neck(self, extract: Extract) -> None:
         """Give the neck, where it has no statistics, those of the target's pooled features. Collective."""
         neck = self.backbone.neck
-        assert neck is not None and neck.running_mean is not None and neck.running_var is not None
+        assert neck is not None
+        assert neck.running_mean is not None
+        assert neck.running_var is not None
         if neck.num_batches_tracked:
             return
         features_nD = extract(self.backbone.pooled).features.double()
@@ -150,11 +153,8 @@ class Cluster(SourceHead):
 
     def _make_memories(self, num_clusters: int) -> None:
         """Memories of the clusters in `labels_N`: rows of zeros."""
-        setting, dim = self.setting, self.backbone.num_features
-        shape = {"device": setting.device, "dtype": setting.dtype}
-        temperature = setting.memory.temperature
-        self.memory = ExemplarMemory(max(num_clusters, 1), dim, temperature, **shape)
         self.num_clusters = num_clusters
+        self.memory = self._new_memory(num_clusters, self.setting.memory.temperature)
         if self.options.camera_weight:
             # A proxy for each (cluster, camera) that occurs: numbered by cluster, then by camera.
             key_N = self.labels_N * self.pictures.num_cameras + self.pictures.camids_N
@@ -164,7 +164,12 @@ class Cluster(SourceHead):
             clusters_P = keys_P[outliers:] // self.pictures.num_cameras
             ends_C = clusters_P.bincount(minlength=num_clusters).cumsum(0)
             self.own_proxies_C2 = torch.stack([torch.cat([ends_C.new_zeros(1), ends_C[:-1]]), ends_C], dim=1)
-            self.proxies = ExemplarMemory(max(len(clusters_P), 1), dim, PROXY_TEMPERATURE, **shape)
+            self.proxies = self._new_memory(len(clusters_P), PROXY_TEMPERATURE)
+
+    def _new_memory(self, num_rows: int, temperature: float) -> ExemplarMemory:
+        setting = self.setting
+        rows = max(num_rows, 1)  # before the first clusters
+        return ExemplarMemory(rows, self.backbone.num_features, temperature, setting.device, setting.dtype)
 
     def _figures(self, labels_N: Tensor, indices_N: Tensor, camids_N: Tensor) -> dict[str, float]:
         """Figures on clusters; AMI only where identities are known, and of pictures in clusters alone."""
@@ -210,8 +215,7 @@ class Cluster(SourceHead):
     def resize(self, sizes: Mapping[str, int]) -> None:
         self._make_memories(sizes["clusters"])
         if self.options.camera_weight:
-            shape = {"device": self.setting.device, "dtype": self.setting.dtype}
-            self.proxies = ExemplarMemory(sizes["proxies"], self.backbone.num_features, PROXY_TEMPERATURE, **shape)
+            self.proxies = self._new_memory(sizes["proxies"], PROXY_TEMPERATURE)
 
     def state(self) -> dict[str, Tensor]:
         state = {"cluster.labels": self.labels_N} | memory_state("memory", self.memory)
@@ -225,7 +229,7 @@ class Cluster(SourceHead):
             take_state("proxies", self.proxies, state)
 
     def health(self) -> dict[str, float]:
-        return {f"memory_{name}": value for name, value in self.memory.health().items()}  # type: ignore[misc]
+        return {f"memory_{name}": value for name, value in cast(dict[str, float], self.memory.health()).items()}
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
@@ -241,10 +245,13 @@ class Cluster(SourceHead):
 
     @classmethod
     def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
-        """For as many clusters as a quarter of the pictures; how many there are is known only in training."""
+        """Without the rows of clusters, whose number is known only in training, and the features' exchange."""
         whole, batch = options["global_batch_size"], options["global_batch_size"] // world_size
         return Costs(
-            transfers=(Transfer("similarities", "all_to_all", whole * 3 * 8), Transfer("softmax", "all_gather", batch * 8)),
+            transfers=(
+                Transfer("similarities", "all_to_all", whole * 3 * 8),
+                Transfer("softmax", "all_gather", batch * 8),
+            ),
             checkpoint_bytes=8 * num_pictures,
         )
 

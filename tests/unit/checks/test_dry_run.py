@@ -147,14 +147,11 @@ def test_plans_that_do_not_fit_are_refused(config: Config) -> None:
         dry_run.check_fits(dataclasses.replace(plan, checkpoints=10**12), config, Options(2))
 
 
-def test_time_is_that_of_the_given_speed(config: Config) -> None:
+def test_time_is_that_of_the_given_speed_and_no_other(config: Config) -> None:
     plan = make_plan(config, 2)
-    seconds, why = dry_run.seconds(plan, config, Options(2, images_per_second=24.0))
-    assert seconds == pytest.approx((2 * 4 * 12 + 4 * 4 * 24) / 24.0)  # source-only steps have one domain
-    assert "24 images/s" in why
-    slower, why = dry_run.seconds(plan, config, Options(2))
-    assert slower > 0
-    assert "assuming" in why
+    images = 2 * 4 * 12 + 4 * 4 * 24  # source-only steps have one domain
+    assert f"time        0:00:{images // 24} at 24 images/s" in dry_run.describe(plan, config, Options(2, 24.0))
+    assert "time" not in dry_run.describe(plan, config, Options(2))
 
 
 def options_of(config: Config) -> list[str]:
@@ -175,6 +172,31 @@ def test_command_prints_the_plan_and_starts_nothing(config: Config, capsys: pyte
     assert "does not divide" in capsys.readouterr().err
     assert train.main([*options_of(config), "--world_size", "3"]) == 2
     assert "belongs to --dry_run" in capsys.readouterr().err
+    for option in ("--images_per_second=nan", "--images_per_second=0", "--gib_per_rank=nan", "--world_size=0"):
+        assert train.main([*options_of(config), "--dry_run", option]) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith("error: ")
+        assert option.partition("=")[0].lstrip("-") in shown
+
+
+def test_ranks_are_those_of_torchrun(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert train.main([*options_of(config), "--dry_run"]) == 0
+    assert "ranks       4" in capsys.readouterr().out
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    assert train.main([*options_of(config), "--dry_run"]) == 2
+    assert "WORLD_SIZE is 'many'" in capsys.readouterr().err
+
+
+def test_help_of_train_has_the_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    for option in ("--dry_run", "--world_size", "--images_per_second", "--gib_per_rank", "--memory.momentum"):
+        assert option in said
 
 
 def test_checkpoint_size_is_that_on_disk(config: Config) -> None:

@@ -4,14 +4,16 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from ecn_dist.data.fetch import Patience, fetch, fetch_bytes
+from ecn_dist.data.fetch import Patience, fetch, fetch_bytes, shown
 from ecn_dist.errors import UserError
 from tests.unit.data.test_stream_loader import within
 
@@ -32,7 +34,7 @@ def alive(marker: str) -> list[str]:
 def test_a_stalled_command_is_ended_with_all_that_it_started() -> None:
     marker = f"321.{os.getpid()}"
     with pytest.raises(UserError, match=r"after 2 attempts: nothing arrived for 0\.2 s"):
-        fetch_bytes(f"pipe:sleep {marker} | cat", Patience(attempts=2, stall_seconds=0.2, backoff_seconds=0.0))
+        fetch_bytes(f"pipe:sleep {marker} | cat", 1, Patience(attempts=2, stall_seconds=0.2, backoff_seconds=0.0))
     assert within(2, lambda: not alive(marker))
 
 
@@ -40,7 +42,7 @@ FETCHING = """
     import sys, threading, time
     from ecn_dist.data.fetch import fetch_bytes
 
-    threading.Thread(target=fetch_bytes, args=(f"pipe:sleep {sys.argv[1]} | cat",), daemon=True).start()
+    threading.Thread(target=fetch_bytes, args=(f"pipe:sleep {sys.argv[1]} | cat", 1), daemon=True).start()
     print(sys.stdin.readline())
 """
 
@@ -59,14 +61,15 @@ def test_a_source_that_trickles_has_stalled(lead: str) -> None:
     patience = Patience(attempts=2, stall_seconds=0.6, backoff_seconds=0.0, least_rate=1000)
     begun = time.monotonic()
     with pytest.raises(UserError, match=r"after 2 attempts: fewer than 1000 bytes a second arrived"):
-        fetch_bytes(f"pipe:{lead}while sleep 0.05; do printf ab; done", patience)
+        fetch_bytes(f"pipe:{lead}while sleep 0.05; do printf ab; done", 1 << 30, patience)
     assert 1.2 <= time.monotonic() - begun < 4  # however much came at first
 
 
 def test_a_slow_source_above_the_least_rate_is_waited_for() -> None:
     patience = Patience(attempts=1, stall_seconds=0.4, least_rate=1000)
     assert (
-        len(fetch_bytes("pipe:for n in 1 2 3 4 5 6 7 8; do sleep 0.1; head -c 400 /dev/zero; done", patience)) == 3200
+        len(fetch_bytes("pipe:for n in 1 2 3 4 5 6 7 8; do sleep 0.1; head -c 400 /dev/zero; done", 3200, patience))
+        == 3200
     )
 
 
@@ -82,3 +85,61 @@ def test_the_defaults_give_up_in_time() -> None:
     patience = Patience()
     waits = sum(patience.backoff_seconds * 2**n for n in range(patience.attempts - 1))
     assert patience.attempts * patience.stall_seconds + waits < 180
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("source", ["pipe:cat /dev/zero", "http"])
+def test_an_answer_that_never_ends_is_given_up_at_the_limit(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with endless_server() as url, pytest.raises(UserError, match="more than the 3000000 bytes that were announced"):
+        fetch_bytes(url if source == "http" else source, 3_000_000, IMPATIENT)
+
+
+@contextmanager
+def endless_server() -> Iterator[str]:
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(b"\0" * 100_000)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/index.json"
+    server.shutdown()
+    server.server_close()
+
+
+def test_other_addresses_are_opened_by_fsspec(tmp_path: Path) -> None:
+    (tmp_path / "shard").write_bytes(b"abc" * 1000)
+    assert fetch_bytes(f"file://{tmp_path}/shard", 3000) == b"abc" * 1000
+    with pytest.raises(UserError, match=r"file:.*nowhere cannot be fetched, after 1 attempts: .*No such file"):
+        fetch_bytes(f"file://{tmp_path}/nowhere", 1, Patience(attempts=1))
+    with pytest.raises(UserError, match=r"nonsense://bucket/x: nothing here opens such an address \(.*pipe:aws s3 cp"):
+        fetch_bytes("nonsense://bucket/x", 1)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https://user:secret@host:8/a/b.tar?token=secret#secret", "https://host:8/a/b.tar"),
+        (
+            "pipe:curl -H 'Authorization: Bearer secret' https://host/a",
+            "pipe:curl -H 'Authorization: Bearer ***' https://host/a",
+        ),
+        (
+            "pipe:AWS_SECRET_ACCESS_KEY=secret aws s3 cp s3://b/{} -",
+            "pipe:AWS_SECRET_ACCESS_KEY=*** aws s3 cp s3://b/{} -",
+        ),
+        ("pipe:curl 'https://host/a?sig=1&key=secret'", "pipe:curl 'https://host/a?sig=1&key=***'"),
+        ("pipe:cat \x1b[2J\n/a", "pipe:cat ?[2J?/a"),
+        ("/data/key = 7/my password is/a", "/data/key = 7/my password is/a"),
+    ],
+)
+def test_messages_tell_no_secret(url: str, told: str) -> None:
+    assert shown(url) == told

@@ -35,7 +35,9 @@ def make_split(pids: list[int], identities: tuple[int, ...]) -> SplitIndex:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A shard folder whose shards are not there: the index alone is read."""
-    np.save(tmp_path / "train.members.npy", make_members([5, 3, 5, 9]))
+    members = make_members([5, 3, 5, 9])
+    members["shard"] = [0, 0, 0, 1]
+    np.save(tmp_path / "train.members.npy", members)
     sidecar = (tmp_path / "train.members.npy").read_bytes()
     train = {
         "identities": [9, 5, 3],
@@ -45,8 +47,8 @@ def folder(tmp_path: Path) -> Path:
             "sha256": hashlib.sha256(sidecar).hexdigest(),
         },
         "shards": [
-            {"name": "train-000000.tar", "samples": 3, "bytes": 100, "sha256": "0a"},
-            {"name": "train-000001.tar", "samples": 1, "bytes": 50, "sha256": "0b"},
+            {"name": "train-000000.tar", "samples": 3, "bytes": 100, "sha256": "0a" * 32},
+            {"name": "train-000001.tar", "samples": 1, "bytes": 50, "sha256": "0b" * 32},
         ],
     }
     write_index(
@@ -82,7 +84,7 @@ def check_contents(index: ShardIndex) -> None:
     assert split.labels.tolist() == [1, 2, 1, 0]
     assert split.identities == (9, 5, 3)
     assert split.num_identities == 3
-    assert split.shards[1] == ShardInfo("train-000001.tar", 1, 50, "0b")
+    assert split.shards[1] == ShardInfo("train-000001.tar", 1, 50, "0b" * 32)
 
 
 def test_reads_a_folder(folder: Path) -> None:
@@ -175,20 +177,148 @@ def test_other_files_are_refused(folder: Path, text: str) -> None:
         ShardIndex.load(str(folder))
 
 
-@pytest.mark.parametrize("key", ["num_cameras", "layout", "cameras", "splits"])
-def test_a_lacking_key_is_damage(folder: Path, key: str) -> None:
+def change(index: dict[str, Any], key: str, value: object) -> None:
+    """Set `key` (a path), or remove it where the value is `REMOVED`."""
+    *path, last = key.split(".")
+    at: Any = index
+    for name in path:
+        at = at[int(name) if isinstance(at, list) else name]
+    if value is REMOVED:
+        del at[last]
+    else:
+        at[int(last) if isinstance(at, list) else last] = value
+
+
+REMOVED = object()
+SHARD = "splits.train.shards.1."
+MEMBERS = "splits.train.members."
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, REMOVED) for key in ("num_cameras", "layout", "cameras", "splits", "splits.train.members")),
+        *((f"{SHARD}{name}", REMOVED) for name in ("name", "samples", "bytes", "sha256")),
+        *(("num_cameras", value) for value in ("many", -3, 0, None, 10**30, 3.0, True)),
+        *(("cameras", value) for value in ("abc", ["1", "1", "2"], ["1", 2, "3"], [[], [], []])),
+        ("layout", 7),
+        ("layout", "x" * 5000),
+        ("splits", []),
+        ("splits", {}),
+        ("splits.train", "x"),
+        ("splits.../../etc", {}),
+        *(("splits.train.identities", value) for value in ([9, 5, 5], [9, "5"], [9, -1], [2**63], {}, None)),
+        ("splits.train.shards", []),
+        ("splits.train.shards.0", 5),
+        *(
+            (f"{SHARD}name", value)
+            for value in (
+                "../train-000001.tar", "train-000001.tar; touch PWNED #", "train-000001.tar\n", "train-00001.tar",
+                "query-000001.tar", "train-[1-9].tar", "train-\0.tar", "train-" + "1" * 5000 + ".tar", 5, None,
+                "train-000000.tar",
+            )
+        ),
+        *((f"{SHARD}samples", value) for value in (0, -1, 1.0, "1", 10**20)),
+        *((f"{SHARD}bytes", value) for value in (0, -1, None, 10**30)),
+        *((f"{SHARD}sha256", value) for value in ("0b", "Z" * 64, 7)),
+        *((f"{MEMBERS}name", value) for value in ("train.members.npy; touch PWNED #", "../train.members.npy", "/etc")),
+        *((f"{MEMBERS}bytes", value) for value in (0, 10**30, 10, 5000)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("address", ["{folder}", "pipe:cat {folder}/{{}}"])
+def test_what_pack_does_not_write_is_refused_by_file_and_key(
+    folder: Path, key: str, value: object, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = read_json(folder)
-    del index[key]
+    if key == "splits.../../etc":
+        index["splits"]["../../etc"] = {}
+        key = "splits.'../../etc'"
+    else:
+        change(index, key, value)
     write_index(folder, index)
-    with pytest.raises(UserError, match=f"is damaged .*{key}.*Pack the data set again"):
+    monkeypatch.chdir(folder)
+    # The object itself is named where it holds something twice.
+    named = "splits.train.shards" if value == "train-000000.tar" else key
+    with pytest.raises(UserError) as caught:
+        ShardIndex.load(address.format(folder=folder))
+    assert f"{location(address.format(folder=folder), 'index.json')} is damaged: {named} " in str(caught.value)
+    assert "Copy the shard folder again, or pack the data set again" in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+    assert not (folder / "PWNED").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, '{"format": "ecn_dist shards", "format": "x"}', "\xff", "1" * 5000]
+)
+def test_text_that_no_parser_should_choke_on_is_refused(folder: Path, text: str) -> None:
+    (folder / "index.json").write_bytes(text.encode("latin1"))
+    with pytest.raises(UserError, match=r"index\.json (is not JSON|does not describe)"):
         ShardIndex.load(str(folder))
 
 
-@pytest.mark.parametrize("value", ["many", -3, None, 10**30])
-def test_a_value_that_cannot_be_is_damage(folder: Path, value: object) -> None:
-    write_index(folder, read_json(folder) | {"num_cameras": value})
-    with pytest.raises(UserError, match="is damaged"):
+@pytest.mark.parametrize("version", ["1", 1.0, True, None, 2])
+def test_a_version_is_a_number_and_this_one(folder: Path, version: object) -> None:
+    write_index(folder, read_json(folder) | {"version": version})
+    with pytest.raises(UserError, match=f"has format version {version!r}, and this program reads version 1"):
         ShardIndex.load(str(folder))
+
+
+def rewrite_sidecar(folder: Path, members: np.ndarray | bytes) -> None:
+    """Another sidecar, to which index.json is made to fit."""
+    path = folder / "train.members.npy"
+    path.write_bytes(members) if isinstance(members, bytes) else np.save(path, members)
+    index = read_json(folder)
+    data = path.read_bytes()
+    index["splits"]["train"]["members"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_index(folder, index)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("shard", 1), ("shard", -1), ("shard", 2**31 - 1), ("index", 4), ("index", -1), ("index", 0), ("pid", 4),
+        ("pid", -2),
+        ("camid", 3), ("camid", -1), ("length", -1), ("length", 0), ("length", 101), ("offset", -1), ("offset", 94),
+        ("offset", 2**63 - 1),
+    ],
+)  # fmt: skip
+def test_rows_that_cannot_be_are_refused_before_they_are_used(folder: Path, column: str, value: int) -> None:
+    members = np.load(folder / "train.members.npy")
+    members[column][0] = value
+    rewrite_sidecar(folder, members)
+    index = ShardIndex.load(str(folder))
+    assert len(index.splits["train"]) == 4  # for who wants to tell all that is wrong
+    with pytest.raises(UserError, match=rf"train\.members\.npy is damaged: {column} .*Copy the shard folder again"):
+        index.split("train")
+
+
+def test_unknown_identities_are_for_training_alone(folder: Path) -> None:
+    members = np.load(folder / "train.members.npy")
+    members["pid"][1] = -1
+    rewrite_sidecar(folder, members)
+    assert ShardIndex.load(str(folder)).split("train").pids.tolist() == [5, -1, 5, 9]
+    (folder / "train.members.npy").rename(folder / "query.members.npy")
+    text = (folder / "index.json").read_text()
+    (folder / "index.json").write_text(text.replace("train", "query"))
+    with pytest.raises(UserError, match=r"query\.members\.npy is damaged: pid of sample 1 is -1"):
+        ShardIndex.load(str(folder)).split("query")
+
+
+@pytest.mark.parametrize("address", ["{folder}", "pipe:cat {folder}/{{}}"])
+@pytest.mark.parametrize("kind", ["zip", "rubbish", "huge", "longer", "pickle"])
+def test_a_sidecar_that_is_no_array_is_refused(folder: Path, kind: str, address: str) -> None:
+    whole = (folder / "train.members.npy").read_bytes()
+    data = {
+        "zip": b"PK\3\4" + whole[4:],
+        "rubbish": b"?" * len(whole),
+        "huge": whole.replace(b"'shape': (4,)", b"'shape': (9**"),
+        "longer": whole.replace(b"(4,)", b"(9,)"),
+        "pickle": whole.replace(b"<i8", b"|O8", 1),
+    }[kind]
+    rewrite_sidecar(folder, data)
+    with pytest.raises(UserError, match=r"train\.members\.npy (is not a readable array|does not fit index\.json)"):
+        ShardIndex.load(address.format(folder=folder))
 
 
 def test_missing_sidecar(folder: Path) -> None:
@@ -213,5 +343,5 @@ def test_sidecar_that_does_not_fit_the_index(folder: Path) -> None:
     index = read_json(folder)
     index["splits"]["train"]["shards"].pop()
     write_index(folder, index)
-    with pytest.raises(UserError, match=r"train\.members\.npy .* does not fit index\.json"):
+    with pytest.raises(UserError, match=r"train\.members\.npy does not fit index\.json: 4 rows"):
         ShardIndex.load(str(folder))

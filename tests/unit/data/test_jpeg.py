@@ -1,5 +1,7 @@
 """Picture files of every depth as RGB of 8 bits, and the words about those that are none."""
 
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ecn_dist.data import jpeg
+from ecn_dist.data import jpeg, reader
 from ecn_dist.packing.shards import _read
 
 
@@ -25,7 +27,7 @@ def eight_bits(values: np.ndarray) -> np.ndarray:
     return np.repeat(np.rint(values / 257).astype(np.uint8)[..., None], 3, axis=2)
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "PPM", "JPEG2000"])
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "PPM"])
 def test_16_bit_grey_keeps_its_range(file_format: str) -> None:
     values = infrared()
     values[0, :4] = 0, 128, 129, 65535
@@ -76,3 +78,46 @@ def test_what_is_no_picture_is_told_in_words(data: bytes) -> None:
     assert str(caught.value)
     assert "BytesIO" not in str(caught.value)
     assert "0x" not in str(caught.value)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("file_format", ["EPS", "GIF", "TGA", "PCX", "JPEG2000", "ICO"])
+def test_only_the_formats_that_pack_takes_are_opened(
+    file_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = tmp_path / "called"
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {called}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    data = POSTSCRIPT if file_format == "EPS" else as_file(np.zeros((32, 32, 3), np.uint8), file_format)
+    for read in (jpeg.decode, jpeg.as_stored, reader.decode):
+        with pytest.raises(jpeg.UnreadablePicture, match="none of the formats JPEG, PNG, BMP, WEBP, TIFF, PPM"):
+            read(data)
+    assert not called.exists()
+
+
+@pytest.mark.parametrize("file_format", jpeg.FORMATS)
+def test_pictures_too_small_or_too_large_are_refused(file_format: str) -> None:
+    for height, width in ((1, 9), (9, 1)):
+        data = as_file(np.zeros((height, width, 3), np.uint8), file_format)
+        for read in (jpeg.decode, jpeg.as_stored, reader.decode):
+            with pytest.raises(jpeg.UnreadablePicture, match=f"it has {height} x {width} pixels; from 2 x 2 to"):
+                read(data)
+    assert reader.decode(as_file(np.zeros((2, 2, 3), np.uint8), file_format)).shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_read(file_format: str) -> None:
+    data = bytearray(as_file(np.zeros((8, 8, 3), np.uint8), file_format))
+    if file_format == "PNG":
+        data[16:24] = struct.pack(">II", 30_000, 30_000)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", 30_000, 30_000)
+    for read in (jpeg.decode, reader.decode):
+        with pytest.raises(jpeg.UnreadablePicture, match=r"it has 30000 x 30000 pixels|decompression bomb"):
+            read(bytes(data))

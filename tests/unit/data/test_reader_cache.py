@@ -86,12 +86,6 @@ def test_a_source_that_keeps_failing_is_an_error_naming_it(
     assert taken(cache.folder) == 0  # nothing half written stays
 
 
-def test_a_scheme_that_webdataset_does_not_open_is_named(tmp_path: Path, shards: list[ShardInfo]) -> None:
-    cache = ShardCache(tmp_path / "cache", 10 * SHARD_BYTES, IMPATIENT)
-    with pytest.raises(UserError, match=r"s3://bucket/train-000000.tar: webdataset has no opener .* pipe:aws s3 cp"):
-        content(cache, "s3://bucket", shards[0])
-
-
 def test_folder_and_limit_come_from_the_environment(
     tmp_path: Path, shards: list[ShardInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,12 +113,12 @@ def test_folder_and_limit_come_from_the_environment(
 
 def test_pipes_and_whole_files(server: FolderServer, shards: list[ShardInfo], tmp_path: Path) -> None:
     expected = (tmp_path / "shards" / shards[2].name).read_bytes()
-    assert fetch_bytes(f"{server.url}/{shards[2].name}") == expected
-    assert fetch_bytes(f"pipe:cat {tmp_path}/shards/{shards[2].name}") == expected
+    assert fetch_bytes(f"{server.url}/{shards[2].name}", SHARD_BYTES) == expected
+    assert fetch_bytes(f"pipe:cat {tmp_path}/shards/{shards[2].name}", SHARD_BYTES) == expected
     with pytest.raises(
         UserError, match=r"pipe:cat .* cannot be fetched, after 1 attempts: the command ended with status 1"
     ):
-        fetch_bytes("pipe:cat /nowhere 2>&-", Patience(attempts=1))
+        fetch_bytes("pipe:cat /nowhere 2>&-", 1, Patience(attempts=1))
 
 
 def test_the_least_recently_used_go_first_and_the_limit_holds(
@@ -334,3 +328,66 @@ def test_two_users_share_a_cache_or_are_told_what_keeps_them_out(server: FolderS
                 assert told == [shards[2].sha256]
         (folder / f"{shards[0].sha256}.tar").chmod(0o600)
         assert other_user(shards[0]).startswith(f"shard cache {folder}/{shards[0].sha256}.tar: Permission denied. ")
+
+
+@pytest.mark.parametrize("length", [0, SHARD_BYTES // 2, SHARD_BYTES + 1])
+def test_a_cached_shard_of_another_size_is_fetched_anew(
+    server: FolderServer, shards: list[ShardInfo], tmp_path: Path, length: int
+) -> None:
+    cache = ShardCache(tmp_path / "cache", 3 * SHARD_BYTES, IMPATIENT)
+    content(cache, server.url, shards[0])
+    os.truncate(cache.folder / f"{shards[0].sha256}.tar", length)
+    assert hashlib.sha256(content(cache, server.url, shards[0])).hexdigest() == shards[0].sha256
+    assert server.requests[shards[0].name] == 2
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\3\4", "shorter", "other rows"])
+def test_cached_rows_that_are_not_those_are_written_anew(tmp_path: Path, data: bytes | str) -> None:
+    cache = ShardCache(tmp_path / "cache", 3 * SHARD_BYTES, IMPATIENT)
+    rows = np.arange(100)
+    cache.map_members(rows)
+    (file,) = cache.folder.glob("*.members.npy")
+    if isinstance(data, bytes):
+        file.write_bytes(data)
+    else:
+        np.save(file, rows[:50] if data == "shorter" else rows + 1)
+    assert np.array_equal(cache.map_members(rows), rows)
+
+
+@pytest.mark.parametrize("name", ["{sha256}.part", "{sha256}.tar", "lock"])
+def test_no_link_in_a_shared_folder_is_followed(
+    server: FolderServer, shards: list[ShardInfo], tmp_path: Path, name: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    cache = ShardCache(tmp_path / "cache", 3 * SHARD_BYTES, IMPATIENT)
+    (cache.folder / name.format(sha256=shards[0].sha256)).symlink_to(victim)
+    with pytest.raises(UserError, match=r"shard cache .*Too many levels of symbolic links"):
+        content(cache, server.url, shards[0])
+    assert victim.read_bytes() == b"precious"
+
+
+def test_rows_follow_no_link_either(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    cache = ShardCache(tmp_path / "cache", 3 * SHARD_BYTES, IMPATIENT)
+    rows = np.arange(100)
+    name = hashlib.sha256(rows.tobytes()).hexdigest()
+    for suffix in ("members.npy", "members.part"):
+        (cache.folder / f"{name}.{suffix}").symlink_to(victim)
+    assert np.array_equal(cache.map_members(rows), rows)
+    assert victim.read_bytes() == b"precious"
+
+
+def test_what_is_renamed_is_on_the_disk(
+    server: FolderServer, shards: list[ShardInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, bool]] = []
+    cache = ShardCache(tmp_path / "cache", 3 * SHARD_BYTES, IMPATIENT)
+
+    def noted(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_size, any(cache.folder.glob("*.tar"))))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    content(cache, server.url, shards[0])
+    assert synced == [(SHARD_BYTES, False)]

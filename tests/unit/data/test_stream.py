@@ -18,6 +18,7 @@ from ecn_dist.data.reader import ShardReader
 from ecn_dist.data.stream import NO_LABEL, Batch, EvaluationStream, TrainStream
 from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
+from tests.augment import augment_picture, prepare_picture
 from tests.http_server import FolderServer
 from tests.tiny_shards import write_split
 
@@ -102,7 +103,7 @@ def test_pictures_are_the_drawn_copies_augmented_as_defined(small: SplitIndex) -
             erase = erase_draws.uniforms(transforms.NUM_ERASE_DRAWS, address)[0].tolist()
             camera = int(transforms.draw_camera(np.array(uniforms[transforms.CAMERA]), 3))
             picture = reader.read_picture(small, row, 3 if camera == camid else camera)
-            expected = transforms.augment_picture(picture, uniforms, erase, 32, 16, 0.5)
+            expected = augment_picture(picture, uniforms, erase, 32, 16, 0.5)
             assert (image - expected).abs().max() < 2.02 / 255 / 0.224
             seen.add(camera == int(camid))
     assert seen == {True, False}
@@ -217,7 +218,7 @@ def test_evaluation_sees_each_picture_once_in_stored_order(split: SplitIndex, wo
     assert torch.cat([batch.camids for batch in batches]).tolist() == split.camids.tolist()
     images = torch.cat([batch.images for batch in batches])
     for row in (0, 17, 49):
-        expected = transforms.prepare_picture(ShardReader().read_picture(split, row), 40, 20)
+        expected = prepare_picture(ShardReader().read_picture(split, row), 40, 20)
         assert (images[row] - expected).abs().max() < 2.02 / 255 / 0.224
 
 

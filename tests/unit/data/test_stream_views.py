@@ -15,6 +15,7 @@ from ecn_dist.data.reader import ShardReader
 from ecn_dist.data.stream import Batch, EvaluationStream, TrainStream
 from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
+from tests.augment import augment_picture, prepare_picture
 from tests.tiny_shards import write_split
 from tests.unit.data.test_stream import batches, evaluated
 from tests.unit.data.test_stream_bad_data import damage
@@ -74,7 +75,7 @@ def test_all_shows_the_picture_and_its_copies_side_by_side_each_with_its_own_dra
         address = (at % CAMERAS, int(split.indices[row]), 0)  # so the first view is what "real" shows
         uniforms = draws.uniforms(transforms.NUM_DRAWS, address)[0].tolist()
         erase = erase_draws.uniforms(transforms.NUM_ERASE_DRAWS, address)[0].tolist()
-        expected = transforms.augment_picture(reader.read_picture(split, row, slot), uniforms, erase, 32, 16, 0.5)
+        expected = augment_picture(reader.read_picture(split, row, slot), uniforms, erase, 32, 16, 0.5)
         assert (batch.images[at] - expected).abs().max() < 2.02 * GREY_LEVEL
     assert torch.equal(batch.images[::CAMERAS], real.images)
 
@@ -87,7 +88,7 @@ def test_evaluation_of_all_views_gives_the_picture_and_its_copies(split: SplitIn
     for row in (0, 23):
         slots = [CAMERAS] + [camera for camera in range(CAMERAS) if camera != split.camids[row]]
         for view, slot in enumerate(slots):
-            expected = transforms.prepare_picture(reader.read_picture(split, row, slot), 40, 20)
+            expected = prepare_picture(reader.read_picture(split, row, slot), 40, 20)
             assert (views[CAMERAS * row + view] - expected).abs().max() < 2.02 * GREY_LEVEL
 
 

@@ -11,6 +11,7 @@ from torchvision.transforms import functional
 
 from ecn_dist.data import transforms
 from ecn_dist.data.draws import Draws, philox
+from tests.augment import augment_picture, prepare_picture
 
 GREY_LEVEL = 1 / 255 / min(transforms.IMAGENET_STD)  # after normalisation
 GOLDEN_UNIFORMS = [0.06774806790053844, 0.792107360670343]
@@ -124,7 +125,7 @@ def test_where_no_box_fits_nothing_is_erased() -> None:
 def test_pictures_are_erased_as_often_as_asked_for(probability: float) -> None:
     fill = torch.tensor(transforms.ECN.erase_fill).view(3, 1, 1)
     erased = [
-        (transforms.augment_picture(picture(32, 16), draws, erase, 32, 16, probability) == fill).all(dim=0).any()
+        (augment_picture(picture(32, 16), draws, erase, 32, 16, probability) == fill).all(dim=0).any()
         for draws, erase in zip(draws_of(400), erase_draws_of(400), strict=True)
     ]
     assert np.mean(erased) == pytest.approx(probability, abs=0.08)
@@ -152,7 +153,7 @@ def test_the_definition_is_what_torchvision_computes() -> None:
         if draws[transforms.ERASE] < 0.5:
             box = transforms.erase_box(erase_draws, 64, 32)
             image = functional.erase(image, *box, torch.tensor(transforms.ECN.erase_fill).view(3, 1, 1))
-        defined = transforms.augment_picture(picture(height, width), draws, erase_draws, 64, 32, 0.5)
+        defined = augment_picture(picture(height, width), draws, erase_draws, 64, 32, 0.5)
         torch.testing.assert_close(defined, image)
 
 
@@ -169,7 +170,7 @@ def test_the_quick_way_agrees_with_the_definition_within_two_grey_levels(size: t
     quick = transforms.normalise_and_erase(pixels_bHW3, torch.tensor(boxes))
     exact = torch.stack(
         [
-            transforms.augment_picture(stored, row, erase_row, 128, 64, at % 2)
+            augment_picture(stored, row, erase_row, 128, 64, at % 2)
             for at, (stored, row, erase_row) in enumerate(zip(pictures, draws, erase, strict=True))
         ]
     )
@@ -184,7 +185,7 @@ def test_evaluation_pictures_agree_with_the_definition_within_two_grey_levels(si
     pixels_bHW3 = torch.empty(1, 128, 64, 3, dtype=torch.uint8)
     transforms.resize_into(pixels_bHW3[0], np.array(stored))
     quick = transforms.normalise_and_erase(pixels_bHW3)[0]
-    assert (quick - transforms.prepare_picture(stored, 128, 64)).abs().max() < 2.02 * GREY_LEVEL
+    assert (quick - prepare_picture(stored, 128, 64)).abs().max() < 2.02 * GREY_LEVEL
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:

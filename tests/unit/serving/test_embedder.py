@@ -12,12 +12,12 @@ from PIL import Image
 
 from ecn_dist import Embedder
 from ecn_dist.data import ShardIndex
-from ecn_dist.data.transforms import prepare_picture
 from ecn_dist.errors import UserError
 from ecn_dist.ranking import EvaluationInput
 from ecn_dist.ranking.evaluating import evaluate_backbone
 from ecn_dist.serving.embedder import PictureFile
 from ecn_dist.training.trained import load_trained
+from tests.augment import prepare_picture
 from tests.tiny_shards import write_split
 from tests.trained_cases import turned, write_pictures, write_trained_run
 
@@ -159,11 +159,12 @@ def test_a_generator_is_read_two_batches_at_a_time(embedder: Embedder, paths: li
             PictureFile("shop/7.jpg", b"no picture"),
             r"^shop/7\.jpg: cannot be decoded as a picture \(its bytes are of no",
         ),
+        (Image.new("RGB", (0, 4)), r"picture 1: has no pixels, it is 0 x 4"),
         ("missing/picture.jpg", r"missing/picture\.jpg: cannot be read as picture 1: No such file"),
         (3.5, r"picture 1: must be a path.*not float"),
         (b"\xff\xd8", r"picture 1: must be a path.*not bytes"),
     ],
-    ids=["float", "grey", "empty", "no picture", "missing", "number", "bytes"],
+    ids=["float", "grey", "empty", "no picture", "no pixels", "missing", "number", "bytes"],
 )
 def test_a_bad_picture_is_named(embedder: Embedder, paths: list[Path], picture: object, says: str) -> None:
     with pytest.raises(UserError, match=says):
