@@ -80,8 +80,7 @@ def render_report(run: RunFolder, comparison: Comparison | None = None) -> str:
         training=words.training(run),
         machine=words.machine(run, config),
         config=[(key, words.shown(value)) for key, value in config.items()],
-        pictures=placed,
-        more_pictures=[_picture(figure) for figure in figures.values()],
+        pictures=placed | {"more": [_picture(figure) for figure in figures.values()]},
     )
 
 
