@@ -9,27 +9,19 @@ Letters: N pictures, D feature length.
 """
 
 import argparse
+import ctypes
+import re
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness import (
-    Row,
-    add_options,
-    alternate,
-    machine,
-    markdown_table,
-    median_ratio,
-    medians,
-    peak_bytes,
-    with_earlier,
-    write_results,
-)
+from benchmarks import harness
 from ecn_dist import distributed
 from ecn_dist.clustering import find_clusters
 from ecn_dist.command import command
@@ -98,104 +90,69 @@ def dense_clusters(features: Tensor, k1: int = 30, k2: int = 6, eps: float = 0.6
     return DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit_predict(jaccard)
 
 
+def peak_bytes(function: Callable[[], object]) -> int | None:
+    """By how much this process's memory rises above its level at the start; None where Linux's mark is not to be had.
+
+    Codes and graph are scipy's, so that the memory of tensors is not all.
+    """
+
+    def status(field: str) -> int:
+        found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what is kept of freed memory would be used again, unseen
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return None
+    before = status("VmRSS")
+    function()
+    return status("VmHWM") - before
+
+
 def run_size(num_pictures: int, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """One row of the table."""
+    """One row of the table: times (of processors on the CPU, of all threads of the slowest rank), ratio, memory."""
     features, camids = make_features(num_pictures, options.dim, options.noise)
     features = features.to(device)
     sides: dict[str, Callable[[], object]] = {
-        "product": lambda: bare_product(features),
-        "clusters": lambda: find_clusters(features),
+        "bare product": lambda: bare_product(features),
+        "find_clusters": lambda: find_clusters(features),
     }
     if options.camera_aware:
         sides["camera-aware"] = lambda: find_clusters(features, camids=camids)
     if num_pictures <= options.dense_up_to and distributed.world_size() == 1:
         sides["dense"] = lambda: dense_clusters(features)
-    seconds = alternate(sides, options.rounds, warmup=options.warmup, device=device)
-    found, processor = (
-        find_clusters(features),
-        {side: _processor_seconds(sides[side]) for side in ("product", "clusters")},
-    )
-    peak = peak_bytes(sides["clusters"], device) if options.memory else None
-    return {
-        "pictures": num_pictures,
-        "dim": options.dim,
-        "ranks": distributed.world_size(),
-        "threads": torch.get_num_threads(),
-        "seconds": medians(seconds),
-        "ratio": median_ratio(seconds["clusters"], seconds["product"]),
-        "processor": processor["clusters"],
-        "processor_ratio": processor["clusters"] / processor["product"],
-        "mib": None if peak is None else peak / 2**20,
-        "features_mib": features.nbytes / 2**20,
-        "clusters": found.num_clusters,
-        "outliers": found.num_outliers,
-    }
-
-
-def _processor_seconds(function: Callable[[], object]) -> float:
-    """Time of all threads of the slowest rank: steadier than the clock where others use the machine."""
-    start = time.process_time()
-    function()
-    return distributed.all_reduce(torch.tensor(time.process_time() - start, dtype=torch.float64), "max").item()
-
-
-def _seconds(side: str) -> Callable[[Row], str]:
-    return lambda row: f"{row['seconds'][side]:.4g}" if side in row["seconds"] else "-"
-
-
-COLUMNS: dict[str, str | Callable[[Row], str]] = {
-    "N": "pictures",
-    "D": "dim",
-    "ranks": "ranks",
-    "threads": "threads",
-    "bare product s": _seconds("product"),
-    "find_clusters s": _seconds("clusters"),
-    "ratio": "ratio",
-    "processor s": "processor",
-    "processor ratio": "processor_ratio",
-    "camera-aware s": _seconds("camera-aware"),
-    "dense s": _seconds("dense"),
-    "features MiB": "features_mib",
-    "above features MiB": "mib",
-    "clusters": "clusters",
-    "outliers": "outliers",
-}
-
-
-def _case(row: Row) -> tuple[int, int, int, int]:
-    return row["dim"], row["pictures"], row["ranks"], row["threads"]
+    row: dict[str, Any] = {"N": num_pictures, "D": options.dim, "ranks": distributed.world_size()}
+    row["threads"] = torch.get_num_threads()
+    clock = time.process_time if options.processor_time else time.perf_counter
+    seconds = harness.alternate(sides, options.rounds, warmup=options.warmup, device=device, clock=clock)
+    row |= {f"{side} s": median for side, median in harness.medians(seconds).items()}
+    row["find_clusters / product"] = harness.median_ratio(seconds["find_clusters"], seconds["bare product"])
+    if options.memory:
+        peak = peak_bytes(sides["find_clusters"])
+        row["features MiB"], row["above features MiB"] = features.nbytes / 2**20, peak and peak / 2**20
+    return row
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the sizes asked for and print a table; with --output also write the results."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks clustering", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks clustering", description=__doc__.split("\n\n")[0])
     parser.add_argument("--pictures", type=int, nargs="+", default=[4000, 12936, 32621], help="N (%(default)s)")
     parser.add_argument("--dim", type=int, default=2048, help="feature length (%(default)s)")
     parser.add_argument("--noise", type=float, default=1.5, help="1.5: a good network, 4: a poor one (%(default)s)")
     parser.add_argument("--dense_up_to", type=int, default=4000, help="N of the dense version (%(default)s)")
     parser.add_argument("--camera_aware", action="store_true", help="measure camera-aware clusters as well")
+    parser.add_argument("--processor_time", action="store_true", help="of all threads: steadier on a busy machine")
     parser.add_argument("--no_memory", dest="memory", action="store_false", help="leave the peak of memory out")
     parser.add_argument("--warmup", type=int, default=1, help="rounds that do not count (%(default)s)")
-    parser.add_argument("--add", action="store_true", help="keep the other cases of results already in --output")
-    add_options(parser, rounds=3)
+    harness.add_options(parser, rounds=3)
     options = parser.parse_args(argv)
     device = distributed.resolve_device(options.device)
     distributed.start(device)
-    described = machine(device)
-    rows = []
-    for num_pictures in options.pictures:
-        rows.append(run_size(num_pictures, options, device))
-        if distributed.is_main():
-            print(markdown_table(rows, COLUMNS), flush=True)
-    if options.output and distributed.is_main():
-        if options.add:
-            rows = with_earlier(options.output, "clustering", described, rows, name=options.machine, case=_case)
-        tables = markdown_table(rows, COLUMNS)
-        path = write_results(
-            options.output, "clustering", described, rows, name=options.machine, title="Clusters", tables=tables
-        )
-        print(f"written: {path} and beside it .md")
+    rows = [run_size(num_pictures, options, device) for num_pictures in options.pictures]
+    if distributed.is_main():
+        harness.report(options, "clustering", harness.machine(device), rows, harness.markdown_table(rows))
     return 0
 
 

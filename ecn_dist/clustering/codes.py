@@ -75,9 +75,8 @@ def _distances(pictures: Pictures, members: sparse.csr_array, found: list[Neighb
     row = np.repeat(np.arange(members.shape[0]), np.diff(members.indptr))
     distances = reciprocal.values_at(known, row, members.indices) - 1.0
     new = np.flatnonzero(distances < 0)
-    rows, numbers = (
-        torch.from_numpy(part[new].astype(np.int64)).to(pictures.own.device) for part in (row, members.indices)
-    )
+    rows, numbers = (torch.from_numpy(part[new].astype(np.int64)) for part in (row, members.indices))
+    rows, numbers = rows.to(pictures.own.device), numbers.to(pictures.own.device)
     dots = pictures.dots(rows, numbers, chunk_size(pictures.dim, memory_budget))
     distances[new] = (2.0 - 2.0 * dots).clamp_min(0.0).cpu().numpy()
     return distances

@@ -19,6 +19,6 @@ def test_results_and_table(tmp_path) -> None:
     options = ["--dim", "16", "--rounds", "1", "--camera_aware", "--output", str(tmp_path), "--machine", "here"]
     assert bench.main(["--pictures", "100", "150", *options]) == 0
     results = json.loads((tmp_path / "clustering-here.json").read_text())["results"]
-    assert [row["pictures"] for row in results] == [100, 150]
-    assert all(row["seconds"]["dense"] > 0 and row["ranks"] == 1 for row in results)
+    assert [row["N"] for row in results] == [100, 150]
+    assert all(row["dense s"] > 0 and row["ranks"] == 1 for row in results)
     assert "above features MiB" in (tmp_path / "clustering-here.md").read_text()
