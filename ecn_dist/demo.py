@@ -39,6 +39,7 @@ class Row:
     folder: str
     options: tuple[str, ...] = ()
     trains: bool = True
+    recipe: str = ""  # among the configurations; empty for the demo's own
 
 
 SOURCE_ONLY = Row("source only", "trained on the source alone", "source_only", trains=False)
@@ -54,8 +55,23 @@ E = Row("E", "exemplar", "E", ("--data.camera_style", "false", "--loss.num_neigh
 E_C = Row("E + C", "exemplar, camera", "EC", ("--loss.num_neighbors", "0"))
 E_N = Row("E + N", "exemplar, neighbours", "EN", ("--data.camera_style", "false"))
 E_C_N = Row("E + C + N", "exemplar, camera, neighbours", "ECN")
-DEMO_ROWS = (SOURCE_ONLY, CONTROL, E_C_N)
-ABLATION_ROWS = (SOURCE_ONLY, ADABN, CONTROL, E, E_C, E_N, E_C_N)
+CLUSTER = Row("cluster", "clusters, camera-aware, with copies and source", "cluster", recipe="demo_cluster.yaml")
+CLUSTER_REAL = Row(
+    "cluster, no copies",
+    "the same without style copies",
+    "cluster_real",
+    ("--data.camera_style", "false"),
+    recipe="demo_cluster.yaml",
+)
+CLUSTER_ALONE = Row(
+    "cluster, target alone",
+    "without copies and source",
+    "cluster_alone",
+    ("--data.camera_style", "false", "--cluster.source_weight", "0"),
+    recipe="demo_cluster.yaml",
+)
+DEMO_ROWS = (SOURCE_ONLY, CONTROL, E_C_N, CLUSTER)
+ABLATION_ROWS = (SOURCE_ONLY, ADABN, CONTROL, E, E_C, E_N, E_C_N, CLUSTER_ALONE, CLUSTER_REAL, CLUSTER)
 
 COLUMNS = {"mAP": "mAP (trapezoid)", "mAP_stepwise": "mAP (step-wise)", "rank1": "rank-1", "rank5": "rank-5"}
 
@@ -95,7 +111,8 @@ class Demo:
         run = self.folder / row.folder
         if not is_finished(run):
             say(f"training: {row.meaning}")
-            places = ["--config", str(self.config), *self._shard_options(), "--output_dir", str(run)]
+            config = self.config.with_name(row.recipe) if row.recipe else self.config
+            places = ["--config", str(config), *self._shard_options(), "--output_dir", str(run)]
             execute(*self._torchrun("ecn_dist.train"), *places, "--seed", str(self.seed), *row.options, *options)
         return run
 

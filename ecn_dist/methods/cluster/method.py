@@ -118,8 +118,10 @@ class Cluster(SourceHead):
             eps=options.eps,
             min_samples=options.min_samples,
             camids=camids_N if options.camera_aware else None,
-            k2_intra=k2_intra,
-            k2_inter=k2_inter,
+            k1_intra=options.k1_intra,
+            k1_inter=options.k1_inter,
+            k2_intra=min(k2_intra, options.k1_intra + 1),
+            k2_inter=min(k2_inter, options.k1_inter),
             sharded=True,
         ).labels.cpu()
         figures = self._figures(labels_N, indices_N, camids_N)

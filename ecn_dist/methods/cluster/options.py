@@ -18,6 +18,10 @@ class ClusterOptions:
     """near pictures, itself among them, that make a picture the core of a cluster"""
     camera_aware: bool = False
     """neighbourhoods within a camera and across cameras apart (CA-Jaccard)"""
+    k1_intra: int = 5
+    """with camera_aware: nearest pictures of the same camera, beside the picture itself"""
+    k1_inter: int = 20
+    """with camera_aware: nearest pictures of the other cameras; less where people have few pictures"""
     camera_weight: float = 0.0
     """of the loss on camera proxies; 0 turns it off, 0.5 is usual"""
     source_weight: float = 0.0
@@ -35,7 +39,7 @@ class ClusterOptions:
 
     def check(self, section: str) -> None:
         check_range(f"{section}.eps", self.eps, above=0, below=1)
-        for name in ("k1", "k2", "min_samples", "instances", "steps_per_epoch"):
+        for name in ("k1", "k2", "k1_intra", "k1_inter", "min_samples", "instances", "steps_per_epoch"):
             check_range(f"{section}.{name}", getattr(self, name), least=1)
         for name in ("camera_weight", "source_weight"):
             check_range(f"{section}.{name}", getattr(self, name), least=0)
