@@ -164,8 +164,9 @@ class Cluster(SourceHead):
             outliers = int((self.labels_N < 0).any())  # they come first
             self.proxies_N = proxies_N - outliers
             clusters_P = keys_P[outliers:] // self.pictures.num_cameras
-            ends_C = clusters_P.bincount(minlength=num_clusters).cumsum(0)
-            self.own_proxies_C2 = torch.stack([torch.cat([ends_C.new_zeros(1), ends_C[:-1]]), ends_C], dim=1)
+            counts_C = clusters_P.bincount(minlength=num_clusters)
+            ends_C = counts_C.cumsum(0)
+            self.own_proxies_C2 = torch.stack([ends_C - counts_C, ends_C], dim=1)
             self.proxies = self._new_memory(len(clusters_P), PROXY_TEMPERATURE)
 
     def _new_memory(self, num_rows: int, temperature: float) -> ExemplarMemory:
