@@ -33,11 +33,21 @@ SCALED = {
     "optim.backbone_lr": 0.001,
     "optim.source_only_epochs": 0,
     "epochs": 2,  # of two steps
-    "loss.neighbors_from_epoch": 1,
     "checkpoint.every_steps": 1000,
     "logging.every_steps": 1,
     "logging.tensorboard": False,
     "logging.figures": False,
+}
+OF_METHOD = {
+    "ecn": {"loss.neighbors_from_epoch": 1},
+    "cluster": {
+        "cluster.instances": 3,
+        "cluster.steps_per_epoch": 2,
+        "cluster.eps": 0.6,
+        "cluster.min_samples": 2,
+        "cluster.k1_intra": 1,
+        "cluster.k1_inter": 2,
+    },
 }
 # What no shipped configuration has yet: groups that lie within a rank, and on 3 ranks across them.
 OPTIONS = {
@@ -78,11 +88,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 def scaled_options(file: Path, tiny: Tiny, run: Path, **more: str) -> list[str]:
-    arch = load(["--config", str(file)]).model.arch
+    config = load(["--config", str(file)])
+    arch = config.model.arch
     if arch == "resnet50" and file.stem != WITH_BOTTLENECKS:
         arch = "resnet18"
-    options = SCALED | {"model.arch": arch, "model.weights": tiny.weights / f"{arch}.pth"} | more
-    options |= {"source": tiny.source, "target": tiny.target, "output_dir": run}
+    options = SCALED | OF_METHOD[config.method] | {"model.weights": tiny.weights / f"{arch}.pth", "model.arch": arch}
+    if config.model.batchnorm == "group":
+        options["model.batchnorm_group"] = 3
+    options |= {"source": tiny.source, "target": tiny.target, "output_dir": run} | more
     given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     return ["--config", str(file), *given]
 
