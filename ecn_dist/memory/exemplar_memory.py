@@ -17,8 +17,8 @@ from ecn_dist.distributed import RowPartition
 from ecn_dist.errors import UserError
 from ecn_dist.memory.batch import GatheredBatch
 from ecn_dist.memory.health import MemoryHealth, measure_health
+from ecn_dist.memory.losses import BatchDiagnostics
 from ecn_dist.memory.rows_pass import RowsSummary, default_chunk_bytes, summarize_rows
-from ecn_dist.memory.target_loss import BatchDiagnostics
 
 ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -114,15 +114,12 @@ class ExemplarMemory:
         self, features_BD: Tensor, num_neighbors: int, *, left_out: tuple[Tensor, Tensor] | None = None
     ) -> RowsSummary:
         """This rank's rows as seen by each of `features_BD`, in one pass; `left_out` as `rows_pass.summarize_rows`."""
+        if not 0 <= num_neighbors <= self.num_exemplars:
+            raise UserError(f"loss.num_neighbors: {num_neighbors}, but the memory has {self.num_exemplars} rows")
         # The kernels leave nothing out.
         summarize = self._summarize_rows if left_out is None else partial(summarize_rows, left_out=left_out)
-        return summarize(
-            features_BD,
-            self.rows,
-            temperature=self.temperature,
-            num_neighbors=num_neighbors,
-            chunk_bytes=self.chunk_bytes,
-        )
+        options = {"temperature": self.temperature, "chunk_bytes": self.chunk_bytes}
+        return summarize(features_BD, self.rows, num_neighbors=num_neighbors, **options)
 
     def locate(self, row_B: Tensor) -> tuple[Tensor, Tensor]:
         """Which of the global `row_B` are held here, and their local numbers (some valid number for the others)."""

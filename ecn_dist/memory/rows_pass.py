@@ -55,6 +55,12 @@ def first_largest(values: Tensor, count: int) -> Tensor:
     return columns.gather(1, torch.sort(values.gather(1, columns), dim=1, descending=True, stable=True).indices)
 
 
+def keep_largest(values: Tensor, numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(B, n) -> (B, min(count, n)): the largest values in the order of `first_largest`, and the numbers beside them."""
+    best = first_largest(values, count)
+    return values.gather(1, best), numbers.gather(1, best)
+
+
 def default_chunk_bytes(device: torch.device) -> int:
     """On the CPU little enough that the second product finds a chunk in the cache, on an accelerator so much that
     starting the kernels takes little of the time."""
@@ -132,9 +138,13 @@ def summarize_rows(
         if num_neighbors:
             group_maximum_BG = similarity_BC.unflatten(1, (-1, GROUP)).amax(dim=2)
             chunk_maximum_B1 = group_maximum_BG.amax(dim=1, keepdim=True)
-            top_similarity_Bk, top_row_Bk = _merge_chunk(
-                top_similarity_Bk, top_row_Bk, similarity_BC, group_maximum_BG, first_row
-            )
+            # The k best columns lie in the k first groups by (maximum descending, position): whatever lies in another
+            # group has a column before it in each of those. All rows of the chunk come later than those so far.
+            groups_Bk = first_largest(group_maximum_BG, num_neighbors).sort(dim=1).values
+            column_Bn = (groups_Bk.unsqueeze(2) * GROUP + torch.arange(GROUP, device=rows_MD.device)).flatten(1)
+            candidates_Bn = torch.cat([top_similarity_Bk, similarity_BC.gather(1, column_Bn)], dim=1)
+            candidate_rows_Bn = torch.cat([top_row_Bk, column_Bn + first_row], dim=1)
+            top_similarity_Bk, top_row_Bk = keep_largest(candidates_Bn, candidate_rows_Bn, num_neighbors)
         else:
             chunk_maximum_B1 = similarity_BC.amax(dim=1, keepdim=True)
 
@@ -158,20 +168,3 @@ def summarize_rows(
         top_similarity_Bk,
         top_row_Bk.clamp_(max=num_rows),
     )
-
-
-def _merge_chunk(
-    top_similarity_Bk: Tensor, top_row_Bk: Tensor, similarity_BC: Tensor, group_maximum_BG: Tensor, first_row: int
-) -> tuple[Tensor, Tensor]:
-    """The k best of those so far and of a chunk, whose rows all come later.
-
-    The k best columns of a chunk lie in its k first groups by (maximum descending, position): whatever lies in another
-    group has a column before it in each of those.
-    """
-    num_neighbors = top_row_Bk.shape[1]
-    groups_Bk = first_largest(group_maximum_BG, num_neighbors).sort(dim=1).values
-    column_Bn = (groups_Bk.unsqueeze(2) * GROUP + torch.arange(GROUP, device=groups_Bk.device)).flatten(1)
-    candidates_Bn = torch.cat([top_similarity_Bk, similarity_BC.gather(1, column_Bn)], dim=1)
-    candidate_rows_Bn = torch.cat([top_row_Bk, column_Bn + first_row], dim=1)
-    best_Bk = first_largest(candidates_Bn, num_neighbors)
-    return candidates_Bn.gather(1, best_Bk), candidate_rows_Bn.gather(1, best_Bk)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecn_dist.memory.rows_pass import RowsSummary, accumulation_dtype, first_largest
+from ecn_dist.memory.rows_pass import RowsSummary, accumulation_dtype, keep_largest
 
 TILE_ROWS = 128
 DIM_STEP = 64  # D must divide by it
@@ -129,8 +129,7 @@ def summarize_rows(
             row_Bn = torch.where(tile_top_row_Bn < count, tile_top_row_Bn.long() + first_row, num_rows)
             candidates_Bn = torch.cat([top_similarity_Bk, tile_top_similarity_Bn], dim=1)
             candidate_rows_Bn = torch.cat([top_row_Bk, row_Bn], dim=1)
-            best_Bk = first_largest(candidates_Bn, num_neighbors)
-            top_similarity_Bk, top_row_Bk = candidates_Bn.gather(1, best_Bk), candidate_rows_Bn.gather(1, best_Bk)
+            top_similarity_Bk, top_row_Bk = keep_largest(candidates_Bn, candidate_rows_Bn, num_neighbors)
 
         new_maximum_B1 = torch.maximum(maximum_B1, tile_maximum_BT.amax(dim=1, keepdim=True))
         rescale_B1 = torch.exp((maximum_B1 - new_maximum_B1) / temperature)
