@@ -1,23 +1,26 @@
 """A global batch before the memory: brought together once, then its losses and its update.
 
-Shape letters: b batch rows here, B on all ranks, D feature length.
+Shape letters: b batch rows here, B on all ranks, M memory rows here, D feature length.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
-from ecn_dist.memory.losses import bank_loss, require, target_loss
-from ecn_dist.memory.proxy_loss import proxy_loss
-from ecn_dist.memory.row_update import occurrence_number, update_rows_
+from ecn_dist.memory.losses import bank_loss, proxy_loss, require, target_loss
 from ecn_dist.memory.rows_pass import accumulation_dtype
 
 if TYPE_CHECKING:
     from ecn_dist.memory.exemplar_memory import ExemplarMemory
+
+# Significant binary digits, the leading one included, and the exponent (of `frexp`) under which the spacing of numbers
+# stays that of the smallest.
+_DIGITS = {torch.bfloat16: (8, -125), torch.float16: (11, -13)}
 
 
 class GatheredBatch:
@@ -101,10 +104,9 @@ class GatheredBatch:
             num_others: How many of the other proxies, the most similar ones, take part.
 
         Raises:
-            UserError: On all ranks alike (CPU; on an accelerator a device-side assertion), for ranges that are empty,
-                longer than `most_own` or outside the rows.
+            UserError: As `loss`, and so for ranges that are empty, longer than `most_own` or outside the rows.
 
-        Collective: as `proxy_loss.proxy_loss`.
+        Collective: as `losses.proxy_loss`.
         """
         return self._differentiable(proxy_loss, own_b2, camids_b, most_own, num_others)
 
@@ -113,7 +115,8 @@ class GatheredBatch:
         """v_y <- normalised(m v_y + (1 - m) x_i) for every picture of the global batch, in order.
 
         Call it once a step, after the optimiser's. A step that is skipped, or in which any rank has a feature that is
-        not finite (or too large for its norm to be), changes no row on any rank and is counted.
+        not finite (or too large for its norm to be), changes no row on any rank and is counted. A row that comes out as
+        zero stays zero.
 
         Args:
             momentum: m, in [0, 1).
@@ -137,10 +140,35 @@ class GatheredBatch:
             occurrence_B = occurrence_number(indices_B, memory.similarity(indices_B, features_BD))
         else:
             rounds = self._rounds()
-        accept = ~(skipped | not_finite)
-        update_rows_(memory, features_BD, indices_B, occurrence_B, rounds=rounds, momentum=momentum, accept=accept)
+        if len(memory.rows):
+            self._write(occurrence_B, rounds, momentum, ~(skipped | not_finite))
         memory.refused += torch.stack([skipped, not_finite])
         memory.num_updates += 1
+
+    def _write(self, occurrence_B: Tensor, rounds: int, momentum: float, accept: Tensor) -> None:
+        """The first occurrences of all rows held here at once, then the second ones, ...; nothing if not `accept`."""
+        memory, features_BD, rows_MD, step = self._memory, self.features_BD, self._memory.rows, self._memory.num_updates
+        noise_BD = None
+        if rows_MD.dtype in _DIGITS:
+            # Drawn for the whole batch from the step alone, so that any number of ranks rounds alike.
+            generator = torch.Generator(device=rows_MD.device).manual_seed(step)
+            noise_BD = torch.rand(features_BD.shape, generator=generator, device=rows_MD.device)
+        is_here_B, local_B = memory.locate(self.indices_B)
+        batch_rows_B = torch.arange(len(local_B), device=local_B.device)
+        for occurrence in range(rounds):
+            old_BD = rows_MD[local_B]
+            new_BD = F.normalize(torch.lerp(features_BD, old_BD.to(features_BD.dtype), momentum), dim=1)
+            if noise_BD is not None:
+                new_BD = round_stochastically(new_BD, rows_MD.dtype, noise_BD)
+            is_now_B = is_here_B & (occurrence_B == occurrence)
+            is_taken_B = is_now_B & accept
+            new_BD = torch.where(is_taken_B.unsqueeze(1), new_BD.to(rows_MD.dtype), old_BD)
+            new_written_B = torch.where(is_taken_B, step, memory.written[local_B])
+            # A fixed number of writes, so that the host need not know how many there are: batch rows that have nothing
+            # to write repeat the write of one that has (or, where none has, leave one row as it is).
+            writer_B = torch.where(is_now_B, batch_rows_B, is_now_B.byte().argmax())
+            rows_MD.index_copy_(0, local_B[writer_B], new_BD[writer_B])
+            memory.written.index_copy_(0, local_B[writer_B], new_written_B[writer_B])
 
     def _differentiable(self, loss_and_gradient: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -> Tensor:
         with torch.no_grad(), torch.autocast(self._memory.rows.device.type, enabled=False):
@@ -152,14 +180,9 @@ class GatheredBatch:
         """Check the indices and count repeats: (B,) `occurrence_number`. Begins to bring its maximum to the host."""
         if self._occurrence_B is None:
             indices_B, num_rows = self.indices_B, self._memory.num_exemplars
-            require(
-                (indices_B >= 0) & (indices_B < num_rows),
-                indices_B,
-                lambda outside: (
-                    f"memory: indices {outside[:5]} are outside 0..{num_rows - 1}; "
-                    "is the memory as large as the target's training split?"
-                ),
-            )
+            rule = f"outside 0..{num_rows - 1}; is the memory as large as the target's training split?"
+            is_row_B = (indices_B >= 0) & (indices_B < num_rows)
+            require(is_row_B, indices_B, lambda bad: f"memory: indices {bad[:5]} are {rule}")
             self._occurrence_B = occurrence_number(indices_B)
             self._last_occurrence = last = self._occurrence_B.max()
             if last.device.type != "cpu":
@@ -172,13 +195,35 @@ class GatheredBatch:
     def _rounds(self) -> int:
         """How often the most frequent index occurs.
 
-        On an accelerator the host waits for no more than the copy that the first `_begin` began. The loss calls it
-        before its pass, so that by the update the device is past it, or still has the pass, the backward pass and the
-        optimiser's step in its queue and does not run dry.
+        On an accelerator the host waits for the copy that `_begin` began, before the loss's pass: so the device is past
+        it, or has the pass, the backward pass and the optimiser's step in its queue and does not run dry.
         """
         if self._is_copied is not None:
             self._is_copied.synchronize()
         return int(self._last_occurrence) + 1
+
+
+def occurrence_number(values_B: Tensor, key_B: Tensor | None = None) -> Tensor:
+    """How many equal values come before each of `values_B`: 0 for a first occurrence, 1 for a second, ...
+
+    With `key_B`, "before" means: with a smaller key, or with an equal one and in an earlier place.
+    """
+    position_B = torch.arange(len(values_B), device=values_B.device)
+    by_key_B = position_B if key_B is None else torch.argsort(key_B, stable=True)
+    order_B = by_key_B[torch.argsort(values_B[by_key_B], stable=True)]
+    sorted_B = values_B[order_B]
+    first_of_run_B = torch.searchsorted(sorted_B, sorted_B)
+    return torch.empty_like(position_B).scatter_(0, order_B, position_B - first_of_run_B)
+
+
+def round_stochastically(values: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
+    """Round `values` to one of the two neighbouring numbers of half-precision `dtype`, up with the probability of the
+    distance passed, so that the mean over many roundings is exact and small steps are not lost. `noise` in [0, 1).
+    """
+    digits, least_exponent = _DIGITS[dtype]
+    exponent = torch.frexp(values).exponent.clamp_(min=least_exponent)
+    spacing = torch.ldexp(torch.ones_like(values), exponent - digits)
+    return (torch.floor(values / spacing + noise) * spacing).to(dtype)
 
 
 class _KnownGradient(torch.autograd.Function):

@@ -26,10 +26,9 @@ ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class ExemplarMemory:
     """N rows of length D, rank r holding the contiguous part `partition.start(r)` to `partition.stop(r)`.
 
-    A row stands for a target training image (ECN), or for whatever a method makes classes of: clusters, proxies. Sums
-    are in float32 at least, whatever the types of rows and features. The rows are passed over in chunks, so working
-    memory above the rows is a chunk and a few times (B, D), whatever N. Rows start at zero. Works with or without a
-    process group, which must be up before the memory is made, and stay. A step is
+    A row stands for a target training image (ECN), or for whatever a method makes classes of: clusters, proxies. It
+    starts at zero. Sums are in float32 at least. Working memory above the rows is a chunk and a few times (B, D),
+    whatever N. Works with or without a process group, which must be up before the memory is made. A step is
 
         batch = memory.gather(features, indices)    # begins the transfer
         batch.loss(num_neighbors).backward()
@@ -48,7 +47,7 @@ class ExemplarMemory:
             accelerator, D a multiple of 64).
 
     Attributes:
-        rows: This rank's plain (M, D) tensor.
+        rows: This rank's (M, D) tensor.
         written: (M,) the number of the update that wrote a row last, -1 for none.
     """
 
@@ -70,9 +69,7 @@ class ExemplarMemory:
         if dtype not in ROW_DTYPES:
             names = ", ".join(str(known).removeprefix("torch.") for known in ROW_DTYPES)
             raise UserError(f"memory: rows cannot be {str(dtype).removeprefix('torch.')}; use one of {names}")
-        self.num_exemplars = num_exemplars
-        self.dim = dim
-        self.temperature = temperature
+        self.num_exemplars, self.dim, self.temperature = num_exemplars, dim, temperature
         self.partition = RowPartition(num_exemplars, distributed.world_size())
         self.first_row = self.partition.start(distributed.rank())
         num_rows = self.partition.size(distributed.rank())
@@ -82,14 +79,11 @@ class ExemplarMemory:
         self.written = torch.full((num_rows,), -1, device=self.rows.device)
         self.num_updates = 0
         self.refused = torch.zeros(2, dtype=torch.int64, device=self.rows.device)  # steps: skipped, not finite
-        self.pids: Tensor | None = None
-        self.camids: Tensor | None = None
+        self.set_identities(None)
         self.latest: BatchDiagnostics | None = None
 
     def gather(self, features: Tensor, indices: Tensor) -> GatheredBatch:
-        """Begin to bring the batch parts of all ranks together, and return at once.
-
-        What lies between this and the loss (such as the source loss) hides the transfer.
+        """Begin to bring the batch parts of all ranks together; what is done before the loss hides the transfer.
 
         Args:
             features: (b, D) of any floating type, equal b on all ranks; the loss is differentiable in them.
@@ -145,28 +139,22 @@ class ExemplarMemory:
 
     @property
     def neighbors(self) -> Tensor | None:
-        """(b, k) global row numbers of the latest loss's neighbours, nearest first; None before the first loss."""
+        """(b, k) global rows, the latest loss's neighbours, nearest first; None before the first loss."""
         return self.latest.neighbors_bk if self.latest else None
 
     def set_identities(self, pids: Tensor | None, camids: Tensor | None = None) -> None:
-        """Give the exemplars' (N,) integer pids and camids, for `health` alone: they never enter loss or update.
-
-        They stay where they are (a memory-mapped array on the CPU costs nothing); None takes them away.
-        """
+        """Give the exemplars' (N,) integer pids and camids, for `health` alone; they stay on their device."""
         for name, ids in (("pids", pids), ("camids", camids)):
             if ids is not None and ids.shape != (self.num_exemplars,):
                 raise UserError(f"memory: {name} of shape {tuple(ids.shape)} for {self.num_exemplars} exemplars")
         self.pids, self.camids = pids, camids
 
     def health(self) -> MemoryHealth:
-        """Diagnostics of the rows, and of the latest loss: for the log, every now and then.
-
-        O(N / W) integers read; synchronises with the host. Collective: one small all-reduce.
-        """
+        """Diagnostics of rows and latest loss, for the log; waits for the device. Collective: one small all-reduce."""
         return measure_health(self)
 
     def local_state(self) -> dict[str, Tensor]:
-        """What belongs to this rank's rows, each (M, ...) and cut like the rows (torch.chunk's and Shard(0)'s cut)."""
+        """What belongs to this rank's rows, each (M, ...) and cut as `RowPartition`."""
         return {"rows": self.rows, "written": self.written}
 
     def load_local_state(self, state: dict[str, Tensor]) -> None:
@@ -184,26 +172,21 @@ class ExemplarMemory:
         self.num_updates = int(own["num_updates"])
 
     def load_full(self, rows: Tensor) -> None:
-        """Take all (N, D) rows as given, not normalised; every rank gives the same. For tests and small N.
-
-        Rows other than zero count as written by the update before.
-        """
+        """Take all (N, D) rows as given, the same on every rank; those not zero count as written. For small N."""
         if rows.shape != (self.num_exemplars, self.dim):
             raise UserError(f"memory: rows {tuple(rows.shape)} given for {(self.num_exemplars, self.dim)}")
         self.rows.copy_(rows[self.first_row : self.first_row + len(self.rows)])
         self._mark_written()
 
     def load_means(self, features_nD: Tensor, row_n: Tensor) -> None:
-        """Set each row to the normalised mean of the features that are given for it, by whatever ranks.
-
-        Rows for which there is none become zero, and count as never written. Nothing of size (N, D) is made.
+        """Set each row to the normalised mean of the features that ranks give for it; a row without any becomes zero.
 
         Args:
             features_nD: (n, D) features on this rank, any n.
-            row_n: (n,) int64, the global row of each; a negative one gives to no row.
+            row_n: (n,) int64, the global row of each, below N; a negative one gives to no row.
 
         Raises:
-            UserError: For shapes that do not fit. Numbers of N and more are the caller's mistake.
+            UserError: For shapes that do not fit.
 
         Collective: reduce-scatters of about `chunk_bytes` each.
         """

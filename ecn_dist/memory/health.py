@@ -27,25 +27,12 @@ class MemoryHealth(TypedDict, total=False):
 
 
 def measure_health(memory: "ExemplarMemory") -> MemoryHealth:
-    """The figures of the rows, and of what the latest loss saw.
-
-    Collective: one all-reduce, of the same size on every rank whatever is known there.
-    """
+    """Collective: one all-reduce, of the same size on every rank whatever is known there."""
     written_M, latest, pids_N, camids_N = memory.written, memory.latest, memory.pids, memory.camids
-    is_written_M = written_M >= 0
-    staleness_M = (memory.num_updates - 1 - written_M).masked_fill(~is_written_M, 0)
-    sums: dict[str, Tensor | float] = {
-        "rows": len(written_M),
-        "written": is_written_M.sum(),
-        "staleness": staleness_M.sum(),
-        "features": 0,
-        "similarity": 0.0,
-        "neighbors": 0,
-        "same_pid": 0,
-        "cross_camera": 0,
-    }
+    staleness_M = (memory.num_updates - 1 - written_M).masked_fill(written_M < 0, 0)
+    sums: list[Tensor | float] = [len(written_M), (written_M >= 0).sum(), staleness_M.sum()]
     if latest is not None:
-        sums |= {"features": len(latest.indices_b), "similarity": latest.own_similarity_b.sum()}
+        sums += [len(latest.indices_b), latest.own_similarity_b.sum()]
         if pids_N is not None:
             indices_b1 = latest.indices_b.to(pids_N.device).unsqueeze(1)
             neighbors_bk = latest.neighbors_bk.to(pids_N.device)
@@ -53,23 +40,23 @@ def measure_health(memory: "ExemplarMemory") -> MemoryHealth:
             is_other = (neighbors_bk != indices_b1) & (neighbors_bk < len(pids_N)) & (pids_N[indices_b1] >= 0)
             neighbors_bk = neighbors_bk.clamp(max=len(pids_N) - 1)
             same_pid = is_other & (pids_N[neighbors_bk] == pids_N[indices_b1])
-            sums |= {"neighbors": is_other.sum(), "same_pid": same_pid.sum()}
+            sums += [is_other.sum(), same_pid.sum()]
             if camids_N is not None:
-                sums["cross_camera"] = (same_pid & (camids_N[neighbors_bk] != camids_N[indices_b1])).sum()
-    packed = torch.tensor([float(value) for value in sums.values()], dtype=torch.float64)
-    total = dict(zip(sums, distributed.all_reduce(packed).tolist(), strict=True))
+                sums += [(same_pid & (camids_N[neighbors_bk] != camids_N[indices_b1])).sum()]
+    packed = torch.tensor([float(value) for value in sums] + [0.0] * (8 - len(sums)), dtype=torch.float64)
+    rows, written, staleness, seen, similarity, others, same, across = distributed.all_reduce(packed).tolist()
 
     skipped, not_finite = memory.refused.tolist()
     health = MemoryHealth(
-        rows_never_written=int(total["rows"] - total["written"]),
-        mean_staleness=total["staleness"] / max(total["written"], 1.0),
+        rows_never_written=int(rows - written),
+        mean_staleness=staleness / max(written, 1.0),
         steps_skipped=skipped,
         steps_not_finite=not_finite,
     )
-    if total["features"]:
-        health["own_similarity"] = total["similarity"] / total["features"]
-    if total["neighbors"]:
-        health["neighbor_precision"] = total["same_pid"] / total["neighbors"]
-    if total["same_pid"] and camids_N is not None:
-        health["neighbor_cross_camera"] = total["cross_camera"] / total["same_pid"]
+    if seen:
+        health["own_similarity"] = similarity / seen
+    if others:
+        health["neighbor_precision"] = same / others
+    if same and camids_N is not None:
+        health["neighbor_cross_camera"] = across / same
     return health

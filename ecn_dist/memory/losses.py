@@ -1,4 +1,4 @@
-"""The target loss (METHOD.md: Losses) and FMCL's bank loss (METHODS.md: fmcl), from each rank's view of its own rows.
+"""The losses against all rows of a memory, and their gradients, from each rank's view of its own rows.
 
 With s_ij = x_i . v_j / temperature, the weights w_ij of positives, constants with the sum w_i, and L_i the logarithm of
 the sum of exp s_ij:
@@ -6,12 +6,21 @@ the sum of exp s_ij:
     loss_i         = w_i L_i - sum_j w_ij s_ij
     d loss_i / d x = (w_i sum_j exp(s_ij - L_i) v_j - sum_j w_ij v_j) / temperature
 
-The target loss has weight 1 for the picture's own row and 1/k for each of its k nearest. The bank loss leaves out the
-own row and those never written; in its place a positive e_i is given, with weight 1 and a place in the sum, and the k
-nearest rows have the weights of the softmax among them. The sums over all rows come from `summarize_rows`, and the rest
-names at most k + 1 rows. Between ranks go the features, O(B k) numbers, and the gradient; nothing that grows with N.
+The target loss (METHOD.md: Losses) has weight 1 for the picture's own row and 1/k for each of its k nearest. The bank
+loss (METHODS.md: fmcl) leaves out the own row and those never written; in its place a positive e_i is given, with
+weight 1 and a place in the sum, and the k nearest rows have the weights of the softmax among them.
 
-Shape letters: b batch rows here, B on all ranks, W ranks, D feature length, k neighbours, n = W k.
+In the camera-proxy loss (METHODS.md: Camera proxies; Wang et al. 2021, "Camera-aware Proxies") picture i has its own
+proxies P_i, one for each camera of its cluster, and H_i, the most similar of the others; with n_i pictures of its
+camera in the global batch:
+
+    loss           = sum_i 1/n_i (log sum_{q in P_i + H_i} exp s_iq - mean_{p in P_i} s_ip)
+    d loss / d x_i = 1/n_i (sum_q softmax_q v_q - mean_p v_p) / temperature
+
+Between ranks go the features, O(B k) or O(B (|P| + |H|)) numbers, and the gradient; nothing that grows with N.
+
+Shape letters: b batch rows here, B on all ranks, W ranks, D feature length, k neighbours, p own proxies at most, h
+other ones, m candidates of all ranks, n whatever else.
 """
 
 from collections.abc import Callable
@@ -48,9 +57,9 @@ def target_loss(memory: "ExemplarMemory", batch: "GatheredBatch", num_neighbors:
     summary = memory.summarize(features_BD, num_neighbors)
     own_similarity_B = memory.similarity(indices_B, features_BD)
     figures = [summary.maximum_B, summary.normalizer_B, own_similarity_B]
-    figures_Wbf, similarity_bn, row_bn = exchange(memory, summary, torch.stack([f.double() for f in figures], dim=1))
+    figures_Wbf, similarity_bm, row_bm = _exchange(memory, summary, torch.stack([f.double() for f in figures], dim=1))
     log_normalizer_b, own_similarity_b = _log_sum(figures_Wbf, temperature), figures_Wbf[:, :, 2].sum(dim=0)
-    similarity_bk, neighbors_bk = keep_largest(similarity_bn, row_bn, num_neighbors)
+    similarity_bk, neighbors_bk = keep_largest(similarity_bm, row_bm, num_neighbors)
 
     indices_b = indices_B[batch.here]
     weight_bk = _neighbor_weights(neighbors_bk, indices_b)
@@ -79,8 +88,8 @@ def bank_loss(
     left_out = memory.written < 0, indices_B - memory.first_row
     summary = memory.summarize(features_BD, num_neighbors, left_out=left_out)
     sums_B2 = torch.stack([summary.maximum_B.double(), summary.normalizer_B.double()], dim=1)
-    sums_Wb2, similarity_bn, row_bn = exchange(memory, summary, sums_B2)
-    similarity_bk, neighbors_bk = keep_largest(similarity_bn, row_bn, num_neighbors)
+    sums_Wb2, similarity_bm, row_bm = _exchange(memory, summary, sums_B2)
+    similarity_bk, neighbors_bk = keep_largest(similarity_bm, row_bm, num_neighbors)
 
     positives_bD = positives_bD.detach().to(features_BD)
     positive_b = (features_BD[batch.here] * positives_bD).sum(dim=1).double()
@@ -106,11 +115,57 @@ def bank_loss(
     return loss.to(gradient_bD.dtype), gradient_bD
 
 
-def exchange(memory: "ExemplarMemory", summary: RowsSummary, figures_Bf: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def proxy_loss(
+    memory: "ExemplarMemory", batch: "GatheredBatch", own_b2: Tensor, camids_b: Tensor, most_own: int, num_others: int
+) -> tuple[Tensor, Tensor]:
+    """This rank's part of the loss times W, and its gradient (b, D). Arguments as `GatheredBatch.proxy_loss`.
+
+    Collective, in order: all-gather of (b, 3) integers, exchange of O(B n) float64 numbers, all-gather of (b, 2 n) of
+    them, reduce-scatter of (B, D).
+    """
+    features_BD, here, num_rows, device = batch.features_BD, batch.here, memory.num_exemplars, memory.rows.device
+    about_b3 = torch.cat([own_b2, camids_b.unsqueeze(1)], dim=1)
+    about_B3 = distributed.all_gather_rows(about_b3.to(device, torch.int64))
+    start_B1, stop_B1, camids_B = about_B3[:, :1], about_B3[:, 1:2], about_B3[:, 2]
+    good_B1 = (start_B1 >= 0) & (start_B1 < stop_B1) & (stop_B1 <= num_rows) & (stop_B1 - start_B1 <= most_own)
+    rule = f"of a picture's own is not 1 to {most_own} of the {num_rows} rows"
+    require(good_B1.squeeze(1), about_B3[:, :2], lambda bad: f"proxies: the range {bad[0]} {rule}")
+
+    # Each rank's nearest rows, so many that enough are left without the picture's own; and the own ones, which are
+    # zero on all ranks but the one that holds them. Row number N stands for a free place.
+    summary = memory.summarize(features_BD, min(num_others + most_own, num_rows))
+    own_row_Bp = start_B1 + torch.arange(most_own, device=device)
+    own_row_Bp = torch.where(own_row_Bp < stop_B1, own_row_Bp, num_rows)
+    own_similarity_Bp = torch.stack([memory.similarity(row_B, features_BD) for row_B in own_row_Bp.unbind(1)], dim=1)
+    own_similarity_Wbp, candidates_bm, row_bm = _exchange(memory, summary, own_similarity_Bp)
+    is_own_bm = (row_bm >= start_B1[here]) & (row_bm < stop_B1[here])
+    others_bh, other_row_bh = keep_largest(candidates_bm.masked_fill(is_own_bm, -torch.inf), row_bm, num_others)
+
+    own_row_bp, own_similarity_bp = own_row_Bp[here], own_similarity_Wbp.sum(dim=0)
+    is_own_bp = own_row_bp < num_rows
+    own_share_bp = is_own_bp.double() / is_own_bp.sum(dim=1, keepdim=True)
+    scaled_bn = torch.cat([own_similarity_bp.masked_fill(~is_own_bp, -torch.inf), others_bh], dim=1)
+    scaled_bn = scaled_bn / memory.temperature
+    mean_own_b = (own_share_bp * own_similarity_bp).sum(dim=1) / memory.temperature
+    weight_b = distributed.world_size() / (camids_B[here].unsqueeze(1) == camids_B).sum(dim=1).double()
+    loss = (weight_b * (scaled_bn.logsumexp(dim=1) - mean_own_b)).sum()
+
+    # Every rank adds the terms of its own rows to all gradients; each rank receives the sum of its own.
+    softmax_bn = scaled_bn.softmax(dim=1)
+    softmax_bn[:, :most_own] -= own_share_bp
+    coefficient_bn = softmax_bn * (weight_b / memory.temperature).unsqueeze(1)
+    gathered = distributed.all_gather_rows(torch.cat([coefficient_bn, own_row_bp, other_row_bh], dim=1))
+    coefficient_Bn, row_Bn = gathered.tensor_split(2, dim=1)
+    gradient_BD = torch.zeros_like(features_BD)
+    memory.subtract_rows_(gradient_BD, row_Bn.long(), -coefficient_Bn)
+    gradient_bD = distributed.reduce_scatter_rows(gradient_BD)
+    return loss.to(gradient_bD.dtype), gradient_bD
+
+
+def _exchange(memory: "ExemplarMemory", summary: RowsSummary, figures_Bf: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Send each batch row's float64 figures, and its nearest rows here, to the rank that the batch row belongs to.
 
-    Returns what came: figures (W, b, f), similarities (b, n), and int64 global row numbers (b, n), N for a free place.
-    Rank order is row order, so of equal similarities the first is the lower row's.
+    What came: figures (W, b, f), similarities (b, m) in row order, and global row numbers (b, m), N for a free place.
     """
     is_row_Bk = summary.top_row_Bk < len(memory.rows)
     row_Bk = torch.where(is_row_Bk, summary.top_row_Bk + memory.first_row, memory.num_exemplars)
