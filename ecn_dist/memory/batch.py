@@ -18,8 +18,7 @@ from ecn_dist.memory.rows_pass import accumulation_dtype
 if TYPE_CHECKING:
     from ecn_dist.memory.exemplar_memory import ExemplarMemory
 
-# Significant binary digits, the leading one included, and the exponent (of `frexp`) under which the spacing of numbers
-# stays that of the smallest.
+# Significant binary digits, the first one too, and the exponent (of `frexp`) under which the spacing stays the least.
 _DIGITS = {torch.bfloat16: (8, -125), torch.float16: (11, -13)}
 
 
@@ -31,11 +30,10 @@ class GatheredBatch:
     """
 
     def __init__(self, memory: "ExemplarMemory", features_bD: Tensor, indices_b: Tensor) -> None:
-        if features_bD.ndim != 2 or features_bD.shape[1] != memory.dim or indices_b.shape != features_bD.shape[:1]:
-            raise UserError(
-                f"memory: features {tuple(features_bD.shape)} and indices {tuple(indices_b.shape)} do not fit; "
-                f"wanted (b, {memory.dim}) and (b,)"
-            )
+        given = tuple(features_bD.shape), tuple(indices_b.shape)
+        if features_bD.ndim != 2 or features_bD.shape[1] != memory.dim or given[1] != given[0][:1]:
+            wanted = f"wanted (b, {memory.dim}) and (b,)"
+            raise UserError(f"memory: features {given[0]} and indices {given[1]} do not fit; {wanted}")
         device, first = memory.rows.device, distributed.rank() * len(indices_b)
         self.here = slice(first, first + len(indices_b))  # this rank's batch rows
         self._memory, self._own_features_bD = memory, features_bD
@@ -64,8 +62,7 @@ class GatheredBatch:
             num_neighbors: k, 0 for the picture's own row alone.
 
         Raises:
-            UserError: On all ranks alike, for indices outside 0..N-1 (on an accelerator a device-side assertion) and
-                for more neighbours than rows.
+            UserError: On all ranks, for indices outside 0..N-1 (an accelerator asserts instead), and for k above N.
 
         Collective: as `losses.target_loss`.
         """
@@ -74,7 +71,7 @@ class GatheredBatch:
     def bank_loss(self, positives_bD: Tensor, num_neighbors: int = 0) -> Tensor:
         """The loss of FMCL (METHODS.md), the mean over this rank's own batch rows.
 
-        The positive of a picture is given, and not its own row; rows that were never written take no part either.
+        The positive of a picture is given; neither its own row nor one that was never written takes part.
 
         Args:
             positives_bD: (b, D), the momentum encoder's features of the same pictures; no gradient goes there.
@@ -85,23 +82,21 @@ class GatheredBatch:
 
         Collective: as `losses.bank_loss`.
         """
-        if positives_bD.shape != self._own_features_bD.shape:
-            raise UserError(
-                f"memory: positives {tuple(positives_bD.shape)} for features {tuple(self._own_features_bD.shape)}"
-            )
+        given, wanted = tuple(positives_bD.shape), tuple(self._own_features_bD.shape)
+        if given != wanted:
+            raise UserError(f"memory: positives {given} for features {wanted}")
         return self._differentiable(bank_loss, positives_bD, num_neighbors)
 
     def proxy_loss(self, own_b2: Tensor, camids_b: Tensor, *, most_own: int, num_others: int = 50) -> Tensor:
         """The camera-proxy loss of METHODS.md: the rows are proxies, those of one cluster side by side.
 
-        It is this rank's part of the sum, times the number of ranks, so that the mean over ranks (which DDP takes of
-        gradients) is the loss of the global batch.
+        It is this rank's part of the sum, times the number of ranks, so that the mean over ranks is the global loss.
 
         Args:
             own_b2: (b, 2) int64, the proxies of each picture's cluster: first row, and one past the last.
             camids_b: (b,) int64, each picture's camera.
             most_own: At least the longest of all ranges, the same on all ranks: the number of cameras will do.
-            num_others: How many of the other proxies, the most similar ones, take part.
+            num_others: How many of the other proxies take part, the most similar ones.
 
         Raises:
             UserError: As `loss`, and so for ranges that are empty, longer than `most_own` or outside the rows.
@@ -115,13 +110,11 @@ class GatheredBatch:
         """v_y <- normalised(m v_y + (1 - m) x_i) for every picture of the global batch, in order.
 
         Call it once a step, after the optimiser's. A step that is skipped, or in which any rank has a feature that is
-        not finite (or too large for its norm to be), changes no row on any rank and is counted. A row that comes out as
-        zero stays zero.
+        not finite (or too large for its norm to be), changes no row on any rank and is counted.
 
         Args:
             momentum: m, in [0, 1).
-            skip: Whether this step was not taken: a bool, or a scalar tensor where the host does not know. One rank's
-                word counts for all.
+            skip: Whether this step was not taken, a bool or a scalar tensor; one rank's word counts for all.
             hardest: Each row once, by the picture least similar to it before the update, equals by their order.
 
         Raises:
@@ -135,11 +128,10 @@ class GatheredBatch:
         skip = skip if isinstance(skip, Tensor) else torch.full((), float(skip), device=memory.rows.device)
         skipped = distributed.all_reduce(skip.to(memory.rows.device, torch.float32).reshape(()), "max") > 0
         not_finite = ~torch.linalg.vector_norm(features_BD, dim=1).isfinite().all()
-        occurrence_B, rounds = self._begin(), 1
+        occurrence_B = self._begin()
         if hardest:
             occurrence_B = occurrence_number(indices_B, memory.similarity(indices_B, features_BD))
-        else:
-            rounds = self._rounds()
+        rounds = 1 if hardest else self._rounds()
         if len(memory.rows):
             self._write(occurrence_B, rounds, momentum, ~(skipped | not_finite))
         memory.refused += torch.stack([skipped, not_finite])
@@ -204,10 +196,7 @@ class GatheredBatch:
 
 
 def occurrence_number(values_B: Tensor, key_B: Tensor | None = None) -> Tensor:
-    """How many equal values come before each of `values_B`: 0 for a first occurrence, 1 for a second, ...
-
-    With `key_B`, "before" means: with a smaller key, or with an equal one and in an earlier place.
-    """
+    """How many equal values come before each of `values_B`, in their own order or in a stable one by `key_B`."""
     position_B = torch.arange(len(values_B), device=values_B.device)
     by_key_B = position_B if key_B is None else torch.argsort(key_B, stable=True)
     order_B = by_key_B[torch.argsort(values_B[by_key_B], stable=True)]
@@ -217,8 +206,9 @@ def occurrence_number(values_B: Tensor, key_B: Tensor | None = None) -> Tensor:
 
 
 def round_stochastically(values: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
-    """Round `values` to one of the two neighbouring numbers of half-precision `dtype`, up with the probability of the
-    distance passed, so that the mean over many roundings is exact and small steps are not lost. `noise` in [0, 1).
+    """Round to one of the two neighbouring numbers of half-precision `dtype`, with `noise` in [0, 1).
+
+    Up with the probability of the distance passed: the mean over many is exact, and small steps are not lost.
     """
     digits, least_exponent = _DIGITS[dtype]
     exponent = torch.frexp(values).exponent.clamp_(min=least_exponent)
@@ -232,12 +222,11 @@ class _KnownGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features_bD: Tensor, loss: Tensor, gradient_bD: Tensor) -> Tensor:
         ctx.save_for_backward(gradient_bD)
-        ctx.features_like = features_bD.dtype, features_bD.device
+        ctx.features_like = features_bD.device, features_bD.dtype
         return loss.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor, None, None]:
         (gradient_bD,) = ctx.saved_tensors
-        dtype, device = ctx.features_like
-        return (gradient_bD * loss_gradient).to(device, dtype), None, None
+        return (gradient_bD * loss_gradient).to(*ctx.features_like), None, None

@@ -7,7 +7,7 @@ import importlib
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,25 +16,34 @@ from ecn_dist import distributed
 from ecn_dist.distributed import RowPartition
 from ecn_dist.errors import UserError
 from ecn_dist.memory.batch import GatheredBatch
-from ecn_dist.memory.health import MemoryHealth, measure_health
 from ecn_dist.memory.losses import BatchDiagnostics
 from ecn_dist.memory.rows_pass import RowsSummary, default_chunk_bytes, summarize_rows
 
 ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+class MemoryHealth(TypedDict, total=False):
+    """Only `own_similarity` and the neighbour figures may be missing: before a loss, without neighbours or ids."""
+
+    rows_never_written: int
+    mean_staleness: float  # updates since a row was last written, the mean over written rows; 0 just after
+    steps_skipped: int  # steps on which some rank said skip
+    steps_not_finite: int  # steps with a feature that was not finite on some rank
+    own_similarity: float  # x_i . v_{y_i} in the latest loss, the mean over the global batch
+    neighbor_precision: float  # of the latest neighbours, the own row left out, the share with the own row's pid
+    neighbor_cross_camera: float  # of those with the same pid, the share from another camera
+
+
 class ExemplarMemory:
     """N rows of length D, rank r holding the contiguous part `partition.start(r)` to `partition.stop(r)`.
 
-    A row stands for a target training image (ECN), or for whatever a method makes classes of: clusters, proxies. It
-    starts at zero. Sums are in float32 at least. Working memory above the rows is a chunk and a few times (B, D),
-    whatever N. Works with or without a process group, which must be up before the memory is made. A step is
+    A row stands for a target training image, or for whatever a method makes classes of: clusters, proxies. It starts
+    at zero. Sums are in float32 at least. Working memory above the rows is a chunk and a few times (B, D), whatever N.
+    Works with or without a process group, which must be up before. A step is
 
         batch = memory.gather(features, indices)    # begins the transfer
         batch.loss(num_neighbors).backward()
         batch.update(momentum)                      # after the optimiser's step
-
-    `loss` and `update` do the same from the features and indices themselves, and gather each time.
 
     Args:
         num_exemplars: N.
@@ -43,8 +52,7 @@ class ExemplarMemory:
         device: Where the rows are.
         dtype: Of the rows: float32, bfloat16, float16, or float64 for tests.
         chunk_bytes: What a chunk of the pass touches, about; None: what suits the device.
-        backend: "triton" takes the kernels of `rows_pass_triton` for the pass (bfloat16 or float16 rows on an
-            accelerator, D a multiple of 64).
+        backend: "triton" takes `rows_pass_triton` (half-precision rows on an accelerator, D a multiple of 64).
 
     Attributes:
         rows: This rank's (M, D) tensor.
@@ -97,11 +105,11 @@ class ExemplarMemory:
         return GatheredBatch(self, features, indices)
 
     def loss(self, features: Tensor, indices: Tensor, num_neighbors: int = 0) -> Tensor:
-        """`gather` and `GatheredBatch.loss`."""
+        """`gather` and `GatheredBatch.loss`, in one."""
         return self.gather(features, indices).loss(num_neighbors)
 
     def update(self, features: Tensor, indices: Tensor, momentum: float, skip: bool | Tensor = False) -> None:
-        """`gather` and `GatheredBatch.update`, for the rows given to `loss`."""
+        """`gather` and `GatheredBatch.update`, in one, for the rows given to `loss`."""
         self.gather(features, indices).update(momentum, skip)
 
     def summarize(
@@ -150,8 +158,37 @@ class ExemplarMemory:
         self.pids, self.camids = pids, camids
 
     def health(self) -> MemoryHealth:
-        """Diagnostics of rows and latest loss, for the log; waits for the device. Collective: one small all-reduce."""
-        return measure_health(self)
+        """Diagnostics of rows and latest loss, for the log; waits for the device.
+
+        Collective: one all-reduce, of the same size on every rank whatever is known there.
+        """
+        written_M, latest, pids_N, camids_N = self.written, self.latest, self.pids, self.camids
+        staleness_M = (self.num_updates - 1 - written_M).masked_fill(written_M < 0, 0)
+        sums: list[Tensor | float] = [len(written_M), (written_M >= 0).sum(), staleness_M.sum()]
+        if latest is not None:
+            sums += [len(latest.indices_b), latest.own_similarity_b.sum()]
+            if pids_N is not None:
+                indices_b1 = latest.indices_b.to(pids_N.device).unsqueeze(1)
+                neighbors_bk = latest.neighbors_bk.to(pids_N.device)
+                # A feature that is not finite has no neighbours: their numbers may then lie past the last row.
+                is_other = (neighbors_bk != indices_b1) & (neighbors_bk < len(pids_N)) & (pids_N[indices_b1] >= 0)
+                neighbors_bk = neighbors_bk.clamp(max=len(pids_N) - 1)
+                same_pid = is_other & (pids_N[neighbors_bk] == pids_N[indices_b1])
+                sums += [is_other.sum(), same_pid.sum()]
+                if camids_N is not None:
+                    sums += [(same_pid & (camids_N[neighbors_bk] != camids_N[indices_b1])).sum()]
+        packed = torch.tensor([float(value) for value in sums] + [0.0] * (8 - len(sums)), dtype=torch.float64)
+        rows, written, staleness, seen, similarity, others, same, across = distributed.all_reduce(packed).tolist()
+
+        health = MemoryHealth(rows_never_written=int(rows - written), mean_staleness=staleness / max(written, 1.0))
+        health["steps_skipped"], health["steps_not_finite"] = self.refused.tolist()
+        if seen:
+            health["own_similarity"] = similarity / seen
+        if others:
+            health["neighbor_precision"] = same / others
+        if same and camids_N is not None:
+            health["neighbor_cross_camera"] = across / same
+        return health
 
     def local_state(self) -> dict[str, Tensor]:
         """What belongs to this rank's rows, each (M, ...) and cut as `RowPartition`."""
@@ -235,8 +272,7 @@ def _backend(name: str, rows_MD: Tensor) -> Callable[..., RowsSummary]:
 
 
 def _copy_all(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in given.items()}
+    wanted, found = ({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (own, given))
     if wanted != found:
         raise UserError(f"memory: state {found} does not fit this memory's {wanted}")
     for name, tensor in own.items():

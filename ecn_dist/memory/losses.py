@@ -1,23 +1,21 @@
 """The losses against all rows of a memory, and their gradients, from each rank's view of its own rows.
 
-With s_ij = x_i . v_j / temperature, the weights w_ij of positives, constants with the sum w_i, and L_i the logarithm of
-the sum of exp s_ij:
+With s_ij = x_i . v_j / temperature, L_i = log sum_j exp s_ij, and constant weights w_ij of positives, w_i in all:
 
     loss_i         = w_i L_i - sum_j w_ij s_ij
     d loss_i / d x = (w_i sum_j exp(s_ij - L_i) v_j - sum_j w_ij v_j) / temperature
 
 The target loss (METHOD.md: Losses) has weight 1 for the picture's own row and 1/k for each of its k nearest. The bank
 loss (METHODS.md: fmcl) leaves out the own row and those never written; in its place a positive e_i is given, with
-weight 1 and a place in the sum, and the k nearest rows have the weights of the softmax among them.
+weight 1 and a place in the sum, and the k nearest rows have as weights the softmax among them.
 
-In the camera-proxy loss (METHODS.md: Camera proxies; Wang et al. 2021, "Camera-aware Proxies") picture i has its own
-proxies P_i, one for each camera of its cluster, and H_i, the most similar of the others; with n_i pictures of its
-camera in the global batch:
+In the camera-proxy loss (METHODS.md: Camera proxies; Wang et al. 2021) picture i has its own proxies P_i, one for each
+camera of its cluster, and H_i, the most similar of the others; with n_i pictures of its camera in the global batch:
 
     loss           = sum_i 1/n_i (log sum_{q in P_i + H_i} exp s_iq - mean_{p in P_i} s_ip)
     d loss / d x_i = 1/n_i (sum_q softmax_q v_q - mean_p v_p) / temperature
 
-Between ranks go the features, O(B k) or O(B (|P| + |H|)) numbers, and the gradient; nothing that grows with N.
+Between ranks go features, gradients, and O(B k) or O(B (|P| + |H|)) numbers; nothing that grows with N.
 
 Shape letters: b batch rows here, B on all ranks, W ranks, D feature length, k neighbours, p own proxies at most, h
 other ones, m candidates of all ranks, n whatever else.
@@ -101,8 +99,8 @@ def bank_loss(
     named_b = positive_b + (weight_bk * similarity_bk.masked_fill(is_none_bk, 0.0)).sum(dim=1)
     loss = (total_weight_b * log_normalizer_b - named_b / temperature).mean()
 
-    columns = [total_weight_b.unsqueeze(1), log_normalizer_b.unsqueeze(1), weight_bk, neighbors_bk]
-    gathered_Bn = distributed.all_gather_rows(torch.cat(columns, dim=1))
+    told_b2 = torch.stack([total_weight_b, log_normalizer_b], dim=1)
+    gathered_Bn = distributed.all_gather_rows(torch.cat([told_b2, weight_bk, neighbors_bk], dim=1))
     weight_Bk, neighbors_Bk = gathered_Bn[:, 2:].tensor_split(2, dim=1)
     factor_B = gathered_Bn[:, 0] * torch.exp(summary.maximum_B / temperature - gathered_Bn[:, 1])
     gradient_BD = summary.weighted_sum_BD * factor_B.to(features_BD.dtype).unsqueeze(1)
@@ -131,8 +129,7 @@ def proxy_loss(
     rule = f"of a picture's own is not 1 to {most_own} of the {num_rows} rows"
     require(good_B1.squeeze(1), about_B3[:, :2], lambda bad: f"proxies: the range {bad[0]} {rule}")
 
-    # Each rank's nearest rows, so many that enough are left without the picture's own; and the own ones, which are
-    # zero on all ranks but the one that holds them. Row number N stands for a free place.
+    # So many nearest rows that enough are left without the own ones. Row number N stands for a free place.
     summary = memory.summarize(features_BD, min(num_others + most_own, num_rows))
     own_row_Bp = start_B1 + torch.arange(most_own, device=device)
     own_row_Bp = torch.where(own_row_Bp < stop_B1, own_row_Bp, num_rows)
@@ -144,13 +141,12 @@ def proxy_loss(
     own_row_bp, own_similarity_bp = own_row_Bp[here], own_similarity_Wbp.sum(dim=0)
     is_own_bp = own_row_bp < num_rows
     own_share_bp = is_own_bp.double() / is_own_bp.sum(dim=1, keepdim=True)
-    scaled_bn = torch.cat([own_similarity_bp.masked_fill(~is_own_bp, -torch.inf), others_bh], dim=1)
-    scaled_bn = scaled_bn / memory.temperature
+    own_or_none_bp = own_similarity_bp.masked_fill(~is_own_bp, -torch.inf)
+    scaled_bn = torch.cat([own_or_none_bp, others_bh], dim=1) / memory.temperature
     mean_own_b = (own_share_bp * own_similarity_bp).sum(dim=1) / memory.temperature
     weight_b = distributed.world_size() / (camids_B[here].unsqueeze(1) == camids_B).sum(dim=1).double()
     loss = (weight_b * (scaled_bn.logsumexp(dim=1) - mean_own_b)).sum()
 
-    # Every rank adds the terms of its own rows to all gradients; each rank receives the sum of its own.
     softmax_bn = scaled_bn.softmax(dim=1)
     softmax_bn[:, :most_own] -= own_share_bp
     coefficient_bn = softmax_bn * (weight_b / memory.temperature).unsqueeze(1)

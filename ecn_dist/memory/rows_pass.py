@@ -21,11 +21,7 @@ GROUP = 32
 
 @dataclass
 class RowsSummary:
-    """What the loss and its gradient need to know of a set of memory rows.
-
-    Without rows: maximum -inf, sums zero. Where there are fewer than k rows, the free places come last, with similarity
-    -inf and row number M.
-    """
+    """What a loss and its gradient need of a set of rows. Where fewer than k: free places last, with -inf and M."""
 
     maximum_B: Tensor  # the largest similarity x . v
     normalizer_B: Tensor  # sum over rows of exp((x . v - maximum) / temperature)
@@ -35,7 +31,7 @@ class RowsSummary:
 
     @classmethod
     def of_no_rows(cls, features_BD: Tensor, rows_MD: Tensor, num_neighbors: int) -> "RowsSummary":
-        """To begin with; the rows are added chunk by chunk."""
+        """To begin with: maximum -inf, sums zero."""
         (batch, dim), dtype = features_BD.shape, accumulation_dtype(features_BD, rows_MD)
         infinity = torch.full((batch, 1 + num_neighbors), -torch.inf, dtype=dtype, device=rows_MD.device)
         sums = torch.zeros(batch, dtype=dtype, device=rows_MD.device), infinity.new_zeros(batch, dim)
@@ -63,14 +59,12 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def first_largest(values: Tensor, count: int) -> Tensor:
-    """(B, n) -> (B, min(count, n)): the columns of the largest values, descending, equals by the lower column.
-
-    `torch.topk` leaves open which of several equals it takes, and a stable sort costs several times as much; so one
-    topk finds the last value taken, and a second one the first columns that have it.
-    """
+    """(B, n) -> (B, min(count, n)): the columns of the largest values, descending, equals by the lower column."""
     count = min(count, values.shape[1])
     if not count:
         return values.new_empty((len(values), 0), dtype=torch.int64)
+    # topk leaves open which of several equals it takes, and a stable sort costs several times as much; so one topk
+    # finds the last value taken, and a second one the first columns that have it.
     last_value_B1 = torch.topk(values, count, dim=1).values[:, -1:]
     order = torch.arange(0, -values.shape[1], -1, dtype=values.dtype, device=values.device)
     wanted = torch.where(values == last_value_B1, order, -torch.inf).masked_fill_(values > last_value_B1, torch.inf)
@@ -92,9 +86,8 @@ def default_chunk_bytes(device: torch.device) -> int:
 def rows_per_chunk(chunk_bytes: int, batch: int, rows_MD: Tensor, dtype: torch.dtype) -> int:
     """C such that a chunk touches about `chunk_bytes`: its rows, the rows widened to `dtype`, and its similarities."""
     num_rows, dim = rows_MD.shape
-    row_bytes = dim * rows_MD.itemsize + batch * dtype.itemsize
-    if _must_widen(rows_MD, dtype):
-        row_bytes += dim * dtype.itemsize
+    widened_bytes = dim * dtype.itemsize if _must_widen(rows_MD, dtype) else 0
+    row_bytes = dim * rows_MD.itemsize + widened_bytes + batch * dtype.itemsize
     return GROUP * max(1, min(chunk_bytes // (GROUP * row_bytes), -(-num_rows // GROUP)))
 
 
@@ -115,10 +108,9 @@ def summarize_rows(
     """Summarise `rows_MD` as seen by each of `features_BD`, in one pass with two matrix products a chunk.
 
     `left_out` is (M,) booleans, rows that take no part, and (B,) row numbers, of one row for each feature that takes no
-    part for it (or of none). Where no row takes part the maximum is the type's lowest number.
-
-    Sums are in `accumulation_dtype`. Half-precision rows are widened chunk by chunk on the CPU; on CUDA the products
-    take them as they are (features and softmax weights are rounded to their type). No host synchronisation.
+    part for it (or of none). Where no row takes part the maximum is the type's lowest number. Half-precision rows are
+    widened chunk by chunk on the CPU; on CUDA the products take them as they are (features and softmax weights are
+    rounded to their type). No host synchronisation.
     """
     num_rows, dtype = len(rows_MD), accumulation_dtype(features_BD, rows_MD)
     widen = _must_widen(rows_MD, dtype)
@@ -138,11 +130,8 @@ def summarize_rows(
         similarity_BC[:, count:] = -torch.inf  # the last chunk may be shorter
         torch.mm(queries_BD, chunk_cD.t(), **mixed, out=similarity_Bc)
         if left_out is not None:
-            similarity_Bc.masked_fill_(left_out[0][first_row : first_row + count], -torch.inf)
-            column_B1 = (left_out[1] - first_row).unsqueeze(1)
-            is_here_B1, column_B1 = (column_B1 >= 0) & (column_B1 < count), column_B1.clamp(0, count - 1)
-            kept_B1 = similarity_Bc.gather(1, column_B1).masked_fill_(is_here_B1, -torch.inf)
-            similarity_Bc.scatter_(1, column_B1, kept_B1)
+            row_c = torch.arange(first_row, first_row + count, device=rows_MD.device)
+            similarity_Bc.masked_fill_(left_out[0][row_c] | (row_c == left_out[1].unsqueeze(1)), -torch.inf)
 
         maximum_BG = similarity_BC.unflatten(1, (-1, GROUP)).amax(dim=2) if num_neighbors else similarity_BC
         chunk_maximum_B = maximum_BG.amax(dim=1)

@@ -3,8 +3,7 @@
 
 The similarity kernel keeps a tile of similarities in registers and leaves only its softmax weights (relative to the
 tile's own maximum, in the rows' type), that maximum, their sum and the tile's k best columns; the sum kernel brings the
-weights to one maximum as it loads them. Beside the rows a chunk then costs 2 B bytes a row written and read. Rows are
-read once by each kernel: docs/scaling.md says why not once in all.
+weights to one maximum as it loads them. Rows are read once by each: docs/scaling.md says why not once in all.
 
 Shape letters: B batch rows, M memory rows here, D feature length, T tiles of a chunk, S splits of the sum.
 """
