@@ -17,8 +17,7 @@ camera of its cluster, and H_i, the most similar of the others; with n_i picture
 
 Between ranks go features, gradients, and O(B k) or O(B (|P| + |H|)) numbers; nothing that grows with N.
 
-Shape letters: b batch rows here, B on all ranks, W ranks, D feature length, k neighbours, p own proxies at most, h
-other ones, m candidates of all ranks, n whatever else.
+Shape letters: b batch rows here, B in all, W ranks, D feature length, k neighbours, p own proxies, h others, m = W k.
 """
 
 from collections.abc import Callable
@@ -53,8 +52,7 @@ def target_loss(memory: "ExemplarMemory", batch: "GatheredBatch", num_neighbors:
     """
     features_BD, indices_B, temperature = batch.features_BD, batch.indices_B, memory.temperature
     summary = memory.summarize(features_BD, num_neighbors)
-    own_similarity_B = memory.similarity(indices_B, features_BD)
-    figures = [summary.maximum_B, summary.normalizer_B, own_similarity_B]
+    figures = [summary.maximum_B, summary.normalizer_B, memory.similarity(indices_B, features_BD)]
     figures_Wbf, similarity_bm, row_bm = _exchange(memory, summary, torch.stack([f.double() for f in figures], dim=1))
     log_normalizer_b, own_similarity_b = _log_sum(figures_Wbf, temperature), figures_Wbf[:, :, 2].sum(dim=0)
     similarity_bk, neighbors_bk = keep_largest(similarity_bm, row_bm, num_neighbors)
@@ -83,8 +81,7 @@ def bank_loss(
 ) -> tuple[Tensor, Tensor]:
     """As `target_loss`, but the all-gather is of b (2 k + 2) numbers: the weights are not known from the neighbours."""
     features_BD, indices_B, temperature = batch.features_BD, batch.indices_B, memory.temperature
-    left_out = memory.written < 0, indices_B - memory.first_row
-    summary = memory.summarize(features_BD, num_neighbors, left_out=left_out)
+    summary = memory.summarize(features_BD, num_neighbors, left_out=(memory.written < 0, indices_B - memory.first_row))
     sums_B2 = torch.stack([summary.maximum_B.double(), summary.normalizer_B.double()], dim=1)
     sums_Wb2, similarity_bm, row_bm = _exchange(memory, summary, sums_B2)
     similarity_bk, neighbors_bk = keep_largest(similarity_bm, row_bm, num_neighbors)

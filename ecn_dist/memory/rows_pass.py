@@ -130,8 +130,11 @@ def summarize_rows(
         similarity_BC[:, count:] = -torch.inf  # the last chunk may be shorter
         torch.mm(queries_BD, chunk_cD.t(), **mixed, out=similarity_Bc)
         if left_out is not None:
-            row_c = torch.arange(first_row, first_row + count, device=rows_MD.device)
-            similarity_Bc.masked_fill_(left_out[0][row_c] | (row_c == left_out[1].unsqueeze(1)), -torch.inf)
+            similarity_Bc.masked_fill_(left_out[0][first_row : first_row + count], -torch.inf)
+            column_B1 = (left_out[1] - first_row).unsqueeze(1)
+            is_here_B1, column_B1 = (column_B1 >= 0) & (column_B1 < count), column_B1.clamp(0, count - 1)
+            kept_B1 = similarity_Bc.gather(1, column_B1).masked_fill_(is_here_B1, -torch.inf)
+            similarity_Bc.scatter_(1, column_B1, kept_B1)
 
         maximum_BG = similarity_BC.unflatten(1, (-1, GROUP)).amax(dim=2) if num_neighbors else similarity_BC
         chunk_maximum_B = maximum_BG.amax(dim=1)
