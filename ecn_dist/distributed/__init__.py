@@ -3,6 +3,8 @@
 Every function works without a process group: there is then one rank, and a collective is the identity.
 """
 
+# ruff: noqa: F401 - what is imported here is what others use
+
 from ecn_dist.distributed.collectives import (
     PendingRows,
     all_gather_rows,
@@ -27,7 +29,6 @@ from ecn_dist.distributed.process_group import (
     end,
     is_distributed,
     is_main,
-    local_rank,
     rank,
     report_failure,
     resolve_device,
@@ -35,39 +36,3 @@ from ecn_dist.distributed.process_group import (
     world_size,
 )
 from ecn_dist.distributed.storage import PendingSave, as_row_sharded, checksum, load_sharded, own_part
-
-__all__ = [
-    "EXIT_RANK_LOST",
-    "PendingRows",
-    "PendingSave",
-    "RowPartition",
-    "all_gather_rows",
-    "all_gather_uneven_rows",
-    "all_reduce",
-    "any_rank",
-    "any_rank_of",
-    "as_row_sharded",
-    "at_step",
-    "barrier",
-    "broadcast_object",
-    "checksum",
-    "count_traffic",
-    "end",
-    "entering",
-    "exchange_rows",
-    "gather_objects",
-    "is_distributed",
-    "is_main",
-    "load_sharded",
-    "local_rank",
-    "own_part",
-    "raise_together",
-    "rank",
-    "reduce_scatter_rows",
-    "report_failure",
-    "resolve_device",
-    "start",
-    "start_all_gather_rows",
-    "together",
-    "world_size",
-]

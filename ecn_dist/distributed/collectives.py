@@ -19,7 +19,7 @@ from ecn_dist.errors import UserError
 
 T = TypeVar("T")
 
-# The names of torch 2.13, or those of the releases before it.
+# The names of torch 2.13, or those before it.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
@@ -30,7 +30,7 @@ _traffic: Counter[str] | None = None
 
 @contextmanager
 def count_traffic() -> Iterator[Counter[str]]:
-    """Count the payload bytes that this rank hands to tensor collectives, by operation, inside the block."""
+    """Count the bytes that this rank hands to tensor collectives, by operation, inside the block."""
     global _traffic
     previous, _traffic = _traffic, Counter()
     try:
@@ -75,10 +75,7 @@ def start_all_gather_rows(rows: Tensor) -> PendingRows:
 
 
 def all_gather_uneven_rows(rows: Tensor) -> Tensor:
-    """(n_r, ...) on rank r, any n_r (also 0) -> all rows on every rank, in rank order.
-
-    Two all-gathers, padded to the longest part. Not differentiable.
-    """
+    """(n_r, ...) on rank r, any n_r -> all rows on every rank, in rank order. Two all-gathers. Not differentiable."""
     if world_size() == 1:
         return rows.detach()
     counts = all_gather_rows(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
@@ -158,25 +155,19 @@ def gather_objects(value: T) -> list[T]:
 
 
 def raise_together(error: str | None) -> None:
-    """Where any rank gives an error, raise a `UserError` on all ranks alike; every rank must call it.
-
-    So that a mistake seen by one rank never leaves the others waiting in a collective.
-    """
+    """Where any rank gives an error, raise a `UserError` on all ranks alike, so that none waits. Collective."""
     texts = enumerate(gather_objects(error))
     errors = {at: text or "an error without a text" for at, text in texts if text is not None}
-    if not errors:
-        return
-    distinct = dict.fromkeys(errors.values())
-    if len(distinct) == 1:
-        raise UserError(next(iter(distinct)), on_all_ranks=True)
-    raise UserError("\n".join(f"rank {at}: {text}" for at, text in errors.items()), on_all_ranks=True)
+    if len(distinct := set(errors.values())) == 1:
+        raise UserError(distinct.pop(), on_all_ranks=True)
+    if errors:
+        raise UserError("\n".join(f"rank {at}: {text}" for at, text in errors.items()), on_all_ranks=True)
 
 
 def together(action: Callable[[], T], what: str = "") -> T:
-    """This rank's result of `action`; where it raises a `UserError` on any rank, that is raised on all ranks.
+    """This rank's result of `action`; a `UserError` or an `OSError` of any rank is raised on all ranks. Collective.
 
-    So is an `OSError` (no space, no right, no such file), which users can mend. `what` names the file, or what is done,
-    for those errors that do not: a `write` that finds the disk full knows no name.
+    `what` names the file, or what is done, for those errors that do not: a `write` that finds the disk full.
     """
     result, error = None, None
     try:

@@ -1,8 +1,7 @@
 """Who is still there: every rank's heartbeat, through the store in which the process group met.
 
-A collective whose partner is gone says at best which address closed its connection, and one whose partner hangs says
-nothing until the time-out. Heartbeats say which rank it was, on which host, and where it was last heard of. Every rank
-sends one each half second and watches the next rank's; all are read only when something has failed.
+A collective whose partner is gone or hangs does not say which rank that is; heartbeats do, with its host and where it
+was last heard of. Every rank sends one each half second and watches the next rank's; all are read after a failure.
 """
 
 import json
@@ -60,11 +59,9 @@ class Heartbeats:
     def __init__(self, store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> None:
         """`store` is used by a thread of its own from here on.
 
-        Where the next rank, or the store, is silent for longer than the time-out, this process is ended with an error
-        that says so, whatever it waits for: also in a collective on an accelerator, which cannot be interrupted.
+        Where the next rank or the store is silent beyond the time-out, this process is ended, whatever it waits for.
         """
-        self.rank, self.world_size, self.timeout_seconds = rank, world_size, timeout_seconds
-        self._store = store
+        self.rank, self.world_size, self.timeout_seconds, self._store = rank, world_size, timeout_seconds, store
         self._store.set_timeout(timedelta(seconds=STORE_SECONDS))
         self._interval = INTERVAL_SECONDS * max(1.0, world_size / RANKS_AN_INTERVAL)
         self._next = (rank + 1) % world_size
@@ -94,10 +91,7 @@ class Heartbeats:
         self._announcement = Failure(f"rank {self.rank} on host {socket.gethostname()} ended in {position}: {error}")
 
     def explain(self, error: str) -> tuple[str, bool]:
-        """Why a collective failed here with `error`: which ranks are silent, and where they were last heard of.
-
-        With it, whether this rank is the one to say so on the console. Takes some seconds: silence has to be heard.
-        """
+        """Why a collective failed here with `error`, and whether this rank tells the console. Takes some seconds."""
         with self._ending:
             failure = self._find_out()
             self._state, self._announcement = error, failure
@@ -154,10 +148,6 @@ class Heartbeats:
     def _store_is_silent(self) -> bool:
         return time.monotonic() - self._answered > STORE_SECONDS + 2 * self._interval
 
-    def _beat(self, count: int) -> Beat:
-        clock = time.strftime("%H:%M:%S")
-        return Beat(count, self._state, str(position), position.count, socket.gethostname(), clock)
-
     def _exchange_always(self) -> None:
         count = 0
         while True:
@@ -173,7 +163,8 @@ class Heartbeats:
             self._stop.wait(self._interval)
 
     def _exchange(self, count: int) -> None:
-        self._store.set(f"beat-{self.rank}", json.dumps(asdict(self._beat(count))))
+        beat = Beat(count, self._state, str(position), position.count, socket.gethostname(), time.strftime("%H:%M:%S"))
+        self._store.set(f"beat-{self.rank}", json.dumps(asdict(beat)))
         if self._announcement and not self._store.check([_ANNOUNCED]):
             self._store.set(_ANNOUNCED, json.dumps(asdict(self._announcement)))
         all_ranks = self._reads_all
@@ -227,14 +218,8 @@ def report(error: str, *, to_console: bool) -> None:
 
 
 def tell_torchrun(error: str) -> None:
-    """Give torchrun the line that it shows for this rank when the job has ended."""
-    _OneLineHandler().record_exception(RuntimeError(error))
-
-
-class _OneLineHandler(ErrorHandler):
-    """What torch's `record` decorator does, without the call stack: that was shown already, and is in the log."""
-
-    def record_exception(self, e: BaseException) -> None:
-        if path := self._get_error_file_path():
-            message = {"message": str(e), "extraInfo": {"py_callstack": str(e), "timestamp": str(int(time.time()))}}
-            self._write_error_file(path, json.dumps({"message": message}))
+    """Give torchrun the line that it shows for this rank at the end: as its `record` does, without the call stack."""
+    handler = ErrorHandler()
+    if path := handler._get_error_file_path():
+        message = {"message": error, "extraInfo": {"py_callstack": error, "timestamp": str(int(time.time()))}}
+        handler._write_error_file(path, json.dumps({"message": message}))

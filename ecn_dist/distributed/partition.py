@@ -7,8 +7,7 @@ from dataclasses import dataclass
 class RowPartition:
     """N rows in W contiguous parts of ceil(N / W); the last parts may be shorter, or empty.
 
-    The same cut as `torch.chunk` and DTensor's `Shard(0)` make, so that a checkpoint written on one number of ranks
-    can be read on another.
+    `torch.chunk` and DTensor's `Shard(0)` cut alike, so any number of ranks can read a checkpoint.
     """
 
     num_rows: int

@@ -20,7 +20,8 @@ _heartbeats: Heartbeats | None = None
 def resolve_device(name: str = "auto") -> torch.device:
     """The device of this rank: `auto` (the accelerator if there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, ...
 
-    An accelerator asked for by name and not there is an error, never a silent CPU run.
+    Raises:
+        UserError: For what is no device name, and for an accelerator that is not there.
     """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
@@ -50,10 +51,12 @@ def resolve_device(name: str = "auto") -> torch.device:
 def start(device: torch.device, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
     """Join the process group that torchrun's environment describes; without that environment, stay one process.
 
-    The backend follows the device: gloo on CPU; on an accelerator its own (nccl on CUDA) beside gloo for CPU tensors.
-    A collective that waits longer than `timeout_seconds` fails, and a rank that is not heard of for so long ends the
-    others (liveness.py). Raises `UserError` where the environment is not as torchrun makes it, and where the ranks
-    cannot be connected in that time.
+    Args:
+        device: Decides the backend: gloo for the CPU, and beside it the accelerator's own (nccl on CUDA).
+        timeout_seconds: A collective that waits longer fails, and a rank not heard of for so long ends the others.
+
+    Raises:
+        UserError: Where the environment is not as torchrun makes it, or the ranks cannot be connected in that time.
     """
     if dist.is_initialized() or not {"RANK", "WORLD_SIZE"} & os.environ.keys():
         return
@@ -86,9 +89,7 @@ def _check_environment() -> None:
     whole_number("RANK", 0, world_size - 1, f"from 0 on, below WORLD_SIZE {world_size}")
     whole_number("MASTER_PORT", 0, 65535, "up to 65535")
     if not os.environ.get("MASTER_ADDR"):
-        raise UserError(
-            "the environment's MASTER_ADDR is not set; start the ranks by torchrun, or by a script of launch/"
-        )
+        raise UserError(f"the environment's MASTER_ADDR is not set; {remedy}")
 
 
 def _join(device: torch.device, timeout_seconds: float) -> None:
@@ -101,13 +102,9 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # The launcher's store outlives the ranks: after a restart they must not meet what those before them left.
         store = dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    group, device_id = dist.PrefixStore("group", store), None if device.type == "cpu" else device
     dist.init_process_group(
-        backend,
-        timeout=timeout,
-        store=dist.PrefixStore("group", store),
-        rank=rank,
-        world_size=world_size,
-        device_id=device if device.type != "cpu" else None,
+        backend, timeout=timeout, store=group, rank=rank, world_size=world_size, device_id=device_id
     )
     if world_size > 1:
         own_connection = dist.PrefixStore("liveness", store).clone()  # type: ignore[attr-defined]
@@ -127,8 +124,8 @@ def end() -> None:
 def report_failure(error: Exception) -> None:
     """Tell the log, torchrun, and the other ranks why this rank ends; the caller shows the error itself.
 
-    Where it ends for want of another rank, the error is explained, on the console by one rank, and this process ended:
-    a traceback would say nothing more, and the broken group's threads would wait for the lost rank until the time-out.
+    Where another rank is lost, the error is explained, on the console by one rank, and this process ended: the broken
+    group's threads would wait for that rank until the time-out.
     """
     log = logging.getLogger("ecn_dist")
     if _heartbeats is not None and _is_of_communication(error):

@@ -1,7 +1,6 @@
 """Tensors of all ranks in one folder of safetensors files, some of them sharded over rows.
 
-By torch.distributed.checkpoint, with its safetensors format: every rank writes its part to a file of its own, any
-number of ranks can read them, and nothing in them is pickled.
+By torch.distributed.checkpoint: every rank writes its part to a file of its own, and any number of ranks can read them.
 """
 
 import hashlib
@@ -28,9 +27,9 @@ from ecn_dist.errors import UserError
 
 
 def as_row_sharded(rows: Tensor, num_rows: int) -> Tensor:
-    """This rank's part (n, ...) of a tensor of `num_rows` rows, cut as `RowPartition`, as a DTensor over all ranks.
+    """This rank's part (n, ...) of `num_rows` rows, cut as `RowPartition`, as a DTensor that shares its memory.
 
-    Shares its memory with `rows`, so loading into it fills `rows`. On one process it is `rows` itself.
+    On one process it is `rows` itself.
     """
     if world_size() == 1:
         return rows
@@ -46,16 +45,10 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 class PendingSave:
-    """This rank's part of a folder of tensors: divided among the ranks, copied to the host, not yet written.
-
-    Later changes of the tensors do not reach it.
-    """
+    """This rank's part of a folder of tensors, copied to the host and not yet written."""
 
     def __init__(self, state: dict[str, Tensor], folder: Path) -> None:
-        """Agree with the other ranks on who writes what, and copy this rank's part. Collective.
-
-        A tensor that all ranks hold is written by one of them. `folder` must exist.
-        """
+        """Agree on who writes what (one rank, what all hold), and copy this rank's part. Collective."""
         self._folder = folder
         self._writer = _PlanningWriter(str(folder), save_distributed=True)
         with _of_all_ranks("checkpoint save"):
@@ -63,9 +56,10 @@ class PendingSave:
         self._part = _HostCopy(self._writer.plan, self._writer.planner)
 
     def write(self) -> dict[str, int]:
-        """Write the part, down to the disk: file names and sizes in bytes. Not collective, and good for any thread.
+        """Write the part into the folder, which must exist: file names and sizes in bytes. Good for any thread.
 
-        Raises `OSError` where the folder cannot be written.
+        Raises:
+            OSError: Where the folder cannot be written.
         """
         results = self._writer.write_now(self._part)
         return {name: (self._folder / name).stat().st_size for name in {r.storage_data.relative_path for r in results}}
@@ -110,8 +104,8 @@ def checksum(path: Path) -> str:
 def load_sharded(state: dict[str, Tensor], folder: Path) -> None:
     """Fill the tensors of `state` in place from `folder`, whatever number of ranks wrote it. Collective.
 
-    Raises `UserError` on all ranks for tensors that the folder lacks or has in another shape, and for files in it that
-    hold no tensors.
+    Raises:
+        UserError: On all ranks, for tensors that the folder lacks or has in another shape, and for damaged files.
     """
     reader = together(lambda: _open(folder))
     wanted = _without_scalars(state)
@@ -133,7 +127,7 @@ def load_sharded(state: dict[str, Tensor], folder: Path) -> None:
 
 @contextmanager
 def _of_all_ranks(what: str) -> Iterator[None]:
-    """torch raises what went wrong on any rank on all of them, and not as an ordinary exception."""
+    """Raise what torch raises on all ranks, of any rank, as an ordinary exception."""
     entering(what)
     try:
         with warnings.catch_warnings():
@@ -151,14 +145,12 @@ def _open(folder: Path) -> "_Reader":
     try:
         return _Reader(str(folder))
     except SafetensorError:
+        remedy = f"bring the file back, or remove the checkpoint {folder.name}, so that one before it is taken"
         for path in sorted(folder.glob("*.safetensors")):
             try:
                 safe_open(path, "pt")
             except SafetensorError as error:
-                raise UserError(
-                    f"{path} is damaged ({error}): bring the file back, or remove the checkpoint {folder.name}, so "
-                    "that one before it is taken"
-                ) from error
+                raise UserError(f"{path} is damaged ({error}): {remedy}") from error
         raise
 
 

@@ -7,7 +7,7 @@ import importlib
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,26 +16,34 @@ from ecn_dist import distributed
 from ecn_dist.distributed import RowPartition
 from ecn_dist.errors import UserError
 from ecn_dist.memory.batch import GatheredBatch
-from ecn_dist.memory.health import MemoryHealth, measure_health
+from ecn_dist.memory.losses import BatchDiagnostics
 from ecn_dist.memory.rows_pass import RowsSummary, default_chunk_bytes, summarize_rows
-from ecn_dist.memory.target_loss import BatchDiagnostics
 
 ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class MemoryHealth(TypedDict, total=False):
+    """Only `own_similarity` and the neighbour figures may be missing: before a loss, without neighbours or ids."""
+
+    rows_never_written: int
+    mean_staleness: float  # updates since a row was last written, the mean over written rows; 0 just after
+    steps_skipped: int  # steps on which some rank said skip
+    steps_not_finite: int  # steps with a feature that was not finite on some rank
+    own_similarity: float  # x_i . v_{y_i} in the latest loss, the mean over the global batch
+    neighbor_precision: float  # of the latest neighbours, the own row left out, the share with the own row's pid
+    neighbor_cross_camera: float  # of those with the same pid, the share from another camera
 
 
 class ExemplarMemory:
     """N rows of length D, rank r holding the contiguous part `partition.start(r)` to `partition.stop(r)`.
 
-    A row stands for a target training image (ECN), or for whatever a method makes classes of: clusters, proxies. Sums
-    are in float32 at least, whatever the types of rows and features. The rows are passed over in chunks, so working
-    memory above the rows is a chunk and a few times (B, D), whatever N. Rows start at zero. Works with or without a
-    process group, which must be up before the memory is made, and stay. A step is
+    A row stands for a target training image, or for whatever a method makes classes of: clusters, proxies. It starts
+    at zero. Sums are in float32 at least. Working memory above the rows is a chunk and a few times (B, D), whatever N.
+    Works with or without a process group, which must be up before. A step is
 
         batch = memory.gather(features, indices)    # begins the transfer
         batch.loss(num_neighbors).backward()
         batch.update(momentum)                      # after the optimiser's step
-
-    `loss` and `update` do the same from the features and indices themselves, and gather each time.
 
     Args:
         num_exemplars: N.
@@ -44,11 +52,10 @@ class ExemplarMemory:
         device: Where the rows are.
         dtype: Of the rows: float32, bfloat16, float16, or float64 for tests.
         chunk_bytes: What a chunk of the pass touches, about; None: what suits the device.
-        backend: "triton" takes the kernels of `rows_pass_triton` for the pass (bfloat16 or float16 rows on an
-            accelerator, D a multiple of 64).
+        backend: "triton" takes `rows_pass_triton` (half-precision rows on an accelerator, D a multiple of 64).
 
     Attributes:
-        rows: This rank's plain (M, D) tensor.
+        rows: This rank's (M, D) tensor.
         written: (M,) the number of the update that wrote a row last, -1 for none.
     """
 
@@ -70,9 +77,7 @@ class ExemplarMemory:
         if dtype not in ROW_DTYPES:
             names = ", ".join(str(known).removeprefix("torch.") for known in ROW_DTYPES)
             raise UserError(f"memory: rows cannot be {str(dtype).removeprefix('torch.')}; use one of {names}")
-        self.num_exemplars = num_exemplars
-        self.dim = dim
-        self.temperature = temperature
+        self.num_exemplars, self.dim, self.temperature = num_exemplars, dim, temperature
         self.partition = RowPartition(num_exemplars, distributed.world_size())
         self.first_row = self.partition.start(distributed.rank())
         num_rows = self.partition.size(distributed.rank())
@@ -82,14 +87,11 @@ class ExemplarMemory:
         self.written = torch.full((num_rows,), -1, device=self.rows.device)
         self.num_updates = 0
         self.refused = torch.zeros(2, dtype=torch.int64, device=self.rows.device)  # steps: skipped, not finite
-        self.pids: Tensor | None = None
-        self.camids: Tensor | None = None
+        self.set_identities(None)
         self.latest: BatchDiagnostics | None = None
 
     def gather(self, features: Tensor, indices: Tensor) -> GatheredBatch:
-        """Begin to bring the batch parts of all ranks together, and return at once.
-
-        What lies between this and the loss (such as the source loss) hides the transfer.
+        """Begin to bring the batch parts of all ranks together; what is done before the loss hides the transfer.
 
         Args:
             features: (b, D) of any floating type, equal b on all ranks; the loss is differentiable in them.
@@ -103,26 +105,23 @@ class ExemplarMemory:
         return GatheredBatch(self, features, indices)
 
     def loss(self, features: Tensor, indices: Tensor, num_neighbors: int = 0) -> Tensor:
-        """`gather` and `GatheredBatch.loss`."""
+        """`gather` and `GatheredBatch.loss`, in one."""
         return self.gather(features, indices).loss(num_neighbors)
 
     def update(self, features: Tensor, indices: Tensor, momentum: float, skip: bool | Tensor = False) -> None:
-        """`gather` and `GatheredBatch.update`, for the rows given to `loss`."""
+        """`gather` and `GatheredBatch.update`, in one, for the rows given to `loss`."""
         self.gather(features, indices).update(momentum, skip)
 
     def summarize(
         self, features_BD: Tensor, num_neighbors: int, *, left_out: tuple[Tensor, Tensor] | None = None
     ) -> RowsSummary:
         """This rank's rows as seen by each of `features_BD`, in one pass; `left_out` as `rows_pass.summarize_rows`."""
+        if not 0 <= num_neighbors <= self.num_exemplars:
+            raise UserError(f"loss.num_neighbors: {num_neighbors}, but the memory has {self.num_exemplars} rows")
         # The kernels leave nothing out.
         summarize = self._summarize_rows if left_out is None else partial(summarize_rows, left_out=left_out)
-        return summarize(
-            features_BD,
-            self.rows,
-            temperature=self.temperature,
-            num_neighbors=num_neighbors,
-            chunk_bytes=self.chunk_bytes,
-        )
+        options = {"temperature": self.temperature, "chunk_bytes": self.chunk_bytes}
+        return summarize(features_BD, self.rows, num_neighbors=num_neighbors, **options)
 
     def locate(self, row_B: Tensor) -> tuple[Tensor, Tensor]:
         """Which of the global `row_B` are held here, and their local numbers (some valid number for the others)."""
@@ -148,28 +147,51 @@ class ExemplarMemory:
 
     @property
     def neighbors(self) -> Tensor | None:
-        """(b, k) global row numbers of the latest loss's neighbours, nearest first; None before the first loss."""
+        """(b, k) global rows, the latest loss's neighbours, nearest first; None before the first loss."""
         return self.latest.neighbors_bk if self.latest else None
 
     def set_identities(self, pids: Tensor | None, camids: Tensor | None = None) -> None:
-        """Give the exemplars' (N,) integer pids and camids, for `health` alone: they never enter loss or update.
-
-        They stay where they are (a memory-mapped array on the CPU costs nothing); None takes them away.
-        """
+        """Give the exemplars' (N,) integer pids and camids, for `health` alone; they stay on their device."""
         for name, ids in (("pids", pids), ("camids", camids)):
             if ids is not None and ids.shape != (self.num_exemplars,):
                 raise UserError(f"memory: {name} of shape {tuple(ids.shape)} for {self.num_exemplars} exemplars")
         self.pids, self.camids = pids, camids
 
     def health(self) -> MemoryHealth:
-        """Diagnostics of the rows, and of the latest loss: for the log, every now and then.
+        """Diagnostics of rows and latest loss, for the log; waits for the device.
 
-        O(N / W) integers read; synchronises with the host. Collective: one small all-reduce.
+        Collective: one all-reduce, of the same size on every rank whatever is known there.
         """
-        return measure_health(self)
+        written_M, latest, pids_N, camids_N = self.written, self.latest, self.pids, self.camids
+        staleness_M = (self.num_updates - 1 - written_M).masked_fill(written_M < 0, 0)
+        sums: list[Tensor | float] = [len(written_M), (written_M >= 0).sum(), staleness_M.sum()]
+        if latest is not None:
+            sums += [len(latest.indices_b), latest.own_similarity_b.sum()]
+            if pids_N is not None:
+                indices_b1 = latest.indices_b.to(pids_N.device).unsqueeze(1)
+                neighbors_bk = latest.neighbors_bk.to(pids_N.device)
+                # A feature that is not finite has no neighbours: their numbers may then lie past the last row.
+                is_other = (neighbors_bk != indices_b1) & (neighbors_bk < len(pids_N)) & (pids_N[indices_b1] >= 0)
+                neighbors_bk = neighbors_bk.clamp(max=len(pids_N) - 1)
+                same_pid = is_other & (pids_N[neighbors_bk] == pids_N[indices_b1])
+                sums += [is_other.sum(), same_pid.sum()]
+                if camids_N is not None:
+                    sums += [(same_pid & (camids_N[neighbors_bk] != camids_N[indices_b1])).sum()]
+        packed = torch.tensor([float(value) for value in sums] + [0.0] * (8 - len(sums)), dtype=torch.float64)
+        rows, written, staleness, seen, similarity, others, same, across = distributed.all_reduce(packed).tolist()
+
+        health = MemoryHealth(rows_never_written=int(rows - written), mean_staleness=staleness / max(written, 1.0))
+        health["steps_skipped"], health["steps_not_finite"] = self.refused.tolist()
+        if seen:
+            health["own_similarity"] = similarity / seen
+        if others:
+            health["neighbor_precision"] = same / others
+        if same and camids_N is not None:
+            health["neighbor_cross_camera"] = across / same
+        return health
 
     def local_state(self) -> dict[str, Tensor]:
-        """What belongs to this rank's rows, each (M, ...) and cut like the rows (torch.chunk's and Shard(0)'s cut)."""
+        """What belongs to this rank's rows, each (M, ...) and cut as `RowPartition`."""
         return {"rows": self.rows, "written": self.written}
 
     def load_local_state(self, state: dict[str, Tensor]) -> None:
@@ -187,26 +209,21 @@ class ExemplarMemory:
         self.num_updates = int(own["num_updates"])
 
     def load_full(self, rows: Tensor) -> None:
-        """Take all (N, D) rows as given, not normalised; every rank gives the same. For tests and small N.
-
-        Rows other than zero count as written by the update before.
-        """
+        """Take all (N, D) rows as given, the same on every rank; those not zero count as written. For small N."""
         if rows.shape != (self.num_exemplars, self.dim):
             raise UserError(f"memory: rows {tuple(rows.shape)} given for {(self.num_exemplars, self.dim)}")
         self.rows.copy_(rows[self.first_row : self.first_row + len(self.rows)])
         self._mark_written()
 
     def load_means(self, features_nD: Tensor, row_n: Tensor) -> None:
-        """Set each row to the normalised mean of the features that are given for it, by whatever ranks.
-
-        Rows for which there is none become zero, and count as never written. Nothing of size (N, D) is made.
+        """Set each row to the normalised mean of the features that ranks give for it; a row without any becomes zero.
 
         Args:
             features_nD: (n, D) features on this rank, any n.
-            row_n: (n,) int64, the global row of each; a negative one gives to no row.
+            row_n: (n,) int64, the global row of each, below N; a negative one gives to no row.
 
         Raises:
-            UserError: For shapes that do not fit. Numbers of N and more are the caller's mistake.
+            UserError: For shapes that do not fit.
 
         Collective: reduce-scatters of about `chunk_bytes` each.
         """
@@ -255,8 +272,7 @@ def _backend(name: str, rows_MD: Tensor) -> Callable[..., RowsSummary]:
 
 
 def _copy_all(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in given.items()}
+    wanted, found = ({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (own, given))
     if wanted != found:
         raise UserError(f"memory: state {found} does not fit this memory's {wanted}")
     for name, tensor in own.items():

@@ -1,14 +1,11 @@
 # mypy: disallow-untyped-defs=False
 """`summarize_rows` for half-precision rows on an accelerator, as two Triton kernels a chunk.
 
-The PyTorch version writes the float32 similarities of a chunk to memory and reads them again for the maximum, the
-exponential, the sum and the top-k. Here the similarity kernel keeps a tile of them in registers and leaves only its
-softmax weights (relative to the tile's own maximum, in the rows' type), that maximum, their sum and the tile's k best
-columns; the sum kernel brings the weights to one maximum as it loads them. Beside the rows a chunk then costs 2 B bytes
-a row written and read. Rows are read once by each kernel: docs/scaling.md says why not once in all.
+The similarity kernel keeps a tile of similarities in registers and leaves only its softmax weights (relative to the
+tile's own maximum, in the rows' type), that maximum, their sum and the tile's k best columns; the sum kernel brings the
+weights to one maximum as it loads them. Rows are read once by each: docs/scaling.md says why not once in all.
 
-Shape letters: B batch rows, M memory rows here, D feature length, T tiles of a chunk, S splits of the sum, k
-neighbours.
+Shape letters: B batch rows, M memory rows here, D feature length, T tiles of a chunk, S splits of the sum.
 """
 
 import torch
@@ -16,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecn_dist.memory.rows_pass import RowsSummary, accumulation_dtype, first_largest
+from ecn_dist.memory.rows_pass import RowsSummary
 
 TILE_ROWS = 128
 DIM_STEP = 64  # D must divide by it
@@ -96,18 +93,13 @@ def summarize_rows(
 ) -> RowsSummary:
     """As `rows_pass.summarize_rows`, for bfloat16 or float16 rows with D a multiple of `DIM_STEP`."""
     (batch, dim), num_rows = features_BD.shape, rows_MD.shape[0]
-    dtype, device = accumulation_dtype(features_BD, rows_MD), rows_MD.device
+    summary, device = RowsSummary.of_no_rows(features_BD, rows_MD, num_neighbors), rows_MD.device
     features_BD = features_BD.to(rows_MD.dtype).contiguous()
     block_b = min(128, max(16, triton.next_power_of_2(batch)))
     batch_blocks, dim_blocks = triton.cdiv(batch, block_b), triton.cdiv(dim, SUM_DIMS)
     row_bytes = (dim + batch) * rows_MD.itemsize
     chunk_rows = TILE_ROWS * max(1, min(chunk_bytes // (TILE_ROWS * row_bytes), triton.cdiv(num_rows, TILE_ROWS)))
 
-    maximum_B1 = torch.full((batch, 1), -torch.inf, dtype=dtype, device=device)
-    normalizer_B1 = torch.zeros((batch, 1), dtype=dtype, device=device)
-    weighted_sum_BD = torch.zeros((batch, dim), dtype=dtype, device=device)
-    top_similarity_Bk = torch.full((batch, num_neighbors), -torch.inf, dtype=dtype, device=device)
-    top_row_Bk = torch.full((batch, num_neighbors), num_rows, dtype=torch.int64, device=device)
     weight_BC = torch.empty((batch, chunk_rows), dtype=rows_MD.dtype, device=device)
 
     for first_row in range(0, num_rows, chunk_rows):
@@ -127,16 +119,10 @@ def summarize_rows(
         if num_neighbors:
             # Tiles follow each other and each has its best in order, so equals still stand in row order.
             row_Bn = torch.where(tile_top_row_Bn < count, tile_top_row_Bn.long() + first_row, num_rows)
-            candidates_Bn = torch.cat([top_similarity_Bk, tile_top_similarity_Bn], dim=1)
-            candidate_rows_Bn = torch.cat([top_row_Bk, row_Bn], dim=1)
-            best_Bk = first_largest(candidates_Bn, num_neighbors)
-            top_similarity_Bk, top_row_Bk = candidates_Bn.gather(1, best_Bk), candidate_rows_Bn.gather(1, best_Bk)
-
-        new_maximum_B1 = torch.maximum(maximum_B1, tile_maximum_BT.amax(dim=1, keepdim=True))
-        rescale_B1 = torch.exp((maximum_B1 - new_maximum_B1) / temperature)
-        tile_scale_BT = torch.exp((tile_maximum_BT - new_maximum_B1) / temperature)
-        maximum_B1 = new_maximum_B1
-        normalizer_B1 = normalizer_B1 * rescale_B1 + (tile_sum_BT * tile_scale_BT).sum(dim=1, keepdim=True)
+            summary.add_nearest(tile_top_similarity_Bn, row_Bn)
+        summary.raise_maximum(tile_maximum_BT.amax(dim=1), temperature)
+        tile_scale_BT = torch.exp((tile_maximum_BT - summary.maximum_B.unsqueeze(1)) / temperature)
+        summary.normalizer_B.add_((tile_sum_BT * tile_scale_BT).sum(dim=1))
 
         tiles_per_split = triton.cdiv(num_tiles * batch_blocks * dim_blocks, PROGRAMS)
         splits = triton.cdiv(num_tiles, tiles_per_split)
@@ -146,6 +132,5 @@ def summarize_rows(
             batch, count, dim, num_tiles, tiles_per_split,
             BLOCK_B=block_b, BLOCK_D=SUM_DIMS, TILE=TILE_ROWS, num_warps=8, num_stages=3,
         )  # fmt: skip
-        weighted_sum_BD = weighted_sum_BD * rescale_B1 + partial_SBD.sum(dim=0)
-
-    return RowsSummary(maximum_B1.squeeze(1), normalizer_B1.squeeze(1), weighted_sum_BD, top_similarity_Bk, top_row_Bk)
+        summary.weighted_sum_BD.add_(partial_SBD.sum(dim=0))
+    return summary

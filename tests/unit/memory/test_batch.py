@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ecn_dist.memory import ExemplarMemory
-from ecn_dist.memory.row_update import occurrence_number, round_stochastically
+from ecn_dist.memory.batch import occurrence_number, round_stochastically
 from tests import reference
 
 HALF = [torch.bfloat16, torch.float16]
