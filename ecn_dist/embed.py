@@ -13,9 +13,10 @@ from rich.progress import track
 
 from ecn_dist.command import at_least, verb
 from ecn_dist.errors import UserError
+from ecn_dist.files import check_name
 from ecn_dist.packing.layouts import PICTURE_SUFFIXES
 from ecn_dist.serving.embedder import Embedder, PictureFile, read_picture
-from ecn_dist.serving.feature_file import FeatureFile, check_output
+from ecn_dist.serving.feature_file import SUFFIX, FeatureFile
 
 
 @verb("embed", "example: ecn-dist embed --checkpoint runs/m2d --input pictures/ --output gallery.safetensors")
@@ -42,7 +43,7 @@ def main(
         device: auto (the accelerator, else the CPU), cpu, cuda, ...
         batch_size: pictures embedded at once
     """
-    check_output(output)
+    check_name(output, SUFFIX)
     files = find_pictures(input)
     embedder = Embedder.load(checkpoint, device, config)
     checksums: list[bytes] = []

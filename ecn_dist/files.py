@@ -50,3 +50,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path}: cannot be written ({reason}); free space or rights there, or name another") from error
+
+
+def check_name(path: Path, suffix: str) -> None:
+    """Raise `UserError` where `path` cannot become a file with this suffix; to be asked before the work is done."""
+    if path.suffix != suffix:
+        raise UserError(f"{path}: is written as {suffix}, and must end in {suffix}")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")

@@ -1,31 +1,31 @@
-"""The plan of a run for W ranks, without starting it: steps, batches, memory, network traffic, arithmetic, checkpoints.
-
-Shape letters: b images of a domain on a rank, B on all W ranks, D embedding dimension, N exemplars, C channels.
-"""
+"""The plan of a run for W ranks, without starting it: steps, batches, memory, traffic, arithmetic, checkpoints."""
 
 import os
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 
 from ecn_dist.checks.host_checks import GIB, free_bytes, launched
-from ecn_dist.checks.network_cost import NetworkCost, measure, meta_method
 from ecn_dist.config import Config, flatten
 from ecn_dist.data import ShardIndex
 from ecn_dist.distributed import RowPartition
 from ecn_dist.errors import UserError
 from ecn_dist.memory.rows_pass import default_chunk_bytes
 from ecn_dist.methods import load
-from ecn_dist.methods.base import Transfer
-from ecn_dist.training.building import check_ranks, training_splits
+from ecn_dist.methods.base import Method, Step, Transfer
+from ecn_dist.training.building import Domains, build_method, check_ranks, training_splits
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.timeline import Timeline
 
-CPU = torch.device("cpu")
+META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,67 @@ class Options:
 def add_options(parser: ArgumentParser) -> None:
     """Give the parser (of jsonargparse) of `train` the dry run's options."""
     group = parser.add_argument_group("Dry run: print the run's plan, start nothing")
-    group.add_argument(
-        "--dry_run", action="store_true", help="print steps, batches, device memory, traffic, arithmetic, checkpoints"
-    )
-    group.add_argument(
-        "--world_size", type=PositiveInt, help="with --dry_run: ranks (default: those of torchrun, or 1)"
-    )
-    group.add_argument(
-        "--images_per_second",
-        type=PositiveFloat,
-        help="with --dry_run: what all ranks do, as metrics.jsonl has it, to also print the time that the run takes",
-    )
-    group.add_argument(
-        "--gib_per_rank",
-        type=PositiveFloat,
-        help="with --dry_run: refuse a plan that needs more device memory",
+    about = "print steps, batches, device memory, traffic, arithmetic, checkpoints"
+    group.add_argument("--dry_run", action="store_true", help=about)
+    speed = "what all ranks do, as metrics.jsonl has it, to also print the time that the run takes"
+    for name, kind, text in (
+        ("world_size", PositiveInt, "ranks (default: those of torchrun, or 1)"),
+        ("images_per_second", PositiveFloat, speed),
+        ("gib_per_rank", PositiveFloat, "refuse a plan that needs more device memory"),
+    ):
+        group.add_argument(f"--{name}", type=kind, help=f"with --dry_run: {text}")
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Counts of elements (not bytes), and floating point operations, of a rank's step on both domains."""
+
+    parameters: int
+    trained_parameters: int
+    buffer_bytes: int  # BatchNorm statistics, their integer counters included
+    activations: int  # kept for the backward pass, both domains
+    batchnorm_channels: int  # of all BatchNorms that train
+    flops: int  # forward and backward, both domains
+    source_flops: int  # of a source-only step
+
+
+def meta_method(config: Config, domains: Domains) -> Method:
+    """The method of `config` on the meta device, without weights.
+
+    Raises `UserError` for an unknown network, an input size it does not take, and too many frozen stages.
+    """
+    # A dropout's mask is drawn by a generator, which the meta device has not; `measure` counts it.
+    return build_method(replace(config, model=replace(config.model, dropout=0.0)), domains, META).train()
+
+
+def measure(config: Config, domains: Domains, world_size: int) -> NetworkCost:
+    """The cost of a step on one of `world_size` ranks, found on torch's meta device: shapes alone, no arithmetic."""
+    network = meta_method(config, domains)
+    size = (3, config.data.height, config.data.width)
+    images = {feed.name: torch.empty(feed.batch_size // world_size, *size, device=META) for feed in network.feeds()}
+    own = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # held, so that no later one gets its address
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), FlopCounterMode(display=False) as both:
+        torch.stack([output.sum() for output in network(images, Step(0, 0, False)).values()]).sum().backward()
+    with FlopCounterMode(display=False) as source_only:
+        if config.optim.source_only_epochs:
+            network(images, Step(0, -1, True))["logits"].sum().backward()
+    dropout_masks = sum(map(len, images.values())) * config.model.embedding_dim * bool(config.model.dropout)
+    return NetworkCost(
+        parameters=sum(p.numel() for p in network.parameters()),
+        trained_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        buffer_bytes=sum(b.numel() * b.element_size() for b in network.buffers()),
+        activations=sum(storage.nbytes() for storage in kept.values()) // torch.empty(0).element_size() + dropout_masks,
+        batchnorm_channels=sum(m.num_features for m in network.modules() if isinstance(m, _BatchNorm) and m.training),
+        flops=both.get_total_flops(),
+        source_flops=source_only.get_total_flops(),
     )
 
 
@@ -107,10 +153,9 @@ def make_plan(config: Config, world_size: int) -> Plan:
     end: sizes that do not divide, splits that are too small or lack styles, more neighbours than exemplars.
     """
     check_ranks(config, world_size)
-    folders = {"source": config.source, "target": config.target}
-    domains = {name: ShardIndex.load(folder) for name, folder in folders.items() if folder}
+    domains = {name: ShardIndex.load(folder) for name in ("source", "target") if (folder := getattr(config, name))}
     network = measure(config, domains, world_size)
-    feeder = Feeder(config, meta_method(config, domains), training_splits(domains), CPU, world_size)
+    feeder = Feeder(config, meta_method(config, domains), training_splits(domains), torch.device("cpu"), world_size)
     num_exemplars = len(domains["target"].split("train")) if "target" in domains else 0
     element = 8 if config.precision == "fp64" else 4
     costs = load(config.method).costs(
@@ -134,13 +179,8 @@ def make_plan(config: Config, world_size: int) -> Plan:
     )
 
 
-def _is_accelerated(config: Config) -> bool:
-    """Whether the ranks compute on accelerators; with device auto, where this host has one."""
-    return config.device != "cpu" and (config.device != "auto" or torch.accelerator.is_available())
-
-
 def _memory(config: Config, network: NetworkCost, batch: int, element: int) -> dict[str, int]:
-    device = torch.device("cuda" if _is_accelerated(config) else "cpu")
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
     pixels = 3 * config.data.height * config.data.width
     # Under autocast nearly all that is kept for the backward pass is in half precision.
     activation = 2 if config.precision in ("bf16", "fp16") else element
@@ -150,18 +190,18 @@ def _memory(config: Config, network: NetworkCost, batch: int, element: int) -> d
         "momentum of SGD": network.trained_parameters * element,
         "activations": network.activations * activation,
         "pictures": 2 * batch * pixels * (4 + 1),
-        "chunk of memory rows": default_chunk_bytes(device),
+        "chunk of memory rows": default_chunk_bytes(torch.device("cpu" if on_cpu else "cuda")),
     }
 
 
 def _transfers(config: Config, network: NetworkCost, element: int) -> tuple[Transfer, ...]:
-    transfers = [Transfer("gradients", "all_reduce", network.trained_parameters * element)]
-    if config.model.batchnorm == "sync":
-        # Mean and square sum of every channel, for each domain: there and, for the backward pass, back.
-        statistics = 2 * 2 * sum(network.batchnorm_channels) * element
-        transfers.append(Transfer("BatchNorm, forward", "all_gather", statistics))
-        transfers.append(Transfer("BatchNorm, backward", "all_reduce", statistics))
-    return tuple(transfers)
+    gradients = Transfer("gradients", "all_reduce", network.trained_parameters * element)
+    if config.model.batchnorm != "sync":
+        return (gradients,)
+    # Mean and square sum of every channel, for each domain: there and, for the backward pass, back.
+    each_way = 2 * 2 * network.batchnorm_channels * element
+    forward = Transfer("BatchNorm, forward", "all_gather", each_way)
+    return gradients, forward, Transfer("BatchNorm, backward", "all_reduce", each_way)
 
 
 def check_fits(plan: Plan, config: Config, options: Options) -> None:
@@ -189,17 +229,14 @@ def check_fits(plan: Plan, config: Config, options: Options) -> None:
 
 def describe(plan: Plan, config: Config, options: Options) -> str:
     """The plan as text."""
-    timeline, world_size = plan.timeline, plan.world_size
+    timeline, network, world_size = plan.timeline, plan.network, plan.world_size
     lines = [
         ("ranks", f"{world_size}"),
         ("epochs", f"{timeline.source_only_epochs} on the source alone, then {timeline.epochs}"),
         ("steps", f"{timeline.steps_per_epoch} an epoch, {timeline.total_steps} in all"),
         ("batch", f"{plan.batch_per_rank} images of each domain on a rank, {config.global_batch_size} on all"),
         ("exemplars", f"{plan.num_exemplars}, {RowPartition(plan.num_exemplars, world_size).size(0)} on a rank"),
-        (
-            "parameters",
-            f"{plan.network.parameters / 1e6:.2f} M, of which {plan.network.trained_parameters / 1e6:.2f} M train",
-        ),
+        ("parameters", f"{network.parameters / 1e6:.2f} M, of which {network.trained_parameters / 1e6:.2f} M train"),
         ("memory", f"{_size(plan.memory_bytes)} a rank, beside what the driver takes:"),
         *(("", f"{_size(size):>12}  {name}") for name, size in plan.memory.items()),
         ("network", f"{_size(plan.sent_bytes)} sent by a rank in a step" + (":" if plan.transfers else "")),

@@ -1,7 +1,4 @@
-"""What `doctor` looks at between the ranks it was started on. Collective throughout; findings are on every rank.
-
-W ranks.
-"""
+"""What `doctor` looks at between the W ranks it was started on. Collective throughout; findings are on every rank."""
 
 import secrets
 import statistics
@@ -18,8 +15,7 @@ from ecn_dist.errors import UserError
 
 SHARED_FOLDER_SECONDS = 5.0  # for a network file system to show what another host wrote
 BANDWIDTH_SECONDS = 6.0
-LARGEST_BYTES = {"cpu": 32 * MIB}
-LARGEST_BYTES_ACCELERATOR = 256 * MIB
+LARGEST_BYTES, LARGEST_BYTES_CPU = 256 * MIB, 32 * MIB
 LATENCY_ROUNDS, BANDWIDTH_ROUNDS = 30, 5
 
 
@@ -41,46 +37,38 @@ def join(config: Config, device: torch.device) -> Finding:
 
 def check_versions(own: str) -> Iterable[Finding]:
     """`own` describes this rank's software: it must be the same on all ranks."""
-    versions = distributed.gather_objects(own)
-    if len(set(versions)) == 1:
-        yield Finding("versions", "the same on all ranks")
-        return
-    ranks = {version: [rank for rank, other in enumerate(versions) if other == version] for version in versions}
+    ranks: dict[str, list[int]] = {}
+    for rank, version in enumerate(distributed.gather_objects(own)):
+        ranks.setdefault(version, []).append(rank)
+    if len(ranks) == 1:
+        return [Finding("versions", "the same on all ranks")]
     text = "; ".join(f"ranks {', '.join(map(str, at))}: {version}" for version, at in ranks.items())
-    yield Finding(
-        "versions", text, "install the same versions on every host (requirements.txt, or one container image)"
-    )
+    remedy = "install the same versions on every host (requirements.txt, or one container image)"
+    return [Finding("versions", text, remedy)]
 
 
 def check_shared_folder(config: Config) -> Iterable[Finding]:
     """A file that rank 0 writes into the run folder's place is seen by all ranks."""
     if not config.output_dir:
-        return
+        return []
     folder = distributed.broadcast_object(existing_part(Path(config.output_dir)))
     probe = folder / distributed.broadcast_object(f".doctor-{secrets.token_hex(8)}")
-    error = None
-    if distributed.is_main():
-        try:
-            probe.touch()
-        except OSError as failure:
-            error = f"rank 0 cannot write into {folder} ({failure})"
-    if error := distributed.broadcast_object(error):
-        yield Finding("shared", error, "name a folder that can be written; see the finding on disk")
-        return
+    try:
+        distributed.together(lambda: probe.touch() if distributed.is_main() else None)
+    except UserError as error:
+        text = f"rank 0 cannot write into {folder} ({error})"
+        return [Finding("shared", text, "name a folder that can be written; see the finding on disk")]
     deadline = time.monotonic() + SHARED_FOLDER_SECONDS
     while not (seen := probe.exists()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    blind = [rank for rank, sees in enumerate(distributed.gather_objects(seen)) if not sees]
+    blind = [str(rank) for rank, sees in enumerate(distributed.gather_objects(seen)) if not sees]
     if distributed.is_main():
         probe.unlink()
-    if blind:
-        yield Finding(
-            "shared",
-            f"ranks {', '.join(map(str, blind))} do not see what rank 0 writes into {folder}",
-            "name an output_dir on a file system that all hosts share (in containers: the same volume)",
-        )
-    else:
-        yield Finding("shared", f"all ranks see the same {folder}")
+    if not blind:
+        return [Finding("shared", f"all ranks see the same {folder}")]
+    text = f"ranks {', '.join(blind)} do not see what rank 0 writes into {folder}"
+    remedy = "name an output_dir on a file system that all hosts share (in containers: the same volume)"
+    return [Finding("shared", text, remedy)]
 
 
 def check_all_reduce(
@@ -92,15 +80,13 @@ def check_all_reduce(
     has `LARGEST_BYTES`, or fewer where these would take longer than `BANDWIDTH_SECONDS` in all.
     """
     latency = _seconds(device, 8, LATENCY_ROUNDS)
-    most_bytes, left = LARGEST_BYTES.get(device.type, LARGEST_BYTES_ACCELERATOR), BANDWIDTH_SECONDS
-    num_bytes = min(MIB, most_bytes)
-    seconds = _seconds(device, num_bytes, 3)
+    most_bytes, left = LARGEST_BYTES_CPU if device.type == "cpu" else LARGEST_BYTES, BANDWIDTH_SECONDS
+    num_bytes, seconds = MIB, _seconds(device, MIB, 3)
     while num_bytes < most_bytes and 2 * seconds * (BANDWIDTH_ROUNDS + 1) < left:
-        num_bytes = min(2 * num_bytes, most_bytes)
+        num_bytes *= 2
         seconds = _seconds(device, num_bytes, BANDWIDTH_ROUNDS)
         left -= seconds * (BANDWIDTH_ROUNDS + 1)
-    world_size = distributed.world_size()
-    bandwidth = 2 * (world_size - 1) / world_size * num_bytes / seconds
+    bandwidth = 2 * (1 - 1 / distributed.world_size()) * num_bytes / seconds
     text = (
         f"latency {1000 * latency:.2f} ms, bandwidth {bandwidth / 1e6:.0f} MB/s "
         f"({num_bytes / MIB:.0f} MiB in {1000 * seconds:.1f} ms)"
@@ -119,7 +105,7 @@ def check_all_reduce(
             f"above {1000 * most_latency:g} ms: use hosts nearer to each other, and see that no core has more ranks "
             "than it can run (OMP_NUM_THREADS, cores of the job); --max_latency sets the limit"
         )
-    yield Finding("all_reduce", text, "; ".join(remedies))
+    return [Finding("all_reduce", text, "; ".join(remedies))]
 
 
 def _seconds(device: torch.device, num_bytes: int, rounds: int) -> float:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,7 @@ def launched(name: str, default: int) -> int:
 
 def free_bytes(folder: Path) -> int:
     """Free space on the file system of `folder`, which need not exist yet."""
-    status = os.statvfs(existing_part(folder))
-    return status.f_bavail * status.f_frsize
+    return shutil.disk_usage(existing_part(folder)).free
 
 
 def existing_part(folder: Path) -> Path:
@@ -73,89 +73,71 @@ def check_torch() -> Iterable[Finding]:
         parts += [f"CUDA {torch.version.cuda}", f"NCCL {nccl}"]
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     remedy = "" if version >= OLDEST_TORCH else f"install torch {'.'.join(map(str, OLDEST_TORCH))} or newer"
-    yield Finding("torch", ", ".join(parts), remedy)
+    return [Finding("torch", ", ".join(parts), remedy)]
 
 
 def check_accelerator(config: Config) -> Iterable[Finding]:
     """The device of this rank: there, one for each rank of the host, and working."""
     built_for = "CUDA" if torch.version.cuda else "ROCm" if torch.version.hip else None
-    if config.device == "cpu" or (
-        config.device == "auto" and built_for is None and not torch.accelerator.is_available()
-    ):
-        yield Finding(
-            "accelerator", "ranks compute on the CPU" + ("" if built_for else ", as this torch is built for it")
-        )
-        return
-    if not torch.accelerator.is_available():
-        yield Finding(
-            "accelerator",
-            f"torch is built for {built_for or 'the CPU'} and sees no accelerator",
+    available = torch.accelerator.is_available()
+    if config.device == "cpu" or (config.device == "auto" and not (built_for or available)):
+        return [
+            Finding("accelerator", f"ranks compute on the CPU{'' if built_for else ', as this torch is built for it'}")
+        ]
+    if not available:
+        text = f"torch is built for {built_for or 'the CPU'} and sees no accelerator"
+        remedy = (
             "look at nvidia-smi (rocm-smi) on the host; give a container its GPUs (docker run --gpus all), and a SLURM "
-            "job (--gpus-per-node N); or compute on the CPU with --device cpu",
+            "job (--gpus-per-node N); or compute on the CPU with --device cpu"
         )
-        return
+        return [Finding("accelerator", text, remedy)]
     count, ranks = torch.accelerator.device_count(), launched("LOCAL_WORLD_SIZE", 1)
     if ranks > count:
-        yield Finding(
-            "accelerator",
-            f"{ranks} ranks on this host and {count} accelerators",
-            f"start {count} ranks here (--nproc_per_node {count}), or give the job more accelerators",
-        )
-        return
+        remedy = f"start {count} ranks here (--nproc_per_node {count}), or give the job more accelerators"
+        return [Finding("accelerator", f"{ranks} ranks on this host and {count} accelerators", remedy)]
     device = distributed.resolve_device(config.device)
     free, total = torch.accelerator.get_memory_info(device)
     ones = torch.ones(64, 64, device=device)
-    works = bool(((ones @ ones) == 64).all())
-    text = f"{device}: {free / GIB:.1f} of {total / GIB:.1f} GiB free"
-    if not works:
-        yield Finding("accelerator", f"{text}; a matrix product is wrong", "take this device out of service")
+    text, remedy = f"{device}: {free / GIB:.1f} of {total / GIB:.1f} GiB free", ""
+    if not ((ones @ ones) == 64).all():
+        text, remedy = f"{text}; a matrix product is wrong", "take this device out of service"
     elif free < total / 2:
-        yield Finding("accelerator", text, "end the other programs on it (nvidia-smi lists them), or choose another")
-    else:
-        yield Finding("accelerator", text)
+        remedy = "end the other programs on it (nvidia-smi lists them), or choose another"
+    return [Finding("accelerator", text, remedy)]
 
 
 def check_shm(config: Config) -> Iterable[Finding]:
     """Shared memory for the loaders of both domains and NCCL's channels: a container gets 64 MiB if nobody asks."""
     if not Path(SHARED_MEMORY).is_dir():
-        yield Finding("shm", f"there is no {SHARED_MEMORY} here")
-        return
+        return [Finding("shm", f"there is no {SHARED_MEMORY} here")]
     ranks = launched("LOCAL_WORLD_SIZE", 0) or max(torch.accelerator.device_count(), 1)
     batch = -(-config.global_batch_size // max(launched("WORLD_SIZE", 1), ranks))
-    remedy = (
-        "give the container more (docker run --shm-size=8g, or --ipc=host; Kubernetes: an emptyDir of medium Memory)"
-    )
+    remedy = "give the container more (docker run --shm-size=8g or --ipc=host; Kubernetes: emptyDir of medium Memory)"
     free = free_bytes(Path(SHARED_MEMORY))
     nccl = ranks * NCCL_SHM_BYTES if config.device != "cpu" and torch.accelerator.is_available() else 0
     if free < nccl:
-        yield Finding("shm", f"{SHARED_MEMORY} has {free // MIB} MiB free, and NCCL needs {nccl // MIB} MiB", remedy)
-        return
-    if config.data.workers:
-        try:
-            check_shared_memory(ranks * 2 * batch * 3 * config.data.height * config.data.width, config.data.workers)
-        except UserError as error:
-            yield Finding("shm", str(error), f"{remedy}, or lower data.workers")
-            return
-    yield Finding("shm", f"{SHARED_MEMORY} has {free // MIB} MiB free, which is enough")
+        text = f"{SHARED_MEMORY} has {free // MIB} MiB free, and NCCL needs {nccl // MIB} MiB"
+        return [Finding("shm", text, remedy)]
+    try:
+        check_shared_memory(ranks * 2 * batch * 3 * config.data.height * config.data.width, config.data.workers)
+    except UserError as error:
+        return [Finding("shm", str(error), f"{remedy}, or lower data.workers")]
+    return [Finding("shm", f"{SHARED_MEMORY} has {free // MIB} MiB free, which is enough")]
 
 
 def check_disk(config: Config, needed: int | None) -> Iterable[Finding]:
     """The run folder can be written, and has room for `needed` bytes of checkpoints."""
     if not config.output_dir:
-        yield Finding("disk", "no output_dir was given, so none is looked at")
-        return
+        return [Finding("disk", "no output_dir was given, so none is looked at")]
     folder = existing_part(Path(config.output_dir))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        yield Finding(
-            "disk",
-            f"output_dir: {folder} cannot be written by user {os.getuid()}",
-            "name another folder, or correct its owner (for a container, of the mounted volume)",
-        )
-        return
+        text = f"output_dir: {folder} cannot be written by user {os.getuid()}"
+        remedy = "name another folder, or correct its owner (for a container, of the mounted volume)"
+        return [Finding("disk", text, remedy)]
     free, wanted = free_bytes(folder), needed or LEAST_FREE_BYTES
     what = "the checkpoints need" if needed else "a run needs at least"
     remedy = "make room, name another output_dir, or lower checkpoint.keep" if free < wanted else ""
-    yield Finding("disk", f"output_dir has {free / GIB:.1f} GiB free, {what} {wanted / GIB:.2f}", remedy)
+    return [Finding("disk", f"output_dir has {free / GIB:.1f} GiB free, {what} {wanted / GIB:.2f}", remedy)]
 
 
 def check_data(config: Config) -> Iterable[Finding]:
@@ -165,6 +147,7 @@ def check_data(config: Config) -> Iterable[Finding]:
         if not folder:
             yield Finding("shards", f"no {key} was given, so none is looked at")
             continue
+        remedy = f"give this host the folder of --{key}, at the same path as all, or copy it again; ecn-dist validate"
         try:
             splits = ShardIndex.load(folder).splits.values()
             check_shards(*splits)
@@ -172,9 +155,6 @@ def check_data(config: Config) -> Iterable[Finding]:
                 if not is_url(folder):
                     ShardReader().read_picture(split, len(split) - 1)
         except UserError as error:
-            remedy = (
-                f"give this host the folder of --{key}, at the same path as all, or copy it again; ecn-dist validate"
-            )
             yield Finding("shards", f"{key}: {error}", f"{remedy} {folder} tells all")
         else:
             yield Finding("shards", f"{key}: {sum(map(len, splits))} pictures in {folder} can be read")

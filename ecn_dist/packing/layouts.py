@@ -1,10 +1,8 @@
 """Folder layouts of the field's data sets -> records.
 
-market, duke, msmt17     bounding_box_train/, query/, bounding_box_test/ with names like 0002_c1s1_000451_03.jpg:
-                         pid before the first _, camera after c; msmt17 in the reshaped form
-msmt17-original          train/ and test/ with list_train.txt, list_val.txt, list_query.txt, list_gallery.txt;
-                         names like 0000_000_01_0303morning_0008_0.jpg, third field the camera
-folder                   any pictures, with a regular expression over their paths or a CSV table
+market, duke, msmt17  0002_c1s1_000451_03.jpg: pid before the first _, camera after c; msmt17 in the reshaped form
+msmt17-original       lists of names like 0000_000_01_0303morning_0008_0.jpg, third field the camera, with pids
+folder                any pictures, with a regular expression over their paths or a CSV table
 """
 
 import csv
@@ -12,7 +10,6 @@ import io
 import os
 import posixpath
 import re
-import stat
 from pathlib import Path
 
 from ecn_dist.data.index import UNKNOWN_PID
@@ -24,7 +21,6 @@ LAYOUTS = (*MARKET_STYLE, "msmt17-original", "folder")
 MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 STYLES_FOLDER = "bounding_box_train_camstyle"
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
-
 MOST_CHARACTERS = 100  # of a camera's name
 
 _MARKET_NAME = re.compile(r"(?P<pid>-1|\d{1,18})_c(?P<camid>\d+)")
@@ -64,17 +60,28 @@ def read_dataset(
         raise UserError(f"a pattern or table goes with layout folder, not with {layout}")
     if layout == "folder" and (pattern is None) == (table is None):
         raise UserError("layout folder needs either a pattern or a table that says which camera took which picture")
+    found = _Found(root)
     try:
         styles = root / styles_folder if (root / styles_folder).is_dir() else None
         if layout in MARKET_STYLE:
-            return _read_market(layout, root, styles)
-        if layout == "msmt17-original":
-            return _read_msmt17_original(root, styles)
-        return _read_table(root, table, styles) if table else _read_pattern(root, str(pattern), styles)
+            _read_market(found, layout)
+        elif layout == "msmt17-original":
+            _read_msmt17_original(found)
+        elif table is not None:
+            _read_table(found, table)
+        else:
+            _read_pattern(found, str(pattern), styles)
     except OSError as error:
         raise UserError(
             f"{error.filename} cannot be read ({error.strerror}). Check that you have the right to"
         ) from error
+    dataset = collect(layout, root, found.splits, sorted(found.ignored), styles)
+    if table is not None:  # or results are measured on training pictures, or a query finds itself
+        train, query, gallery = ({record.file for record in dataset.splits.get(name, ())} for name in MARKET_FOLDERS)
+        _refuse([*(train & (query | gallery))], "are training pictures and pictures to test on at once")
+        if len(dataset.cameras) == 1:  # of several, evaluation leaves out the query's own
+            _refuse([*(query & gallery)], "are query and gallery at once, and there is one camera alone")
+    return dataset
 
 
 def files_below(root: Path, but: Path | None = None) -> tuple[list[str], list[str]]:
@@ -93,90 +100,101 @@ def files_below(root: Path, but: Path | None = None) -> tuple[list[str], list[st
     files: list[str] = []
     left_out: list[str] = []
     met: set[tuple[int, int]] = set()
-    starts = [root]
-    for start in starts:  # which grows by the links: what is a folder itself comes before links to it
-        for folder, folders, names in os.walk(start, onerror=_refuse):
-            below = Path(folder).relative_to(root)
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in met:
-                left_out.append(f"{below.as_posix()} (a link to a folder that is there already)")
-                folders.clear()
-                continue
-            met.add((status.st_dev, status.st_ino))
-            folders[:] = [name for name in sorted(folders) if Path(folder, name) != but]
-            starts += [Path(folder, name) for name in folders if os.path.islink(os.path.join(folder, name))]
-            for name in names:
-                (files if _is_regular(os.path.join(folder, name)) else left_out).append((below / name).as_posix())
+    waiting, links = [root], list[Path]()
+    while waiting or links:  # what is a folder itself comes before links to it
+        folder = (waiting or links).pop(0)
+        below, status = folder.relative_to(root), os.stat(folder)
+        if (status.st_dev, status.st_ino) in met:
+            left_out.append(f"{below.as_posix()} (a link to a folder that is there already)")
+            continue
+        met.add((status.st_dev, status.st_ino))
+        inside: list[Path] = []
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if not os.path.isdir(entry.path):
+                (files if _is_regular(entry.path) else left_out).append((below / entry.name).as_posix())
+            elif folder / entry.name != but:
+                (links if entry.is_symlink() else inside).append(folder / entry.name)
+        waiting[:0] = inside
     return sorted(files), sorted(left_out)
-
-
-def _refuse(error: OSError) -> None:
-    raise error
 
 
 def _is_regular(path: str) -> bool:
     """Whether it can be read to its end. A broken link passes, and is an error when it is read."""
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        return True
+    return os.path.isfile(path) or not os.path.exists(path)
 
 
-def _read_market(layout: str, root: Path, styles: Path | None) -> Dataset:
-    splits: dict[str, list[Record]] = {}
-    ignored: list[str] = []
-    unfit: list[str] = []
+class _Found:
+    """The records of `root` by split, and what are none."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.splits: dict[str, list[Record]] = {}
+        self.ignored: list[str] = []  # no pictures
+        self.unfit: list[str] = []  # as errors name them
+
+    def add(
+        self, entry: str, split: str, name: str | None, pid: str | None, camera: str | None, below: str = ""
+    ) -> None:
+        """A picture of that name in the folder `below` the root. An absent pid is unknown."""
+        pid, camera = (pid or "").strip() or str(UNKNOWN_PID), (camera or "").strip()
+        name = posixpath.normpath(name or ".")  # one name for one picture
+        fits = re.fullmatch(r"-1|\d{1,18}", pid) and 0 < len(camera) <= MOST_CHARACTERS
+        if not fits or split not in _SPLIT_OF_FOLDER or name.startswith(("/", "../")) or name in (".", ".."):
+            self.unfit.append(entry)
+            return
+        if camera.isdecimal():
+            camera = str(int(camera))
+        record = Record(name, str(self.root / below / name), int(pid), camera)
+        self.splits.setdefault(_SPLIT_OF_FOLDER[split], []).append(record)
+
+    def refuse_missing(self, what: str) -> None:
+        records = [record for split in self.splits.values() for record in split]
+        missing = [record for record in records if not os.path.isfile(record.path)]
+        _refuse([Path(record.path).relative_to(self.root).as_posix() for record in missing], what)
+
+
+def _read_market(found: _Found, layout: str) -> None:
     for split, folder in MARKET_FOLDERS.items():
-        if not (root / folder).is_dir():
+        if not (found.root / folder).is_dir():
             continue
-        splits[split] = []
-        for entry in os.scandir(root / folder):
-            match = _MARKET_NAME.match(entry.name)
+        found.splits[split] = []
+        for entry in os.scandir(found.root / folder):
             if not _is_picture(entry.name) or not _is_regular(entry.path):
-                ignored.append(f"{folder}/{entry.name}")
-            elif match is None:
-                unfit.append(f"{folder}/{entry.name}")
-            else:
-                camera = _camera(match["camid"])
-                splits[split].append(Record(entry.name, entry.path, int(match["pid"]), camera))
-    if not splits:
-        there = first_few(sorted(entry.name for entry in os.scandir(root))) or "nothing"
-        raise UserError(f"{root} has none of the folders {', '.join(MARKET_FOLDERS.values())}; it holds {there}")
-    _refuse_unfit(
-        unfit, f"fit no name of layout {layout} (such as 0002_c1s1_000451_03.jpg: pid, then c and the camera)"
+                found.ignored.append(f"{folder}/{entry.name}")
+                continue
+            match = _MARKET_NAME.match(entry.name)
+            pid, camera = (match["pid"], match["camid"]) if match else (None, None)
+            found.add(f"{folder}/{entry.name}", split, entry.name, pid, camera, folder)
+    if not found.splits:
+        there = first_few(sorted(entry.name for entry in os.scandir(found.root))) or "nothing"
+        raise UserError(f"{found.root} has none of the folders {', '.join(MARKET_FOLDERS.values())}; it holds {there}")
+    _refuse(
+        found.unfit, f"fit no name of layout {layout} (such as 0002_c1s1_000451_03.jpg: pid, then c and the camera)"
     )
-    distractor_pid = 0 if layout == "market" else None
-    return collect(layout, root, splits, distractor_pid=distractor_pid, ignored=sorted(ignored), styles_folder=styles)
 
 
-def _read_msmt17_original(root: Path, styles: Path | None) -> Dataset:
-    splits: dict[str, list[Record]] = {}
-    unfit: list[str] = []
-    missing: list[str] = []
+def _read_msmt17_original(found: _Found) -> None:
     for split, (folder, lists) in _MSMT17_LISTS.items():
-        if not (root / lists[0]).is_file():
+        if not (found.root / lists[0]).is_file():
             continue
-        splits[split] = []
+        found.splits[split] = []
         for name in lists:
-            for line in _lines(root / name):
+            if not (found.root / name).is_file():
+                raise UserError(f"{found.root / name} is missing: layout msmt17-original needs all four of its lists")
+            for line in filter(str.strip, _text(found.root / name).splitlines()):
                 path, _, pid = line.rpartition(" ")
                 fields = path.rpartition("/")[2].split("_")
                 fits = pid.isdecimal() and len(fields) >= 4 and fields[2].isdecimal()
-                record = _record(root / folder, path, pid, fields[2]) if fits else None
-                if record is None:
-                    unfit.append(f"{name}: {line[:200]!r}")
-                elif not os.path.isfile(record.path):
-                    missing.append(f"{folder}/{record.file}")
-                else:
-                    splits[split].append(record)
-    if not splits:
-        raise UserError(f"{root} has none of the lists that layout msmt17-original begins with: list_train.txt, ...")
-    _refuse_unfit(unfit, "are no list entries of msmt17-original (such as 0000/0000_000_01_0303morning_0008_0.jpg 0)")
-    _refuse_unfit(missing, f"are listed, but not in {root}")
-    return collect("msmt17-original", root, splits, styles_folder=styles)
+                found.add(f"{name}: {line[:200]!r}", split, path, pid, fields[2] if fits else None, folder)
+    if not found.splits:
+        raise UserError(
+            f"{found.root} has none of the lists that layout msmt17-original begins with: list_train.txt, ..."
+        )
+    _refuse(found.unfit, "are no list entries of msmt17-original (such as 0000/0000_000_01_0303morning_0008_0.jpg 0)")
+    found.refuse_missing(f"are listed, but not in {found.root}")
 
 
-def _read_pattern(root: Path, pattern: str, styles: Path | None) -> Dataset:
+def _read_pattern(found: _Found, pattern: str, styles: Path | None) -> None:
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -187,102 +205,51 @@ def _read_pattern(root: Path, pattern: str, styles: Path | None) -> Dataset:
             "the pattern needs the named group (?P<camid>...), and may have (?P<pid>...) and (?P<split>...); "
             f"its named groups: {first_few(sorted(groups)) or 'none'}"
         )
-    by_folder = "split" not in groups and any((root / name).is_dir() for name in _SPLIT_OF_FOLDER)
-    splits: dict[str, list[Record]] = {}
-    unfit: list[str] = []
-    files, ignored = files_below(root, but=styles)
+    by_folder = "split" not in groups and any((found.root / name).is_dir() for name in _SPLIT_OF_FOLDER)
+    files, found.ignored = files_below(found.root, but=styles)
     for name in files:
         if not _is_picture(name):
-            ignored.append(name)
+            found.ignored.append(name)
             continue
         match = expression.search(name)
-        if match is None:
-            unfit.append(name)
-            continue
-        found = match.groupdict()
-        split = name.partition("/")[0] if by_folder else found.get("split") or "train"
-        record = _record(root, name, found.get("pid"), found["camid"])
-        if record is None or split not in _SPLIT_OF_FOLDER:
-            unfit.append(name)
-        else:
-            splits.setdefault(_SPLIT_OF_FOLDER[split], []).append(record)
-    if not splits and not unfit:
-        raise UserError(f"there are no pictures below {root}")
-    _refuse_unfit(
-        unfit,
+        values = match.groupdict() if match else {}
+        split = name.partition("/")[0] if by_folder else values.get("split") or "train"
+        found.add(name, split, name, values.get("pid"), values.get("camid"))
+    if not found.splits and not found.unfit:
+        raise UserError(f"there are no pictures below {found.root}")
+    _refuse(
+        found.unfit,
         f"do not fit the pattern {pattern!r}: it must find a camid, a pid that is a whole number or nothing, and where "
         f"there are several splits one of {', '.join(_SPLIT_OF_FOLDER)}, as a group or as the first folder",
     )
-    return collect("folder", root, splits, unknown_in_train=True, ignored=ignored, styles_folder=styles)
 
 
-def _read_table(root: Path, table: Path, styles: Path | None) -> Dataset:
+def _read_table(found: _Found, table: Path) -> None:
     if not table.is_file():
         raise UserError(f"no such table: {table}")
-    splits: dict[str, list[Record]] = {}
-    unfit: list[str] = []
-    missing: list[str] = []
     reader = csv.DictReader(io.StringIO(_text(table), newline=""), skipinitialspace=True)
     try:
         columns = reader.fieldnames or []
         if not {"path", "camid"} <= set(columns):
             raise UserError(f"{table} needs the columns path and camid, and may have pid and split; it has: {columns}")
         for row in reader:
-            split = row.get("split") or "train"
-            record = None if None in row else _record(root, row["path"], row.get("pid"), row["camid"])
-            if record is None or split not in _SPLIT_OF_FOLDER:
-                unfit.append(f"line {reader.line_num}")
-            elif not os.path.isfile(record.path):
-                missing.append(record.file)
-            else:
-                splits.setdefault(_SPLIT_OF_FOLDER[split], []).append(record)
+            path = None if None in row else row["path"]  # None has what stands beyond the columns
+            found.add(f"line {reader.line_num}", row.get("split") or "train", path, row.get("pid"), row["camid"])
     except csv.Error as error:
         raise UserError(f"{table} is no CSV table, after line {reader.line_num}: {error}") from error
-    _refuse_unfit(
-        unfit,
-        f"of {table} need a path below {root}, a camid of at most {MOST_CHARACTERS} characters, a pid that is a whole "
-        f"number or nothing, a split that is one of {', '.join(_SPLIT_OF_FOLDER)} or nothing (train), and no more",
+    _refuse(
+        found.unfit,
+        f"of {table} need a path below {found.root}, a camid of at most {MOST_CHARACTERS} characters, a pid that is "
+        f"a whole number or nothing, a split that is one of {', '.join(_SPLIT_OF_FOLDER)} or nothing (train), "
+        "and no more",
     )
-    _refuse_unfit(missing, f"are in {table}, but not below {root}")
-    dataset = collect("folder", root, splits, unknown_in_train=True, styles_folder=styles)
-    _refuse_shared(dataset)
-    return dataset
-
-
-def _refuse_shared(dataset: Dataset) -> None:
-    """`UserError` where results would be measured on training pictures, or a query would find itself."""
-    train, query, gallery = ({record.file for record in dataset.splits.get(name, ())} for name in MARKET_FOLDERS)
-    _refuse_unfit([*(train & (query | gallery))], "are training pictures and pictures to test on at once")
-    if len(dataset.cameras) == 1:  # of several, evaluation leaves out the query's own
-        _refuse_unfit([*(query & gallery)], "are query and gallery at once, and there is one camera alone")
+    found.refuse_missing(f"are in {table}, but not below {found.root}")
 
 
 def _is_picture(name: str) -> bool:
     """By its suffix; hidden files (such as the ._ companions that macOS leaves in archives) are none."""
     path = Path(name)
     return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
-
-
-def _record(root: Path, name: str | None, pid: str | None, camera: str | None) -> Record | None:
-    """A record of a picture below `root`, or None where a value cannot be one. An absent pid is unknown."""
-    pid, camera = (pid or "").strip() or str(UNKNOWN_PID), (camera or "").strip()
-    if not name or not 0 < len(camera) <= MOST_CHARACTERS or not re.fullmatch(r"-1|\d{1,18}", pid):
-        return None
-    name = posixpath.normpath(name)  # one name for one picture
-    if name.startswith(("/", "../")) or name in (".", ".."):
-        return None
-    return Record(name, str(root / name), int(pid), _camera(camera))
-
-
-def _camera(name: str) -> str:
-    """A camera's name; numbers without leading zeros."""
-    return str(int(name)) if name.isdecimal() else name
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: layout msmt17-original needs all four of its lists")
-    return [line for line in _text(path).splitlines() if line.strip()]
 
 
 def _text(path: Path) -> str:
@@ -292,6 +259,6 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8") from error
 
 
-def _refuse_unfit(items: list[str], what: str) -> None:
+def _refuse(items: list[str], what: str) -> None:
     if items:
         raise UserError(f"{len(items)} {what}: {first_few(sorted(items))}")

@@ -2,16 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from ecn_dist.data.index import UNKNOWN_PID
+from ecn_dist.data.index_gate import SPLIT_NAMES, UNKNOWN_PID
 from ecn_dist.errors import UserError
 
-SPLITS = ("train", "query", "gallery")
 SHOWN = 5  # how many offenders an error names
 
 
@@ -31,16 +31,17 @@ class Dataset:
 
     layout: str
     root: Path
-    splits: Mapping[str, tuple[Record, ...]]  # in the order of SPLITS; splits that do not exist are absent
+    splits: Mapping[str, tuple[Record, ...]]  # in the order of SPLIT_NAMES; splits that do not exist are absent
     cameras: tuple[str, ...]  # of all splits: camid = position
     junk: Mapping[str, int]  # pictures with pid -1 that were dropped, by split
     distractors: int = 0  # gallery pictures of people who are no query
     ignored: tuple[str, ...] = ()  # files that are no pictures
     styles_folder: Path | None = None  # style copies that the data set ships
-    camids: Mapping[str, int] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "camids", {camera: camid for camid, camera in enumerate(self.cameras)})
+    @cached_property
+    def camids(self) -> dict[str, int]:
+        """By the camera's name."""
+        return {camera: camid for camid, camera in enumerate(self.cameras)}
 
 
 def first_few(items: Iterable[object]) -> str:
@@ -60,31 +61,28 @@ def collect(
     layout: str,
     root: Path,
     splits: Mapping[str, Iterable[Record]],
-    *,
-    unknown_in_train: bool = False,
-    distractor_pid: int | None = None,
     ignored: Iterable[str] = (),
     styles_folder: Path | None = None,
 ) -> Dataset:
     """Sort, drop junk, number the cameras and check what every data set must fulfil.
 
-    Pictures with pid -1 are junk and dropped, except in the training split where `unknown_in_train`: there they are
-    pictures whose identity nobody knows, which a target may hold. Cameras are numbered from 0 in the order of their
-    numbers, or of their names where they are not numbers.
+    Pictures with pid -1 are junk and dropped, except in the training split of layout folder: there they are pictures
+    whose identity nobody knows, which a target may hold. Cameras are numbered from 0 in the order of their numbers, or
+    of their names where they are not numbers.
 
     Raises:
         UserError: a split is left without pictures, has two pictures of one name, or no split can be used.
     """
     kept: dict[str, tuple[Record, ...]] = {}
     junk: dict[str, int] = {}
-    for split in SPLITS:
+    for split in SPLIT_NAMES:
         if split not in splits:
             continue
         records = sorted(splits[split], key=lambda record: record.file)
         names = [record.file for record in records]
         if twice := [name for name, following in pairwise(names) if name == following]:
             raise UserError(f"split {split!r} of {root} names pictures more than once: {first_few(twice)}")
-        if not (split == "train" and unknown_in_train):
+        if (layout, split) != ("folder", "train"):
             records = [record for record in records if record.pid != UNKNOWN_PID]
         junk[split] = len(names) - len(records)
         if not records:
@@ -97,21 +95,11 @@ def collect(
     if not kept or ("query" in kept) != ("gallery" in kept):
         there = ", ".join(kept) or "none"
         raise UserError(f"{root} must hold train, or query and gallery, or all three; splits found: {there}")
-    cameras = sorted({record.camera for records in kept.values() for record in records}, key=_camera_order)
-    return Dataset(
-        layout=layout,
-        root=root,
-        splits=kept,
-        cameras=tuple(cameras),
-        junk=junk,
-        distractors=sum(record.pid == distractor_pid for record in kept.get("gallery", ())),
-        ignored=tuple(ignored),
-        styles_folder=styles_folder,
-    )
-
-
-def _camera_order(camera: str) -> tuple[int, int, str]:
-    return (0, int(camera), "") if camera.isdecimal() else (1, 0, camera)
+    names_of_cameras = {record.camera for records in kept.values() for record in records}
+    numbers = sorted((name for name in names_of_cameras if name.isdecimal()), key=int)
+    cameras = (*numbers, *sorted(names_of_cameras.difference(numbers)))
+    is_distractor = [layout == "market" and record.pid == 0 for record in kept.get("gallery", ())]
+    return Dataset(layout, root, kept, cameras, junk, sum(is_distractor), tuple(ignored), styles_folder)
 
 
 def identities_in_order(pids: Iterable[int]) -> list[int]:
@@ -123,14 +111,11 @@ def check_queries(dataset: Dataset) -> int:
     """How many queries have no true match; `UserError` where none has one."""
     if "query" not in dataset.splits:
         return 0
-    pids, camids = {}, {}
-    for split in ("query", "gallery"):
-        records = dataset.splits[split]
-        pids[split] = np.array([record.pid for record in records], dtype=np.int64)
-        camids[split] = np.array([dataset.camids[record.camera] for record in records], dtype=np.int64)
-    without = queries_without_match(
-        pids["query"], camids["query"], pids["gallery"], camids["gallery"], num_cameras=len(dataset.cameras)
+    query_2Q, gallery_2G = (
+        np.array([(record.pid, dataset.camids[record.camera]) for record in dataset.splits[split]], dtype=np.int64).T
+        for split in ("query", "gallery")
     )
+    without = queries_without_match(*query_2Q, *gallery_2G, num_cameras=len(dataset.cameras))
     if without.all():
         raise UserError(
             f"none of the {len(without)} queries of {dataset.root} has a picture of the same person from another "
@@ -152,12 +137,9 @@ def queries_without_match(
 
     With one camera, which is how data without cameras are packed: no picture of the query's person at all.
     """
-    if num_cameras == 1:
-        return ~np.isin(query_pids, gallery_pids)
     # A person is there from another camera where the gallery's pictures of it outnumber those from the query's camera.
-    people, pairs = (
-        Counter(gallery_pids.tolist()),
-        Counter(zip(gallery_pids.tolist(), gallery_camids.tolist(), strict=True)),
-    )
+    people, pairs = Counter(gallery_pids.tolist()), Counter[tuple[int, int]]()
+    if num_cameras > 1:
+        pairs.update(zip(gallery_pids.tolist(), gallery_camids.tolist(), strict=True))
     asked = zip(query_pids.tolist(), query_camids.tolist(), strict=True)
     return np.array([people[pid] == pairs[pid, camid] for pid, camid in asked], dtype=bool)

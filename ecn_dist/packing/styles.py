@@ -1,15 +1,15 @@
 """Where the style copies of a training split come from: the data set ships them, or its histograms make them.
 
-Histograms make them without a network. A camera changes colours mostly by its gains, gamma and white balance, which act
-on each channel alone. The monotone curve that takes the distribution of a channel's values at one camera to that at
-another undoes and redoes them. It is one curve for a pair of cameras, measured over all their training pictures, so a
-picture keeps what is its own.
+A camera changes colours mostly by its gains, gamma and white balance, which act on each channel alone. The monotone
+curve that takes the distribution of a channel's values at one camera to that at another undoes and redoes them. It is
+one curve for a pair of cameras, measured over all their training pictures, so a picture keeps what is its own.
 
 C cameras, K = 3 channels, V = 256 values.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -23,8 +23,7 @@ from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
 
 KINDS = ("auto", "shipped", "histogram", "none")
 PICTURES_PER_JOB = 512
-CHANNELS = 3
-VALUES = 256
+CHANNELS, VALUES = 3, 256
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Styles:
     """The training split's style copies."""
 
     kind: str  # shipped, histogram or none
-    copies: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)  # shipped: paths by file name, by camid
+    copies: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # shipped: paths by file name and camid
     tables_CCKV: np.ndarray | None = None  # histogram: see `style_tables`
     missing: int | None = None  # copies that there are not; None where there is no training split
     unused: int = 0  # shipped files that are no training picture's copy
@@ -76,45 +75,38 @@ def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
             f"{dataset.root} has no folder of style copies. Name it with --styles_folder, make copies with "
             "--camera_style histogram, or do without with --camera_style none"
         )
-    names, _ = files_below(dataset.styles_folder)
+    names = map(PurePosixPath, files_below(dataset.styles_folder)[0])
     files = {
-        str(PurePosixPath(name).with_suffix("")): str(dataset.styles_folder / name)
-        for name in names
-        if not PurePosixPath(name).name.startswith(".")
+        str(name.with_suffix("")): str(dataset.styles_folder / name) for name in names if not name.name.startswith(".")
     }
-    copies: dict[str, tuple[str | None, ...]] = {}
+    copies: dict[str, dict[int, str]] = {}
     missing: list[str] = []
-    used = 0
     for record in dataset.splits["train"]:
         file = PurePosixPath(record.file)
         stem = str(file.with_suffix("")) if dataset.layout == "folder" else file.stem
-        paths: list[str | None] = []
-        for camera in dataset.cameras:
+        copies[record.file] = {}
+        for camera, camid in dataset.camids.items():
             choice = (f"{stem}_fake_{record.camera}to{camera}", f"{stem}_fake_{camera}")
-            path = next((files[name] for name in choice if name in files), None) if camera != record.camera else None
-            if path is not None:
-                used += 1
-            elif camera != record.camera:
+            if camera == record.camera:
+                continue
+            if there := [files[name] for name in choice if name in files]:
+                copies[record.file][camid] = there[0]
+            else:
                 missing.append(choice[0])
-            paths.append(path)
-        copies[record.file] = tuple(paths)
     if missing and not allow_missing:
         raise UserError(
             f"{len(missing)} of {wanted} style copies are missing in {dataset.styles_folder}: {first_few(missing)}. "
             "Complete them, accept that with --allow_missing_styles, or make all copies with --camera_style histogram"
         )
-    return Styles("shipped", copies=copies, missing=len(missing), unused=len(files) - used)
+    return Styles("shipped", copies=copies, missing=len(missing), unused=len(files) - (wanted - len(missing)))
 
 
 def _histograms(dataset: Dataset, workers: int | None, track: Track) -> np.ndarray:
     """(C, K, V) int64: the counts of all training pictures of each camera."""
     records = dataset.splits["train"]
-    jobs = [
-        (records[first : first + PICTURES_PER_JOB], dict(dataset.camids))
-        for first in range(0, len(records), PICTURES_PER_JOB)
-    ]
     processes = choose_workers(workers, len(records))
-    results = run_jobs(_chunk_histograms, jobs, processes, "camera histograms", track)
+    jobs = [records[first : first + PICTURES_PER_JOB] for first in range(0, len(records), PICTURES_PER_JOB)]
+    results = run_jobs(partial(_chunk_histograms, dataset.camids), jobs, processes, "camera histograms", track)
     refuse_unreadable([name for _, names in results for name in names])
     histograms_CKV = np.sum([histograms for histograms, _ in results], axis=0)
     if empty := [camera for camera, camid in dataset.camids.items() if not histograms_CKV[camid].any()]:
@@ -125,8 +117,7 @@ def _histograms(dataset: Dataset, workers: int | None, track: Track) -> np.ndarr
     return histograms_CKV
 
 
-def _chunk_histograms(job: tuple[Sequence[Record], dict[str, int]]) -> tuple[np.ndarray, list[str]]:
-    records, camids = job
+def _chunk_histograms(camids: Mapping[str, int], records: Sequence[Record]) -> tuple[np.ndarray, list[str]]:
     histograms_CKV = np.zeros((len(camids), CHANNELS, VALUES), dtype=np.int64)
     unreadable: list[str] = []
     for record in records:

@@ -7,29 +7,20 @@ from rich.text import Text
 
 from ecn_dist.data.index import UNKNOWN_PID, ShardIndex
 
-MIB = 2**20
-
 
 def print_summary(index: ShardIndex) -> None:
     """Print identities, images, cameras, shards and style copies of each split, and what was dropped."""
-    columns = ("split", "ids", "images", "cameras", "shards", "MiB", "style copies")
-    table = Table(title=Text(f"{index.folder} ({index.layout}, {index.num_cameras} cameras)"))
+    table = Table("split", title=Text(f"{index.folder} ({index.layout}, {index.num_cameras} cameras)"))
+    for name in ("ids", "images", "cameras", "shards", "MiB", "style copies"):
+        table.add_column(name, justify="right")
     notes = []
-    for name in columns:
-        table.add_column(name, justify="left" if name == "split" else "right")
     for name, split in index.splits.items():
         about = index.about["splits"][name]
         distractors = about.get("distractors", 0)
         copies = np.count_nonzero(split.members["length"][:, : index.num_cameras])
-        row = (
-            split.num_identities - bool(distractors),
-            len(split),
-            len(np.unique(split.camids)),
-            len(split.shards),
-            f"{sum(shard.bytes for shard in split.shards) / MIB:.1f}",
-            copies,
-        )
-        table.add_row(name, *map(str, row))
+        mib = f"{sum(shard.bytes for shard in split.shards) / 2**20:.1f}"
+        ids, cameras = split.num_identities - bool(distractors), len(np.unique(split.camids))
+        table.add_row(name, *map(str, (ids, len(split), cameras, len(split.shards), mib, copies)))
         counts = {
             "distractors": distractors,
             "junk dropped": about.get("junk_dropped"),

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,10 +49,8 @@ class Embedder:
 
     def __init__(self, backbone: Backbone, config: Config, device: torch.device) -> None:
         """Use `load`, unless the backbone is at hand: in evaluation mode and on `device`, as `load_trained` gives."""
-        self.config = config
-        self.device = device
+        self.backbone, self.config, self.device = backbone, config, device
         self.height, self.width = config.data.height, config.data.width
-        self.backbone = backbone
 
     @classmethod
     def load(
@@ -107,9 +105,8 @@ class Embedder:
             raise UserError("the embedder takes a list of pictures; for one picture: embedder([picture])[0]")
         if batch_size < 1:
             raise UserError(f"batch_size: {batch_size} must be 1 or more")
-        features = [np.empty((0, self.num_features), dtype=np.float32)]
-        features += [self._embed(pixels_bHW3) for pixels_bHW3 in self._batches(pictures, batch_size)]
-        return np.concatenate(features)
+        features = map(self._embed, self._batches(pictures, batch_size))
+        return np.concatenate([np.empty((0, self.num_features), dtype=np.float32), *features])
 
     @torch.inference_mode()
     def _embed(self, pixels_bHW3: Tensor) -> np.ndarray:
@@ -120,19 +117,19 @@ class Embedder:
 
     def _batches(self, pictures: Iterable[Picture], batch_size: int) -> Iterator[Tensor]:
         """(b, H, W, 3) uint8; one batch is read while the network works on the one before."""
-        numbered = zip(count(), pictures, strict=False)
+        numbered = enumerate(pictures)
         with ThreadPoolExecutor(min(MAX_READERS, os.cpu_count() or 1)) as readers:
-            reading = self._start_reading(readers, list(islice(numbered, batch_size)))
+
+            def start_reading() -> list[Future[Tensor]]:
+                return [readers.submit(self._read, picture, place) for place, picture in islice(numbered, batch_size)]
+
+            reading = start_reading()
             try:
                 while reading:
-                    following = self._start_reading(readers, list(islice(numbered, batch_size)))
-                    ready, reading = reading, following
+                    ready, reading = reading, start_reading()
                     yield torch.stack([picture.result() for picture in ready])
             finally:
                 readers.shutdown(cancel_futures=True)
-
-    def _start_reading(self, readers: ThreadPoolExecutor, pictures: list[tuple[int, Picture]]) -> list[Future[Tensor]]:
-        return [readers.submit(self._read, picture, place) for place, picture in pictures]
 
     @torch.inference_mode()
     def _read(self, picture: Picture, place: int) -> Tensor:
@@ -144,29 +141,26 @@ class Embedder:
 
 def _pixels_of(picture: Picture, place: int) -> np.ndarray:
     """(h, w, 3) uint8, writable and contiguous. `UserError` with the picture's name, or its `place` in the list."""
+    name = f"picture {place}"
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
             given = f"{picture.dtype} of shape {picture.shape}"
-            raise UserError(
-                f"picture {place}: an array must be uint8 of shape (height, width, 3), RGB; this is {given}"
-            )
+            raise UserError(f"{name}: an array must be uint8 of shape (height, width, 3), RGB; this is {given}")
         return np.array(picture, order="C")
-    if isinstance(picture, Image.Image):
-        if not (picture.width and picture.height):
-            raise UserError(f"picture {place}: has no pixels, it is {picture.width} x {picture.height}")
-        try:
-            return np.array(jpeg.to_rgb(picture))
-        except Exception as error:  # a file that PIL opened is decoded here, and its readers raise almost anything
-            raise _unreadable(f"picture {place}", error) from error
     if isinstance(picture, str | os.PathLike):
-        picture = read_picture(picture, f" as picture {place}")
-    if not isinstance(picture, PictureFile):
-        kinds = "a path, a PIL picture or an array (height, width, 3)"
-        raise UserError(f"picture {place}: must be {kinds}, not {type(picture).__name__}")
+        picture = read_picture(picture, f" as {name}")
+    if isinstance(picture, PictureFile):
+        name = picture.name
+    elif not isinstance(picture, Image.Image):
+        kind = type(picture).__name__
+        raise UserError(f"{name}: must be a path, a PIL picture or an array (height, width, 3), not {kind}")
+    elif not (picture.width and picture.height):
+        raise UserError(f"{name}: has no pixels, it is {picture.width} x {picture.height}")
     try:
-        return np.array(jpeg.decode(picture.data))
-    except jpeg.UnreadablePicture as error:
-        raise _unreadable(picture.name, error) from error
+        return np.array(jpeg.decode(picture.data) if isinstance(picture, PictureFile) else jpeg.to_rgb(picture))
+    except Exception as error:  # a file that PIL opened is decoded here, and its readers raise almost anything
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{name}: cannot be decoded as a picture ({reason}); repair it, or leave it out") from error
 
 
 def read_picture(path: str | os.PathLike[str], use: str = "") -> PictureFile:
@@ -175,9 +169,3 @@ def read_picture(path: str | os.PathLike[str], use: str = "") -> PictureFile:
         return PictureFile(str(path), Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read{use}: {error.strerror}") from error
-
-
-def _unreadable(name: str, error: Exception) -> UserError:
-    return UserError(
-        f"{name}: cannot be decoded as a picture ({error or type(error).__name__}); repair it, or leave it out"
-    )

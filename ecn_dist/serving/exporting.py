@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from ecn_dist.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ecn_dist.errors import UserError
-from ecn_dist.files import write_atomically
+from ecn_dist.files import check_name, write_atomically
 from ecn_dist.models import Backbone, normalized_features
 
 INPUT, OUTPUT = "images", "features"
-METADATA_FILE = "ecn_dist.json"  # of PT2; ONNX has a place for metadata
-METADATA_KEY = "ecn_dist"
+FREE = {INPUT: {0: torch.export.Dim("n")}}  # any number of pictures
+METADATA_FILE, METADATA_KEY = "ecn_dist.json", "ecn_dist"  # in PT2, and in the place that ONNX has for metadata
 TRACED_BATCH = 2  # one that torch.export does not take for a constant
 CHECKED_BATCHES = (1, 2, 5)
 TOLERANCE = 1e-4  # in an entry of a feature of unit length; other kernels add up in another order
@@ -100,9 +100,8 @@ def export(backbone: Backbone, kind: str, path: Path, metadata: Metadata) -> flo
     check_export(kind, path)
     form = FORMATS[kind]
     network = FeatureNetwork(backbone.float()).eval()
-    _, channels, height, width = metadata["input"]["shape"]
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(max(CHECKED_BATCHES), channels, height, width, generator=generator)
+    shape = (max(CHECKED_BATCHES), *metadata["input"]["shape"][1:])
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporters about themselves; the check below is what counts
         try:
@@ -113,7 +112,10 @@ def export(backbone: Backbone, kind: str, path: Path, metadata: Metadata) -> flo
             raise UserError(
                 f"--format {kind} cannot express {backbone.arch} ({type(error).__name__}: {reason}); try {others}"
             ) from error
-        difference = _check(network, images, *form.load(data), metadata, kind)
+        exported, found = form.load(data)
+        if found != json.loads(json.dumps(metadata)):
+            raise UserError(f"--format {kind}: the metadata did not come back from the file as they were written")
+        difference = _largest_difference(network, images, exported, kind)
     write_atomically(path, data)
     return difference
 
@@ -122,12 +124,7 @@ def check_export(kind: str, path: Path) -> None:
     """Raise `UserError` where nothing could be written: unknown format, wrong name, no folder, a package missing."""
     if kind not in FORMATS:
         raise UserError(f"--format: {kind!r} is none of {', '.join(FORMATS)}")
-    if path.suffix != FORMATS[kind].suffix:
-        raise UserError(f"--output: {path} must end in {FORMATS[kind].suffix}, as --format is {kind}")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--output: there is no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise UserError(f"--output: {path} is a folder; name a file")
+    check_name(path, FORMATS[kind].suffix)
     if kind == "onnx":
         try:
             for package in ("onnx", "onnxruntime", "onnxscript"):
@@ -138,11 +135,7 @@ def check_export(kind: str, path: Path) -> None:
             ) from error
 
 
-def _check(
-    network: FeatureNetwork, images: Tensor, exported: Run, found: Metadata, metadata: Metadata, kind: str
-) -> float:
-    if found != json.loads(json.dumps(metadata)):
-        raise UserError(f"--format {kind}: the metadata did not come back from the file as they were written")
+def _largest_difference(network: FeatureNetwork, images: Tensor, exported: Run, kind: str) -> float:
     difference = 0.0
     for batch in CHECKED_BATCHES:
         expected, given = network(images[:batch]), exported(images[:batch])
@@ -159,7 +152,7 @@ def _check(
 
 
 def _write_pt2(network: FeatureNetwork, images: Tensor, metadata: Metadata) -> bytes:
-    program = torch.export.export(network, (images,), dynamic_shapes={INPUT: {0: torch.export.Dim("n")}})
+    program = torch.export.export(network, (images,), dynamic_shapes=FREE)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names folders of this machine
     file = BytesIO()
@@ -175,13 +168,7 @@ def _load_pt2(data: bytes) -> tuple[Run, Metadata]:
 
 def _write_onnx(network: FeatureNetwork, images: Tensor, metadata: Metadata) -> bytes:
     program = torch.onnx.export(
-        network,
-        (images,),
-        dynamo=True,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_shapes={INPUT: {0: torch.export.Dim("n")}},
-        verbose=False,
+        network, (images,), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=FREE
     )
     assert program is not None
     for node in program.model.graph.all_nodes():
@@ -202,7 +189,4 @@ def _load_onnx(data: bytes) -> tuple[Run, Metadata]:
     return run, json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
 
 
-FORMATS = {
-    "onnx": Format(".onnx", _write_onnx, _load_onnx),
-    "pt2": Format(".pt2", _write_pt2, _load_pt2),
-}
+FORMATS = {"onnx": Format(".onnx", _write_onnx, _load_onnx), "pt2": Format(".pt2", _write_pt2, _load_pt2)}

@@ -1,7 +1,6 @@
 """Features of pictures in a file that opens without this project: safetensors, never pickled.
 
-docs/use.md, "The feature file", is its description and shows how to read it. Shape letters: n pictures, C feature
-length.
+docs/use.md, "The feature file", describes it and shows how to read it. n pictures, C feature length.
 """
 
 import json
@@ -13,12 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ecn_dist.errors import UserError
-from ecn_dist.files import write_atomically
+from ecn_dist.files import check_name, write_atomically
 
 FORMAT, VERSION = "ecn_dist features", "1"
 SUFFIX = ".safetensors"
 NAMES_LIMIT = 90 * 10**6  # bytes; a header of safetensors may have 100 million
-SHA256_BYTES = 32
 LENGTH_TOLERANCE = 0.02  # half-precision features are of unit length only roughly
 
 
@@ -26,20 +24,15 @@ LENGTH_TOLERANCE = 0.02  # half-precision features are of unit length only rough
 class FeatureFile:
     """Features with the pictures that they are of."""
 
-    features: np.ndarray
-    """(n, C) float32, rows of unit length"""
-    files: tuple[str, ...]
-    """names of the pictures below `folder`, with /"""
-    sha256: np.ndarray
-    """(n, 32) uint8, the checksums of the picture files"""
-    model: str
-    """fingerprint of the model: features of another are not comparable"""
-    folder: str
-    """where the pictures are, relative to the feature file's own folder"""
+    features: np.ndarray  # (n, C) float32, rows of unit length
+    files: tuple[str, ...]  # names of the pictures below `folder`, with /
+    sha256: np.ndarray  # (n, 32) uint8, the checksums of the picture files
+    model: str  # fingerprint of the model: features of another are not comparable
+    folder: str  # where the pictures are, relative to the feature file's own folder
 
     def write(self, path: Path) -> None:
-        """Write the file, complete or not at all. `check_output` says which names it may have."""
-        check_output(path)
+        """Write the file, complete or not at all. `UserError` for a name that `files.check_name` refuses."""
+        check_name(path, SUFFIX)
         names = json.dumps(self.files)
         if len(names) > NAMES_LIMIT:
             raise UserError(
@@ -57,9 +50,9 @@ class FeatureFile:
         try:
             with safe_open(path, framework="numpy") as file:
                 about = file.metadata() or {}
-                if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
-                    form = f"{about.get('format')!r} {about.get('version')}"
-                    raise ValueError(f"it is of format {form}, not {FORMAT!r} {VERSION}")
+                found = about.get("format"), about.get("version")
+                if found != (FORMAT, VERSION):
+                    raise ValueError(f"it is of format {found[0]!r} {found[1]}, not {FORMAT!r} {VERSION}")
                 files = json.loads(about["files"])
                 features, sha256 = file.get_tensor("features"), file.get_tensor("sha256")
                 return cls(features, tuple(files), sha256, about["model"], about["folder"])._checked()
@@ -73,20 +66,10 @@ class FeatureFile:
             raise ValueError("its names are not all names of files")
         if self.features.dtype != np.float32 or self.features.ndim != 2 or len(self.features) != n:
             raise ValueError(f"features {self.features.dtype} {self.features.shape} for {n} names")
-        if self.sha256.dtype != np.uint8 or self.sha256.shape != (n, SHA256_BYTES):
+        if self.sha256.dtype != np.uint8 or self.sha256.shape != (n, 32):
             raise ValueError(f"sha256 {self.sha256.dtype} {self.sha256.shape} for {n} names")
         lengths_n = np.sqrt(np.einsum("nc,nc->n", self.features, self.features))
         wrong = np.flatnonzero(~(np.abs(lengths_n - 1) <= LENGTH_TOLERANCE))  # so written, NaN is wrong too
         if len(wrong):
             raise ValueError(f"the feature of row {wrong[0]} is of length {lengths_n[wrong[0]]:.3g}, not 1")
         return self
-
-
-def check_output(path: Path) -> None:
-    """Raise `UserError` where `path` is no name for a feature file; to be asked before the work is done."""
-    if path.suffix != SUFFIX:
-        raise UserError(f"{path}: features are written as {SUFFIX}; give such a name")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file")

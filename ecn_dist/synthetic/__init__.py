@@ -2,18 +2,6 @@
 
 from ecn_dist.synthetic.folder import DomainSize, pids_of, write_domain
 from ecn_dist.synthetic.scene import Studio
-from ecn_dist.synthetic.spec import PRESETS, SOURCE, TARGET, CameraSpec, DomainSpec, PeopleSpec, PlaceSpec
+from ecn_dist.synthetic.spec import PRESETS, SOURCE, TARGET
 
-__all__ = [
-    "PRESETS",
-    "SOURCE",
-    "TARGET",
-    "CameraSpec",
-    "DomainSize",
-    "DomainSpec",
-    "PeopleSpec",
-    "PlaceSpec",
-    "Studio",
-    "pids_of",
-    "write_domain",
-]
+__all__ = ["PRESETS", "SOURCE", "TARGET", "DomainSize", "Studio", "pids_of", "write_domain"]

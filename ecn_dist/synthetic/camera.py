@@ -10,7 +10,6 @@ from ecn_dist.synthetic.numbers import Numbers
 from ecn_dist.synthetic.spec import CameraSpec, Range
 
 _LUMA = np.array([0.299, 0.587, 0.114])
-_GREY_AXIS = np.full((3, 3), 1 / 3)
 _TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
 
 
@@ -18,16 +17,13 @@ _TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
 class Camera:
     """One camera of a domain: blur, a colour matrix, gamma, haze and noise; and its view of people."""
 
-    matrix: np.ndarray
-    """(3, 3): colours are mixed by it (gains, saturation and hue)."""
+    matrix: np.ndarray  # (3, 3): colours are mixed by it (gains, saturation and hue)
     gamma: float
     haze: float
     blur: float
     noise: float
-    yaw: float
-    """The direction in which most people walk, in degrees: 0 towards the camera."""
-    horizon: float
-    """Where wall and floor meet, in units of the picture's height from the top."""
+    yaw: float  # the direction in which most people walk, in degrees: 0 towards the camera
+    horizon: float  # where wall and floor meet, in units of the picture's height from the top
     jpeg_quality: int
 
 
@@ -49,16 +45,9 @@ def draw_camera(spec: CameraSpec, numbers: Numbers, camid: int, num_cameras: int
     cast, saturation, yaw = spread(spec.cast), spread(spec.saturation), spread((0, 360))
     direction = numbers.fraction() / num_cameras + camid / num_cameras
     gains = np.array([1 + cast * math.cos(math.tau * (direction - channel / 3)) for channel in range(3)])
-    return Camera(
-        matrix=exposure * gains[:, None] * _hue_and_saturation(hue, saturation),
-        gamma=gamma,
-        haze=haze,
-        blur=blur,
-        noise=noise,
-        yaw=yaw,
-        horizon=numbers.uniform((0.4, 0.62)),
-        jpeg_quality=round(numbers.uniform(spec.jpeg_quality)),
-    )
+    matrix = exposure * gains[:, None] * _hue_and_saturation(hue, saturation)
+    horizon, jpeg_quality = numbers.uniform((0.4, 0.62)), round(numbers.uniform(spec.jpeg_quality))
+    return Camera(matrix, gamma, haze, blur, noise, yaw, horizon, jpeg_quality)
 
 
 def expose(camera: Camera, scene: Image.Image, light: float, noise_HW4: np.ndarray) -> Image.Image:
@@ -74,5 +63,5 @@ def expose(camera: Camera, scene: Image.Image, light: float, noise_HW4: np.ndarr
 
 def _hue_and_saturation(angle: float, saturation: float) -> np.ndarray:
     """The (3, 3) matrix that turns colours about the grey axis and draws them to or from their luminance."""
-    turn = math.cos(angle) * np.eye(3) + (1 - math.cos(angle)) * _GREY_AXIS + math.sin(angle) * _TURN
+    turn = math.cos(angle) * np.eye(3) + (1 - math.cos(angle)) * np.full((3, 3), 1 / 3) + math.sin(angle) * _TURN
     return (saturation * np.eye(3) + (1 - saturation) * _LUMA[None, :]) @ turn

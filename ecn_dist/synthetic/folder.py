@@ -4,10 +4,9 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ecn_dist.errors import UserError
 from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
@@ -16,11 +15,9 @@ from ecn_dist.synthetic.spec import DomainSpec
 
 TRAIN, GALLERY, QUERY = "bounding_box_train", "bounding_box_test", "query"
 RECORD = "synthetic.json"
-GENERATOR_VERSION = 2
-"""Raised whenever the same arguments give other pictures than before."""
+GENERATOR_VERSION = 2  # raised whenever the same arguments give other pictures than before
 LARGEST_SEED = 2**63 - 1
-PACKED_MEANWHILE = 10
-"""Pictures that are packed in the time that one is drawn, about."""
+PACKED_MEANWHILE = 10  # pictures that are packed in the time that one is drawn, about
 
 TestSplit = Literal["test", "validation"]
 _PID_OFFSETS = {"train": 1, "test": 2, "validation": 3}
@@ -39,20 +36,16 @@ class DomainSize:
     test_split: TestSplit = "test"
 
     def __post_init__(self) -> None:
-        def require(right: bool, what: str) -> None:
+        measurable = self.test_identities == 0 or min(self.cameras, self.pictures_per_camera) >= 2
+        for right, what in (
+            (min(self.train_identities, self.test_identities) >= 0, "numbers of identities of 0 or more"),
+            (min(self.cameras, self.pictures_per_camera) >= 1, "at least one camera and one picture per camera"),
+            (measurable, "two cameras and two pictures per camera, or a query has no true match in the gallery"),
+            (self.height >= 16 and self.width >= 8, f"pictures of at least 16 x 8, not {self.height} x {self.width}"),
+            (self.test_split in get_args(TestSplit), f"test_split to be test or validation, not {self.test_split!r}"),
+        ):
             if not right:
                 raise UserError(f"a synthetic domain needs {what}")
-
-        require(self.train_identities >= 0 and self.test_identities >= 0, "numbers of identities of 0 or more")
-        require(self.cameras >= 1 and self.pictures_per_camera >= 1, "at least one camera and one picture per camera")
-        require(
-            self.test_identities == 0 or (self.cameras >= 2 and self.pictures_per_camera >= 2),
-            "two cameras and two pictures per camera, or a query has no true match in the gallery",
-        )
-        require(self.height >= 16 and self.width >= 8, f"pictures of at least 16 x 8, not {self.height} x {self.width}")
-        require(
-            self.test_split in ("test", "validation"), f"test_split to be test or validation, not {self.test_split!r}"
-        )
 
 
 def pids_of(split: str, count: int) -> range:
@@ -61,27 +54,19 @@ def pids_of(split: str, count: int) -> range:
     return range(_PID_OFFSETS[split], _PID_OFFSETS[split] + 3 * count, 3)
 
 
-def file_name(pid: int, camid: int, number: int) -> str:
-    """The Market-1501 name of a picture: `0002_c1s1_000451_03.jpg` (camera counted from 1, sequence, frame, box)."""
-    return f"{pid:04d}_c{camid + 1}s1_{25 * number + 1:06d}_00.jpg"
-
-
-@dataclass(frozen=True)
-class _Job:
-    """All pictures of one identity; `parts` are the folders of its pictures by number, the last for all that follow."""
-
-    pid: int
-    parts: Sequence[Path]
-    studio: Studio
-    pictures_per_camera: int
+_Job = tuple[Studio, int, int, list[Path]]
 
 
 def _draw(job: _Job) -> None:
-    person = job.studio.person(job.pid)
-    for camid, camera in enumerate(job.studio.cameras):
-        for number in range(job.pictures_per_camera):
-            picture = job.studio.picture(person, job.pid, camid, number)
-            path = job.parts[min(number, len(job.parts) - 1)] / file_name(job.pid, camid, number)
+    """All pictures of one identity: number n of a camera goes to the n-th of the folders, or to the last."""
+    studio, pictures_per_camera, pid, folders = job
+    person = studio.person(pid)
+    for camid, camera in enumerate(studio.cameras):
+        for number in range(pictures_per_camera):
+            picture = studio.picture(person, pid, camid, number)
+            # As Market-1501 names them: camera counted from 1, sequence, frame, box.
+            name = f"{pid:04d}_c{camid + 1}s1_{25 * number + 1:06d}_00.jpg"
+            path = folders[min(number, len(folders) - 1)] / name
             picture.save(path, "JPEG", quality=camera.jpeg_quality, subsampling=0)
 
 
@@ -121,11 +106,10 @@ def write_domain(
         for part in (TRAIN, GALLERY, QUERY):
             (partial / part).mkdir(parents=True)
         studio = Studio(spec, seed=seed, cameras=size.cameras, height=size.height, width=size.width)
-        people = [(pid, [partial / TRAIN]) for pid in pids_of("train", size.train_identities)]
-        people += [
-            (pid, [partial / QUERY, partial / GALLERY]) for pid in pids_of(size.test_split, size.test_identities)
-        ]
-        jobs = [_Job(pid, parts, studio, size.pictures_per_camera) for pid, parts in people]
+        train, test = pids_of("train", size.train_identities), pids_of(size.test_split, size.test_identities)
+        people = [(pid, [partial / TRAIN]) for pid in train]
+        people += [(pid, [partial / QUERY, partial / GALLERY]) for pid in test]
+        jobs = [(studio, size.pictures_per_camera, pid, folders) for pid, folders in people]
         run_jobs(_draw, jobs, choose_workers(workers, PACKED_MEANWHILE * count), "identities", track)
         (partial / RECORD).write_text(text)
         os.replace(partial, folder)  # which may be there if it is empty

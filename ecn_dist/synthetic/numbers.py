@@ -5,11 +5,10 @@ import colorsys
 
 import numpy as np
 
-from ecn_dist.data.draws import Draws
+from ecn_dist.data.draws import Address, Draws
 from ecn_dist.synthetic.spec import Color, Range
 
 RGB = tuple[int, int, int]
-Address = tuple[int, int, int]
 
 
 class Numbers:

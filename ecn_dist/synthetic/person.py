@@ -13,19 +13,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ecn_dist.synthetic.numbers import RGB, Numbers, rgb, shaded
-from ecn_dist.synthetic.spec import Color, PeopleSpec
+from ecn_dist.synthetic.spec import PeopleSpec
 
 Point = tuple[float, float]
 Joint = tuple[float, float, float]
-Paint = RGB | Image.Image
-"""A colour, or a picture of the canvas's size that shows through the shape."""
+Paint = RGB | Image.Image  # a colour, or a picture of the canvas's size that shows through the shape
 
 SKINS = ((0.07, 0.28, 0.95), (0.07, 0.38, 0.85), (0.06, 0.48, 0.68), (0.05, 0.55, 0.48), (0.05, 0.55, 0.34))
 HAIRS = ((0.08, 0.4, 0.1), (0.07, 0.55, 0.25), (0.06, 0.6, 0.4), (0.11, 0.5, 0.75), (0.1, 0.04, 0.68))
-HIP, WAIST, SHOULDER, NECK, HEAD = 0.50, 0.62, 0.80, 0.845, 0.915
-"""Heights on the body."""
-THIGH, SHIN, UPPER_ARM, FOREARM, SOLE = 0.24, 0.22, 0.165, 0.15, 0.035
-"""Lengths of bones, and the height of the ankle of a foot on the floor."""
+HIP, WAIST, SHOULDER, NECK, HEAD = 0.50, 0.62, 0.80, 0.845, 0.915  # heights on the body
+THIGH, SHIN, UPPER_ARM, FOREARM, SOLE = 0.24, 0.22, 0.165, 0.15, 0.035  # lengths of bones; of an ankle over the floor
 
 
 @dataclass(frozen=True)
@@ -42,33 +39,17 @@ class Garment:
 class Person:
     """One identity."""
 
-    height: float
-    """A factor on the mean person's, as is the width."""
+    height: float  # a factor on the mean person's, as is the width
     width: float
     skin: RGB
     hair: RGB
     long_hair: bool
     upper: Garment
-    sleeves: float
-    """How much of the arms they cover."""
+    sleeves: float  # how much of the arms they cover
     lower: Garment
-    covered: float
-    """How much of the legs trousers or a skirt cover."""
+    covered: float  # how much of the legs trousers or a skirt cover
     skirt: bool
     shoes: RGB
-
-
-@dataclass(frozen=True)
-class Pose:
-    """How a person stands in one picture: `yaw` in degrees, `phase` of the stride in radians, `stride` its reach."""
-
-    yaw: float
-    phase: float
-    stride: float
-    feet: Point
-    """Where the floor is under the person, in pixels."""
-    unit: float
-    """Pixels of the mean person's height."""
 
 
 def draw_person(spec: PeopleSpec, numbers: Numbers) -> Person:
@@ -90,7 +71,10 @@ def draw_person(spec: PeopleSpec, numbers: Numbers) -> Person:
 
 
 def _draw_garment(spec: PeopleSpec, numbers: Numbers, patterned: float) -> Garment:
-    hue, saturation, value = _draw_color(spec, numbers)
+    neutral = numbers.chance(spec.neutral)
+    hue = numbers.fraction()
+    saturation = numbers.uniform((0.0, 0.08) if neutral else spec.saturation)
+    value = numbers.uniform((0.08, 0.95) if neutral else spec.value)
     contrast = numbers.uniform(spec.contrast)
     second = (
         hue + (numbers.normal(0.15) if numbers.chance(0.5) else 0.0),
@@ -99,12 +83,6 @@ def _draw_garment(spec: PeopleSpec, numbers: Numbers, patterned: float) -> Garme
     )
     pattern = tuple(PATTERNS)[int(numbers.fraction() * len(PATTERNS))] if numbers.chance(patterned) else "plain"
     return Garment(pattern, rgb((hue, saturation, value)), rgb(second), numbers.uniform((0.045, 0.1)))
-
-
-def _draw_color(spec: PeopleSpec, numbers: Numbers) -> Color:
-    if numbers.chance(spec.neutral):
-        return numbers.fraction(), numbers.uniform((0.0, 0.08)), numbers.uniform((0.08, 0.95))
-    return numbers.fraction(), numbers.uniform(spec.saturation), numbers.uniform(spec.value)
 
 
 PATTERNS = {
@@ -117,13 +95,15 @@ PATTERNS = {
 
 
 class Figure:
-    """A person in a pose, drawn on a picture."""
+    """A person in a pose, drawn on a picture: `yaw` in degrees, `phase` of the stride in radians, `stride` its reach;
+    in pixels where the floor is under the person (`feet`), and the mean person's height (`unit`)."""
 
-    def __init__(self, picture: Image.Image, person: Person, pose: Pose) -> None:
-        self.picture, self.person, self.pose = picture, person, pose
-        self.unit = pose.unit * person.height
-        angle = math.radians(pose.yaw)
-        self.cos, self.sin = math.cos(angle), math.sin(angle)
+    def __init__(
+        self, picture: Image.Image, person: Person, yaw: float, phase: float, stride: float, feet: Point, unit: float
+    ) -> None:
+        self.picture, self.person, self.feet, self.unit = picture, person, feet, unit * person.height
+        self.cos, self.sin = math.cos(math.radians(yaw)), math.sin(math.radians(yaw))
+        self.phase, self.stride = phase, stride
         self.sink = 0.0
         self.legs = {side: self._leg_joints(side) for side in (-1, 1)}
         self.sink = min(ankle[1] for _, _, ankle in self.legs.values()) - SOLE  # until a foot is on the floor
@@ -162,7 +142,7 @@ class Figure:
             self._limb(_first_part([hip, knee, ankle], self.person.covered), [0.058, 0.044, 0.034], self.lower)
 
     def _arm(self, side: int) -> None:
-        swing = -0.45 * self.pose.stride * math.sin(self.pose.phase) * side
+        swing = -0.45 * self.stride * math.sin(self.phase) * side
         shoulder = (0.112 * side, SHOULDER - 0.018, 0.0)
         elbow = _swung(shoulder, swing, UPPER_ARM, 0.09 * side)
         arm = [shoulder, elbow, _swung(elbow, swing + 0.35, FOREARM, 0.03 * side)]
@@ -170,8 +150,8 @@ class Figure:
         self._limb(_first_part(arm, min(self.person.sleeves, 0.93)), [0.038, 0.033, 0.027], self.upper)
 
     def _leg_joints(self, side: int) -> tuple[Joint, Joint, Joint]:
-        swing = 0.5 * self.pose.stride * math.sin(self.pose.phase) * side
-        bend = 0.12 + 0.55 * self.pose.stride * max(0.0, side * math.cos(self.pose.phase))
+        swing = 0.5 * self.stride * math.sin(self.phase) * side
+        bend = 0.12 + 0.55 * self.stride * max(0.0, side * math.cos(self.phase))
         hip = (0.05 * side, HIP, 0.0)
         knee = _swung(hip, swing, THIGH)
         return hip, knee, _swung(knee, swing - bend, SHIN)
@@ -180,7 +160,7 @@ class Figure:
         """The pixel position of a point of the body."""
         x, y, z = joint
         across = x * self.person.width * self.cos + z * self.sin
-        return self.pose.feet[0] + across * self.unit, self.pose.feet[1] - (y - self.sink) * self.unit
+        return self.feet[0] + across * self.unit, self.feet[1] - (y - self.sink) * self.unit
 
     def _cloth(self, garment: Garment) -> Paint:
         """The garment's paint. Its pattern moves with the wearer, and narrows where the body is turned."""

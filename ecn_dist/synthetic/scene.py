@@ -8,13 +8,11 @@ from PIL import Image, ImageDraw, ImageFilter
 from ecn_dist.data.draws import Draws
 from ecn_dist.synthetic.camera import Camera, draw_camera, expose
 from ecn_dist.synthetic.numbers import Numbers, normal_field, shaded
-from ecn_dist.synthetic.person import Figure, Person, Pose, draw_person
+from ecn_dist.synthetic.person import Figure, Person, draw_person
 from ecn_dist.synthetic.spec import DomainSpec, PlaceSpec
 
-CANVAS_HEIGHT = 256
-"""Small pictures are drawn at least this tall and then reduced, which smooths their edges."""
-RELIEF = 7 / 128
-"""Strength of the broad random light and shade over a picture."""
+CANVAS_HEIGHT = 256  # small pictures are drawn at least this tall and then reduced, which smooths their edges
+RELIEF = 7 / 128  # strength of the broad random light and shade over a picture
 
 
 class Studio:
@@ -52,8 +50,8 @@ class Studio:
         feet = (width * (0.5 + numbers.normal(0.035)), 0.5 * (height + unit) + height * (0.01 + numbers.normal(0.015)))
         yaw = numbers.uniform((0, 360)) if numbers.chance(view.any_view) else camera.yaw + numbers.normal(view.yaw)
         picture = draw_background(place, numbers, width, height, camera.horizon)
-        pose = Pose(yaw, numbers.uniform((0, math.tau)), numbers.uniform((0.1, 1.0)), feet, unit)
-        Figure(picture, person, pose).draw()
+        phase, stride = numbers.uniform((0, math.tau)), numbers.uniform((0.1, 1.0))
+        Figure(picture, person, yaw, phase, stride, feet, unit).draw()
         if numbers.chance(place.occlusion):
             side, top = numbers.uniform((0.2, 0.34)) * width, numbers.uniform((0.3, 0.6)) * height
             left = 0.0 if numbers.chance(0.5) else width - side

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, replace
 
 Range = tuple[float, float]
-Color = tuple[float, float, float]
-"""Hue, saturation, value, each in 0..1."""
+Color = tuple[float, float, float]  # hue, saturation, value, each in 0..1
 
 
 @dataclass(frozen=True)
@@ -13,13 +12,10 @@ class PeopleSpec:
 
     saturation: Range
     value: Range
-    neutral: float
-    """Share of garments that are black, grey or white."""
-    plain_uppers: float
-    """Share of upper garments without a pattern."""
+    neutral: float  # share of garments that are black, grey or white
+    plain_uppers: float  # share of upper garments without a pattern
     plain_lowers: float
-    contrast: Range
-    """How far a pattern's second colour stands off the first, in value."""
+    contrast: Range  # how far a pattern's second colour stands off the first, in value
     short_sleeves: float
     shorts: float
 
@@ -31,39 +27,26 @@ class PlaceSpec:
 
     walls: tuple[Color, ...]
     floors: tuple[Color, ...]
-    clutter: float
-    """Mean number of things behind the person."""
-    occlusion: float
-    """Share of pictures with something in front of the person."""
-    light: Range
-    """Brightness of a picture."""
+    clutter: float  # mean number of things behind the person
+    occlusion: float  # share of pictures with something in front of the person
+    light: Range  # brightness of a picture
 
 
 @dataclass(frozen=True)
 class CameraSpec:
     """How far the cameras of a domain lie apart, each property spread evenly over them (`camera.draw_camera`)."""
 
-    cast: Range
-    """Strength of the colour cast: channel gains of 1 plus or minus this, in a direction of the camera's own."""
-    gamma: float
-    """Logarithm of the strongest gamma, either way."""
-    exposure: float
-    """Logarithm of the strongest exposure, either way."""
+    cast: Range  # of colour: channel gains are 1 plus or minus this, in a direction of the camera's own
+    gamma: float  # logarithm of the strongest gamma, either way
+    exposure: float  # logarithm of the strongest exposure, either way
     saturation: Range
-    hue: float
-    """Largest turn of the hue, in degrees, either way."""
-    haze: Range
-    """Share of grey mixed in."""
-    blur: Range
-    """Standard deviation in units of the picture's height."""
-    noise: Range
-    """Standard deviation, in 0..1."""
-    scale: float
-    """Height of a person of mean size in units of the picture's height."""
-    yaw: float
-    """Spread (degrees) of the walking direction around a camera's main one; a share of pictures has any direction."""
-    any_view: float
-    """Share of pictures with any direction."""
+    hue: float  # largest turn of the hue, in degrees, either way
+    haze: Range  # share of grey mixed in
+    blur: Range  # standard deviation in units of the picture's height
+    noise: Range  # standard deviation, in 0..1
+    scale: float  # height of a person of mean size in units of the picture's height
+    yaw: float  # spread (degrees) of the walking direction around a camera's main one
+    any_view: float  # share of pictures with any direction
     jpeg_quality: Range
 
 

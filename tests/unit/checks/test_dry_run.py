@@ -8,8 +8,7 @@ import torch
 
 from ecn_dist import train
 from ecn_dist.checks import dry_run
-from ecn_dist.checks.dry_run import Options, make_plan, sent
-from ecn_dist.checks.network_cost import measure, meta_method
+from ecn_dist.checks.dry_run import Options, make_plan, measure, meta_method, sent
 from ecn_dist.config import Config, DataConfig, ModelConfig, OptimConfig
 from ecn_dist.errors import UserError
 from ecn_dist.methods.base import Step, Transfer
