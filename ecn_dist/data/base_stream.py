@@ -134,7 +134,8 @@ class Stream:
     def _ahead(self, requests: Iterable[Request]) -> FetchAhead | None:
         """Fetches what another iteration of the same requests needs."""
         assert self._dataset is not None
-        return FetchAhead(self._dataset, requests) if is_url(self._split.folder) else None
+        cache = self._dataset.reader.cache
+        return FetchAhead(self._dataset.split, cache, requests) if cache else None
 
     def _finish(self, raw: RawBatch, labels: np.ndarray | None, how: Augmentation, queue: torch.Stream | None) -> Batch:
         rows_b = fields_and_pixels(raw.data, self._height, self._width)[0][ROW]
