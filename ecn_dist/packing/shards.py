@@ -24,7 +24,8 @@ import webdataset
 from filelock import FileLock, Timeout
 
 from ecn_dist.data.draws import Draws
-from ecn_dist.data.index import FORMAT_NAME, FORMAT_VERSION, INDEX_NAME, UNKNOWN_PID, ShardInfo, member_dtype
+from ecn_dist.data.index import INDEX_NAME, ShardInfo, member_dtype
+from ecn_dist.data.index_gate import FORMAT_NAME, FORMAT_VERSION, UNKNOWN_PID
 from ecn_dist.data.jpeg import UnreadablePicture, as_stored, encode
 from ecn_dist.errors import UserError
 from ecn_dist.packing.records import (
