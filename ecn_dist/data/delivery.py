@@ -50,37 +50,30 @@ def deliver(
     the device, and it waits for nothing that was not copied before.
     """
     queue = copy_queue(device)
+
+    def send(raw: RawBatch) -> Batch:
+        rows_b = fields_and_pixels(raw.data, *size)[0][ROW]
+        if labels is None or raw.error:
+            rows_b.fill_(NO_LABEL)
+        else:
+            rows_b.copy_(torch.from_numpy(labels[rows_b.numpy()]))
+        with queue or nullcontext():
+            fields, pixels_bHW3 = fields_and_pixels(raw.data.to(device, non_blocking=True), *size)
+            images_b3HW = transforms.normalise_and_erase(pixels_bHW3, fields[BOX].T, how)
+            labels_b, pids_b, camids_b, indices_b = fields[:4].clone()
+        copied = queue.record_event() if queue else None
+        return Batch(images_b3HW, labels_b, pids_b, camids_b, indices_b, raw.error, raw.skipped, copied)
+
     on_the_way: list[tuple[Request, Batch]] = []
     try:
         for request, raw in made:
-            on_the_way.append((request, _sent(raw, labels, size, how, device, queue)))
+            on_the_way.append((request, send(raw)))
             if len(on_the_way) > (device.type != "cpu"):
                 yield _taken_over(*on_the_way.pop(0), queue)
         for waiting in on_the_way:
             yield _taken_over(*waiting, queue)
     finally:
         made.close()
-
-
-def _sent(
-    raw: RawBatch,
-    labels: np.ndarray | None,
-    size: tuple[int, int],
-    how: Augmentation,
-    device: torch.device,
-    queue: torch.Stream | None,
-) -> Batch:
-    rows_b = fields_and_pixels(raw.data, *size)[0][ROW]
-    if labels is None or raw.error:
-        rows_b.fill_(NO_LABEL)
-    else:
-        rows_b.copy_(torch.from_numpy(labels[rows_b.numpy()]))
-    with queue or nullcontext():
-        fields, pixels_bHW3 = fields_and_pixels(raw.data.to(device, non_blocking=True), *size)
-        images_b3HW = transforms.normalise_and_erase(pixels_bHW3, fields[BOX].T, how)
-        labels_b, pids_b, camids_b, indices_b = fields[:4].clone()
-    copied = queue.record_event() if queue else None
-    return Batch(images_b3HW, labels_b, pids_b, camids_b, indices_b, raw.error, raw.skipped, copied)
 
 
 def _taken_over(request: Request, batch: Batch, queue: torch.Stream | None) -> tuple[Request, Batch]:

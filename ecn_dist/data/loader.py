@@ -5,8 +5,7 @@ nor device memory of the training process, and are not its children, so that one
 batch is missed, and not by a signal in the middle of a step.
 
 A signal to the whole process group (Ctrl-C, a scheduler that announces the end of a job) is for the training process
-to answer, which may want to save a checkpoint first. Workers disregard it and end when the training process says so,
-or when it is gone.
+to answer, which may want to save a checkpoint first. Workers end when it says so, or when it is gone.
 """
 
 import multiprocessing
@@ -30,6 +29,7 @@ from ecn_dist.errors import UserError
 BATCHES_AHEAD = 2  # of each worker
 ALIVE_SECONDS = 1.0  # between a worker's looks at whether the training process is there
 SHARED_MEMORY = "/dev/shm"
+WORKER_LOST = (RuntimeError, OSError, EOFError)  # the last two: it died while handing a batch over
 
 
 class Loader:
@@ -65,7 +65,6 @@ class Loader:
         asked: deque[Request] = deque()
         self._ranges.newest = newest = _noted(requests, asked)
         self._begin()
-        lost = None
         while self._made is not None:
             if self._ranges.newest is not newest:
                 raise RuntimeError("the workers have begun another range")
@@ -73,11 +72,11 @@ class Loader:
                 batch = next(self._made)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while handing a batch over
-                lost = f"a loader worker failed at step {asked[0].step}: {error}"
-            if lost:
+            except WORKER_LOST as error:
                 self.close()
-                batch = self._dataset.failed(len(asked[0].rows_b), lost)
+                batch = self._dataset.failed(
+                    len(asked[0].rows_b), f"a loader worker failed at step {asked[0].step}: {error}"
+                )
             yield asked.popleft(), batch
 
     def close(self) -> None:
@@ -90,7 +89,7 @@ class Loader:
             try:
                 self._made = iter(self._loader)
                 return
-            except (RuntimeError, OSError, EOFError):
+            except WORKER_LOST:
                 self.close()  # a worker was lost since the last range
         start_fork_server()
         self._loader = DataLoader(
@@ -130,16 +129,11 @@ def start_fork_server() -> None:
     forkserver.ensure_running()
 
 
-def stream_shared_memory(batch_bytes: int, workers: int) -> int:
-    """Bytes that the batches of one stream take at most."""
-    return batch_bytes * (workers * BATCHES_AHEAD + 1) if workers else 0
-
-
 def check_shared_memory(batch_bytes: int, workers: int) -> None:
     """`UserError` where the batches that `workers` keep ready do not fit into shared memory: they would crash there."""
-    if not os.path.isdir(SHARED_MEMORY):
+    if not workers or not os.path.isdir(SHARED_MEMORY):
         return
-    needed = stream_shared_memory(batch_bytes, workers)
+    needed = batch_bytes * (workers * BATCHES_AHEAD + 1)
     status = os.statvfs(SHARED_MEMORY)
     free = status.f_bavail * status.f_frsize
     if needed > free:

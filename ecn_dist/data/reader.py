@@ -205,16 +205,12 @@ def check_shards(*splits: SplitIndex) -> None:
     """
     wrong = []
     for split in splits:
-        if is_url(split.folder):
-            continue
-        for number, shard in enumerate(split.shards):
+        for number, shard in enumerate(() if is_url(split.folder) else split.shards):
             path = split.shard_path(number)
             try:
                 descriptor = os.open(path, READ_FLAGS)  # one that may not be read has a size, too
-                try:
-                    size = os.fstat(descriptor).st_size
-                finally:
-                    os.close(descriptor)
+                size = os.fstat(descriptor).st_size
+                os.close(descriptor)
             except OSError as error:
                 wrong.append(f"{path}: {error.strerror}")
                 continue

@@ -10,10 +10,9 @@ where that is so, all ranks call `distributed.raise_together(batch.error)`, befo
 error that is not acted upon is raised when the next batch is asked for.
 
 A picture that cannot be decoded is such an error too, unless `max_bad_samples` is given: its sample is then replaced by
-the first of the plan's `stand_ins` that can be shown, which does not depend on the ranks, and counted: by step in
-`Batch.skipped`, in all in `TrainStream.replaced`. These count one rank's samples; their sum over the ranks is the
-global batch's. The log of each rank tells how many at the end of a pass, or where the stream is left within one. More
-than `max_bad_samples` of them in one pass on one rank are an error again.
+the first of the plan's `stand_ins` that can be shown, which does not depend on the ranks, and counted on its rank: in
+`Batch.skipped`, in `TrainStream.replaced`, and in the log at the end of a pass or where the stream is left within one.
+More than `max_bad_samples` of them in one pass on one rank are an error again.
 
 b samples of this rank, V views of each, H x W network input.
 """
@@ -50,13 +49,7 @@ Style = Literal["real", "random", "other", "all"]
 class TrainStream:
     """The planned, augmented training batches of one plan after the other.
 
-    It starts nothing before it is iterated (or `start` is called); its workers then live until `close`, whatever is
-    iterated.
-
-        stream = TrainStream(split, plan, height=256, width=128)
-        for batch in stream.batches(0, steps): ...
-        stream.replan(another_plan)
-        for batch in stream.batches(0, steps): ...
+    It starts nothing before it is iterated (or `start` is called); its workers then live until `close`, over plans.
 
     Args:
         split: the training split.
@@ -64,14 +57,12 @@ class TrainStream:
         height, width: network input.
         augmentation: how pictures are varied; None resizes alone (bicubic), as for evaluation.
         style: which pictures show a sample: "real" (as it was taken), "random" (in the style of a uniformly drawn
-            camera, its own included, which is the real one: METHOD.md, "Camera-invariance"), "other" (in that of a
-            uniformly drawn other camera), or "all" (V = C views: the real one, then the other cameras' in their order,
-            each augmented by draws of its own).
+            camera; its own is the real one: METHOD.md, "Camera-invariance"), "other" (of a drawn other camera), or
+            "all" (V = C views: the real one, then the other cameras' in order, each with draws of its own).
         rank, world_size: which part of each global batch.
         workers: loader processes of this stream; 0 reads in this process.
         device: where batches are delivered, and normalised.
-        max_bad_samples: how many samples that cannot be decoded may be replaced in a pass, on this rank. Counted from
-            the first step iterated.
+        max_bad_samples: that may be replaced in a pass on this rank, counted from the first step iterated.
         cache: where shards behind a URL are kept; unless given, `ShardCache.of_host()`.
 
     Attributes:
@@ -105,7 +96,7 @@ class TrainStream:
         self.max_bad_samples = max_bad_samples
         self.replaced = 0
         self._split, self._style, self._augmentation = split, style, augmentation
-        self._height, self._width = height, width
+        self._size = height, width
         self._workers, self._device, self._cache = workers, device, cache
         self._dataset: PictureDataset | None = None
         self._loader: Loader | None = None
@@ -118,9 +109,7 @@ class TrainStream:
         return self.plan.steps_per_pass
 
     def start(self) -> None:
-        """Have everything that takes time or room: the cache of a URL's shards, shared memory, the workers' server.
-
-        The first iteration does it, too; to call it before tells mistakes early.
+        """What the first iteration would do: see to the cache of a URL's shards, shared memory and the workers' server.
 
         Raises:
             UserError: too little shared memory for the workers, or too small a cache.
@@ -128,18 +117,12 @@ class TrainStream:
         if self._dataset is not None:
             return
         split, reader = _reader(self._split, self._cache)
+        how, plan = self._augmentation, self.plan
         dataset = PictureDataset(
-            split,
-            self._height,
-            self._width,
-            reader,
-            style=self._style,
-            augmentation=self._augmentation,
-            seed=self.plan.seed,
-            domain=self.plan.domain,
+            split, *self._size, reader, style=self._style, augmentation=how, seed=plan.seed, domain=plan.domain
         )
         if self._workers:
-            check_shared_memory(dataset.batch_bytes(self.plan.global_batch_size // self.world_size), self._workers)
+            check_shared_memory(dataset.batch_bytes(plan.global_batch_size // self.world_size), self._workers)
             start_fork_server()
         self._dataset = dataset
         self._loader = Loader(dataset, self._workers, pin_memory=copy_queue(self._device) is not None)
@@ -163,10 +146,8 @@ class TrainStream:
     def batches(self, first_step: int, last_step: int) -> Generator[Batch]:
         """Steps first_step .. last_step - 1 of the present plan; what comes before is not read.
 
-        Only one iteration at a time: to begin another ends this one.
-
-        Yields:
-            the batches. One with an error is the last, and its text is then raised as `UserError`.
+        To begin another iteration ends this one. A batch with an error is the last, and its text is then raised as
+        `UserError`.
         """
         self.start()
         of_pass, pass_number = 0, -1
@@ -190,9 +171,8 @@ class TrainStream:
 
     def _tell(self, replaced: int) -> None:
         if replaced:
-            log.warning(
-                "%s: %d pictures of this pass could not be decoded and were replaced", self.plan.domain, replaced
-            )
+            text = "%s: %d pictures of this pass could not be decoded and were replaced"
+            log.warning(text, self.plan.domain, replaced)
 
     def _requests(self, plan: Plan, steps: range) -> Iterator[Request]:
         for step in steps:
@@ -206,9 +186,9 @@ class TrainStream:
         cache = self._dataset.reader.cache
         ahead = FetchAhead(self._dataset.split, cache, self._requests(plan, steps)) if cache else None
         made = self._loader.load(self._requests(plan, steps))
-        size, how = (self._height, self._width), self._augmentation or ECN
+        how = self._augmentation or ECN
         try:
-            for request, batch in deliver(made, plan.labels, size, how, self._device):
+            for request, batch in deliver(made, plan.labels, self._size, how, self._device):
                 if ahead:
                     ahead.reached(request.step)
                 yield request, batch
