@@ -58,11 +58,9 @@ class PictureDataset(Dataset[RawBatch]):
 
     Args:
         split: what the requests' rows count in.
-        height, width: network input.
         reader: of the split's shards.
-        style: which pictures show a sample, see `TrainStream`.
-        augmentation: None resizes alone (bicubic), as for evaluation.
         seed, domain: of the random numbers.
+        height, width, style, augmentation: see `TrainStream`.
     """
 
     def __init__(

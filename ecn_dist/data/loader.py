@@ -5,7 +5,8 @@ nor device memory of the training process, and are not its children, so that one
 batch is missed, and not by a signal in the middle of a step.
 
 A signal to the whole process group (Ctrl-C, a scheduler that announces the end of a job) is for the training process
-to answer, which may want to save a checkpoint first. Workers end when it says so, or when it is gone.
+to answer, which may want to save a checkpoint first. Workers disregard it, and end when the training process says so
+or is gone.
 """
 
 import multiprocessing
@@ -42,9 +43,7 @@ class Loader:
     """
 
     def __init__(self, dataset: PictureDataset, workers: int, pin_memory: bool) -> None:
-        self._dataset = dataset
-        self._workers = workers
-        self._pin_memory = pin_memory
+        self._dataset, self._workers, self._pin_memory = dataset, workers, pin_memory
         self._ranges = _Ranges()
         self._loader: DataLoader[RawBatch] | None = None
         self._made: Iterator[RawBatch] | None = None
@@ -152,7 +151,7 @@ def _start_worker(trainer: int, worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     # A termination is obeyed from the training process alone; only `sigtimedwait` tells who sent it. Without it (macOS)
-    # it is obeyed from whoever sends it.
+    # it is obeyed from anybody.
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     else:

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -19,6 +18,7 @@ from ecn_dist.data import jpeg
 from ecn_dist.data.cache import FOLDER_VARIABLE, ShardCache
 from ecn_dist.data.fetch import shown
 from ecn_dist.data.index import SplitIndex, is_url
+from ecn_dist.data.index_gate import REMEDY
 from ecn_dist.errors import UserError
 
 MAX_OPEN_SHARDS = 64
@@ -83,28 +83,26 @@ class ShardReader:
         members = np.asarray(split.members)[rows]
         every, slots = np.arange(len(members)), np.asarray(slots)
         offsets, lengths = members["offset"][every, slots], members["length"][every, slots]
-        missing = np.flatnonzero(lengths == 0)
-        if len(missing):
+        for at in np.flatnonzero(lengths == 0)[:1]:
             raise UserError(
-                f"sample {int(members['index'][missing[0]])} of split {split.name!r} in {shown(split.folder)} has no "
-                f"copy in the style of camera {slots[missing[0]]}: pack it with --camera_style histogram, or with "
-                "complete copies; or train without: --data.camera_style false"
+                f"{_sample(split, rows[at])} in {shown(split.folder)} has no copy in the style of camera {slots[at]}: "
+                "pack it with --camera_style histogram, or with complete copies; or train without: "
+                "--data.camera_style false"
             )
         data = [b""] * len(members)
-        shards, parts = members["shard"].tolist(), list(zip(lengths.tolist(), offsets.tolist(), strict=True))
         order = np.lexsort((offsets, members["shard"])).tolist()
+        shards, offsets, lengths = members["shard"].tolist(), offsets.tolist(), lengths.tolist()
         if not is_url(split.folder):
-            self._announce(split, ((shards[place], *parts[place]) for place in order))
+            self._announce(split, ((shards[at], lengths[at], offsets[at]) for at in order))
         for shard, places in groupby(order, key=shards.__getitem__):
             with self._shard(split, shard) as descriptor:
-                for place in places:
-                    length, offset = parts[place]
-                    data[place] = self._read(split, rows[place], descriptor, length, offset)
-                    self.bytes_read += len(data[place])
-                    if len(data[place]) != length:
+                for at in places:
+                    data[at] = self._read(split, rows[at], descriptor, lengths[at], offsets[at])
+                    self.bytes_read += len(data[at])
+                    if len(data[at]) != lengths[at]:
                         raise UserError(
-                            f"{shown(split.shard_path(shard))} ends within the picture at byte {offset}, "
-                            f"{_sample(split, rows[place])}: it was cut short or changed after it was packed. Copy it "
+                            f"{shown(split.shard_path(shard))} ends within the picture at byte {offsets[at]}, "
+                            f"{_sample(split, rows[at])}: it was cut short or changed after it was packed. Copy it "
                             "again, or pack the data set again"
                         )
         return data
@@ -173,18 +171,13 @@ class ShardReader:
         try:
             descriptor = self._open[path] = os.open(path, READ_FLAGS)
         except OSError as error:
-            raise UserError(
-                f"{path} cannot be opened ({error.strerror}). Copy the shard folder again, or pack the data set again"
-            ) from error
+            raise UserError(f"{path} cannot be opened ({error.strerror}). {REMEDY}") from error
         if len(self._open) > MAX_OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1])
         return descriptor
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"cache": self.cache}  # descriptors belong to one process
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type["ShardReader"], tuple[ShardCache | None]]:
+        return ShardReader, (self.cache,)  # descriptors belong to one process
 
     def __del__(self) -> None:
         self.close()
@@ -221,5 +214,5 @@ def check_shards(*splits: SplitIndex) -> None:
         raise UserError(
             f"{len(wrong)} shards are missing or not what was packed:\n  "
             + "\n  ".join(wrong[:5])
-            + f"{more}\nCopy the shard folder again, or pack the data set again"
+            + f"{more}\n{REMEDY}"
         )
