@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 from ecn_dist.data import transforms
 from ecn_dist.data.draws import Draws
 from ecn_dist.data.index import SplitIndex
-from ecn_dist.data.jpeg import UnreadablePicture
+from ecn_dist.data.pictures import UnreadablePicture
 from ecn_dist.data.reader import ShardReader, decode
 from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError

@@ -14,7 +14,7 @@ import simplejpeg
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from ecn_dist.data import jpeg
+from ecn_dist.data import pictures
 from ecn_dist.data.cache import FOLDER_VARIABLE, ShardCache
 from ecn_dist.data.fetch import shown
 from ecn_dist.data.index import SplitIndex, is_url
@@ -35,7 +35,7 @@ def decode(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
     """The bytes of a picture -> (h, w, 3) uint8 RGB, the pixels that PIL gives.
 
     Args:
-        data: a JPEG, or a picture of another of `jpeg.FORMATS`.
+        data: a JPEG, or a picture of another of `pictures.FORMATS`.
         memory: for the result, used if it is large enough; the result is then a view of it.
 
     Raises:
@@ -45,10 +45,10 @@ def decode(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
         # Both decode with libjpeg-turbo and the same settings, hence to the same pixels, but PIL's way to it is twice
         # as long for a small picture. It stays the judge of what simplejpeg refuses, such as harmless stray bytes.
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        jpeg.check_size(height, width)
+        pictures.check_size(height, width)
         return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=memory)
     except ValueError:
-        return np.array(jpeg.decode(data))
+        return np.array(pictures.decode(data))
 
 
 class ShardReader:
@@ -113,7 +113,7 @@ class ShardReader:
         data = self.read(split, row, slot)
         try:
             return Image.fromarray(decode(data))
-        except jpeg.UnreadablePicture as error:
+        except pictures.UnreadablePicture as error:
             raise self.picture_error(split, row, slot, error) from error
 
     def picture_error(self, split: SplitIndex, row: int, slot: int, error: Exception) -> PictureError:

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from ecn_dist.data.draws import Draws
 from ecn_dist.data.index import INDEX_NAME, ShardInfo, member_dtype
 from ecn_dist.data.index_gate import FORMAT_NAME, FORMAT_VERSION, UNKNOWN_PID
-from ecn_dist.data.jpeg import UnreadablePicture, as_stored, encode
+from ecn_dist.data.pictures import UnreadablePicture, as_stored, encode
 from ecn_dist.errors import UserError
 from ecn_dist.packing.records import (
     SPLITS,

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.config import Config
-from ecn_dist.data import jpeg, transforms
+from ecn_dist.data import transforms
+from ecn_dist.data.pictures import UnreadablePicture, decode, to_rgb
 from ecn_dist.errors import UserError
 from ecn_dist.models import Backbone, normalized_features
 from ecn_dist.models.fingerprint import fingerprint_backbone
@@ -155,7 +156,7 @@ def _pixels_of(picture: Picture, place: int) -> np.ndarray:
         if not (picture.width and picture.height):
             raise UserError(f"picture {place}: has no pixels, it is {picture.width} x {picture.height}")
         try:
-            return np.array(jpeg.to_rgb(picture))
+            return np.array(to_rgb(picture))
         except Exception as error:  # a file that PIL opened is decoded here, and its readers raise almost anything
             raise _unreadable(f"picture {place}", error) from error
     if isinstance(picture, str | os.PathLike):
@@ -164,8 +165,8 @@ def _pixels_of(picture: Picture, place: int) -> np.ndarray:
         kinds = "a path, a PIL picture or an array (height, width, 3)"
         raise UserError(f"picture {place}: must be {kinds}, not {type(picture).__name__}")
     try:
-        return np.array(jpeg.decode(picture.data))
-    except jpeg.UnreadablePicture as error:
+        return np.array(decode(picture.data))
+    except UnreadablePicture as error:
         raise _unreadable(picture.name, error) from error
 
 
