@@ -1,9 +1,9 @@
 """A folder of fetched shards and of the rows that tell their members, limited in bytes, that the processes of a host
 may share.
 
-A file is named by its content's checksum, so another packing never takes its place, and it is there whole or not at
-all: it is made under the name `*.part`, verified, synced, and renamed. One that is not what it should be all the same
-is made anew, and no link is followed. Locks (flock, which ends with its holder) keep order:
+A file is named by its content's checksum, and there whole or not at all: it is made under the name `*.part`, verified,
+synced, and renamed. One that is not what it should be all the same is made anew, and no link is followed. Locks (flock,
+which ends with its holder) keep order:
 
 - exclusive on a `.part` by the one that makes it; who needs the same file waits for that lock;
 - shared on a file while it is read or mapped, so that it is not removed to make room;
@@ -93,7 +93,7 @@ class ShardCache:
             UserError: the URL cannot be fetched, is not the shard that was packed, or finds no room; the folder may not
                 be written, or its disk is full.
         """
-        path = self._path(shard)
+        path = self.folder / f"{shard.sha256}.tar"
         with self._told():
             while (descriptor := _open_shared(path)) is None or os.fstat(descriptor).st_size != shard.bytes:
                 _discard(path, descriptor)  # cut short, as by a disk that failed
@@ -109,7 +109,7 @@ class ShardCache:
         def receive(descriptor: int) -> None:
             fetch(url, lambda chunks: _receive(chunks, shard, descriptor), patience or self.patience, shard.bytes)
 
-        self._make(self._path(shard), shard.bytes, shown(url), receive)
+        self._make(self.folder / f"{shard.sha256}.tar", shard.bytes, shown(url), receive)
 
     def map_members(self, members: np.ndarray) -> np.ndarray:
         """The same rows, memory-mapped from a file here: pickled to a worker, they are mapped again and not copied.
@@ -132,13 +132,9 @@ class ShardCache:
         weakref.finalize(mapped, os.close, descriptor)
         return mapped
 
-    def _path(self, shard: ShardInfo) -> Path:
-        return self.folder / f"{shard.sha256}.tar"
-
     def _make(self, path: Path, size: int, what: str, write: Callable[[int], None]) -> None:
         """Have the file here: what `write` writes to a descriptor, or what another process made meanwhile."""
-        part = path.with_suffix(".part")
-        end = self._end_of_patience()
+        part, waited = path.with_suffix(".part"), 0.0
         with self._told():
             while not _touch(path):
                 with ExitStack() as opened:
@@ -151,9 +147,14 @@ class ShardCache:
                         self._fill(path, part, descriptor, write)
                     elif not own:
                         fcntl.flock(descriptor, fcntl.LOCK_SH)  # until it has made the file, or failed to
-                        end = self._end_of_patience()
                     elif not path.exists():
-                        self._wait_for_room(end, what, size)
+                        if waited > self.patience.attempts * self.patience.stall_seconds:
+                            raise UserError(
+                                f"no room for {what} ({size} bytes) in {self.folder}, which is limited to "
+                                f"{self.limit_bytes} bytes that are in use: raise {GIB_VARIABLE}"
+                            )
+                        time.sleep(WAIT_SECONDS)
+                        waited += WAIT_SECONDS
 
     def _reserve(self, path: Path, part: Path, descriptor: int, size: int) -> bool:
         """Whether the `.part`, which is removed otherwise, has its full length; under the folder's lock."""
@@ -174,17 +175,6 @@ class ShardCache:
             with self._locked():
                 part.unlink()
             raise
-
-    def _end_of_patience(self) -> float:
-        return time.monotonic() + self.patience.attempts * self.patience.stall_seconds
-
-    def _wait_for_room(self, end: float, what: str, needed: int) -> None:
-        if time.monotonic() > end:
-            raise UserError(
-                f"no room for {what} ({needed} bytes) in {self.folder}, which is limited to {self.limit_bytes} "
-                f"bytes that are in use: raise {GIB_VARIABLE}"
-            )
-        time.sleep(WAIT_SECONDS)
 
     def _make_room(self, needed: int) -> bool:
         """Remove the least recently used files that nobody holds until `needed` bytes are free."""

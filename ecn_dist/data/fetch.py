@@ -84,15 +84,13 @@ def fetch(
 
 def fetch_bytes(url: str, limit: int, patience: Patience | None = None) -> bytes:
     """All of `url`, in memory, if it has at most `limit` bytes. `UserError` where it cannot be had."""
-    data = bytearray()
+    parts: list[bytes] = []
 
     def receive(chunks: Iterator[bytes]) -> None:
-        data.clear()
-        for chunk in chunks:
-            data.extend(chunk)
+        parts[:] = chunks
 
     fetch(url, receive, patience, limit)
-    return bytes(data)
+    return b"".join(parts)
 
 
 def _chunks(url: str, patience: Patience, limit: int | None) -> Generator[bytes]:

@@ -44,7 +44,7 @@ class Loader:
 
     def __init__(self, dataset: PictureDataset, workers: int, pin_memory: bool) -> None:
         self._dataset, self._workers, self._pin_memory = dataset, workers, pin_memory
-        self._ranges = _Ranges()
+        self._sampler = _Sampler()
         self._loader: DataLoader[RawBatch] | None = None
         self._made: Iterator[RawBatch] | None = None
 
@@ -62,10 +62,10 @@ class Loader:
                 yield request, batch._replace(data=batch.data.pin_memory()) if self._pin_memory else batch
             return
         asked: deque[Request] = deque()
-        self._ranges.newest = newest = _noted(requests, asked)
+        self._sampler.requests, self._sampler.asked = requests, asked
         self._begin()
         while self._made is not None:
-            if self._ranges.newest is not newest:
+            if self._sampler.asked is not asked:
                 raise RuntimeError("the workers have begun another range")
             try:
                 batch = next(self._made)
@@ -94,7 +94,7 @@ class Loader:
         self._loader = DataLoader(
             self._dataset,
             batch_size=None,
-            sampler=self._ranges,
+            sampler=self._sampler,
             collate_fn=_as_made,
             num_workers=self._workers,
             prefetch_factor=BATCHES_AHEAD,
@@ -107,19 +107,17 @@ class Loader:
         self._made = iter(self._loader)
 
 
-class _Ranges:
-    """What the `DataLoader` takes for its sampler: each of its iterations asks for the newest range."""
+class _Sampler:
+    """The `DataLoader`'s: each iteration of it asks for the newest range, and notes what was asked for."""
 
-    newest: Iterator[Request]
+    requests: Iterable[Request]
+    asked: deque[Request]
 
     def __iter__(self) -> Iterator[Request]:
-        return self.newest
-
-
-def _noted(requests: Iterable[Request], asked: deque[Request]) -> Iterator[Request]:
-    for request in requests:
-        asked.append(request)
-        yield request
+        asked = self.asked
+        for request in self.requests:
+            asked.append(request)
+            yield request
 
 
 def start_fork_server() -> None:

@@ -93,8 +93,8 @@ class PassPlan:
         seed: of the run.
         domain: "source", "target", ...
         labels: (n,) of the rows, for a split whose identities are trained with.
-        window: how many samples are shuffled together, over all streams. A window of one stream never spans less than
-            `SHARDS_PER_WINDOW` mean shards of it, so that shards are mixed even where they are large.
+        window: how many samples are shuffled together, over all streams; of one stream never less than
+            `SHARDS_PER_WINDOW` mean shards, so that shards are mixed even where they are large.
 
     Raises:
         UserError: B is not a multiple of S, or there are fewer than B samples.
