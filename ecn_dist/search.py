@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from ecn_dist.command import at_least, printable, verb
-from ecn_dist.data import jpeg
+from ecn_dist.data.pictures import decode
 from ecn_dist.errors import UserError
 from ecn_dist.ranking import nearest_pictures
 from ecn_dist.reporting.montage import save_figure
@@ -91,7 +91,7 @@ def _draw(
     rows = []
     for query, matches in zip(queries, found, strict=True):
         answers = [(match.name, match.distance, _gallery_picture(gallery, match.row, folder)) for match in matches]
-        rows.append((printable(Path(query.name).name), jpeg.decode(query.data), answers))
+        rows.append((printable(Path(query.name).name), decode(query.data), answers))
     caption = (
         f"The nearest among {len(gallery.files):,} pictures, with Euclidean distances. Near is not the same person."
     )
@@ -106,7 +106,7 @@ def _gallery_picture(gallery: FeatureFile, row: int, folder: Path) -> Image.Imag
     data = read_picture(path).data
     if hashlib.sha256(data).digest() != gallery.sha256[row].tobytes():
         raise UserError(f"--draw: {path} is not the picture that was embedded; embed the gallery again")
-    return jpeg.decode(data)
+    return decode(data)
 
 
 if __name__ == "__main__":

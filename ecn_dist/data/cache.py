@@ -1,13 +1,12 @@
 """A folder of fetched shards and of the rows that tell their members, limited in bytes, that the processes of a host
 may share.
 
-A file is named by its content's checksum, so another packing never takes its place, and it is there whole or not at
-all: it is made under the name `*.part`, verified, synced, and renamed. One that is not what it should be all the same
-is made anew, and no link is followed. Locks (flock, which ends with its holder) keep order:
+A file is named by its content's checksum, and there whole or not at all: it is made under the name `*.part`, verified,
+synced, and renamed. One that is not what it should be all the same is made anew, and no link is followed. Locks (flock,
+which ends with its holder) keep order:
 
-- exclusive on a `.part` by the one that fetches it; who needs the same shard waits for that lock and finds it fetched;
-- shared on a `.tar` while it is read, and on a `.members.npy` while it is mapped, so that it is not removed to make
-  room;
+- exclusive on a `.part` by the one that makes it; who needs the same file waits for that lock;
+- shared on a file while it is read or mapped, so that it is not removed to make room;
 - exclusive on the folder's `lock` while files come and go: a `.part` has its final length from the start, so the
   lengths in the folder are what is taken.
 
@@ -21,8 +20,9 @@ import hashlib
 import os
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 
@@ -35,10 +35,9 @@ from ecn_dist.errors import UserError
 FOLDER_VARIABLE, GIB_VARIABLE = "ECN_DIST_CACHE_DIR", "ECN_DIST_CACHE_GIB"
 DEFAULT_GIB = "32"
 WAIT_SECONDS = 0.05
-LOCK_NAME = "lock"
-FILE_MODE = 0o666  # less what the umask takes
-NPY_HEADER_BYTES = 4096  # at most
 KEPT = ("*.tar", "*.members.npy", "*.part")
+FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+FILE_MODE = 0o666  # less what the umask takes
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -94,12 +93,10 @@ class ShardCache:
             UserError: the URL cannot be fetched, is not the shard that was packed, or finds no room; the folder may not
                 be written, or its disk is full.
         """
-        path = self._path(shard, "tar")
+        path = self.folder / f"{shard.sha256}.tar"
         with self._told():
             while (descriptor := _open_shared(path)) is None or os.fstat(descriptor).st_size != shard.bytes:
-                if descriptor is not None:  # cut short, as by a disk that failed
-                    os.close(descriptor)
-                    path.unlink(missing_ok=True)
+                _discard(path, descriptor)  # cut short, as by a disk that failed
                 self.fetch(url, shard)
         try:
             yield descriptor
@@ -108,23 +105,11 @@ class ShardCache:
 
     def fetch(self, url: str, shard: ShardInfo, patience: Patience | None = None) -> None:
         """Have the shard here; at once if it is. Errors as for `open`."""
-        path, part = self._path(shard, "tar"), self._path(shard, "part")
-        with self._told():
-            while not _touch(path):
-                descriptor = self._reserve(url, shard)
-                if descriptor is None:
-                    continue  # another process fetched it, or failed to
-                try:
-                    self._receive(url, shard, descriptor, patience or self.patience)
-                    os.fsync(descriptor)
-                    with self._locked():
-                        part.rename(path)
-                except BaseException:
-                    with self._locked():
-                        part.unlink()
-                    raise
-                finally:
-                    os.close(descriptor)
+
+        def receive(descriptor: int) -> None:
+            fetch(url, lambda chunks: _receive(chunks, shard, descriptor), patience or self.patience, shard.bytes)
+
+        self._make(self.folder / f"{shard.sha256}.tar", shard.bytes, shown(url), receive)
 
     def map_members(self, members: np.ndarray) -> np.ndarray:
         """The same rows, memory-mapped from a file here: pickled to a worker, they are mapped again and not copied.
@@ -134,58 +119,62 @@ class ShardCache:
         Raises:
             UserError: there is no room; the folder may not be written, or its disk is full.
         """
-        path = self.folder / f"{hashlib.sha256(members.tobytes()).hexdigest()}.members.npy"
-        end = self._end_of_patience()
+        buffer = BytesIO()
+        np.save(buffer, members, allow_pickle=False)
+        data = buffer.getbuffer()
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self.folder / f"{sha256}.members.npy"
         with self._told():
-            while True:
-                with self._locked():
-                    if not _holds(path, members) and self._make_room(members.nbytes + NPY_HEADER_BYTES):
-                        _save(path, members)
-                    descriptor = _open_shared(path)
-                if descriptor is not None:
-                    break
-                self._wait_for_room(end, "the index", members.nbytes)
+            while (descriptor := _open_shared(path)) is None or _sha256(descriptor) != sha256:
+                _discard(path, descriptor)
+                self._make(path, len(data), "the index", lambda part: _write(part, data, 0))
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         weakref.finalize(mapped, os.close, descriptor)
         return mapped
 
-    def _path(self, shard: ShardInfo, suffix: str) -> Path:
-        return self.folder / f"{shard.sha256}.{suffix}"
+    def _make(self, path: Path, size: int, what: str, write: Callable[[int], None]) -> None:
+        """Have the file here: what `write` writes to a descriptor, or what another process made meanwhile."""
+        part, waited = path.with_suffix(".part"), 0.0
+        with self._told():
+            while not _touch(path):
+                with ExitStack() as opened:
+                    with self._locked():
+                        descriptor = _create(part)
+                        opened.callback(os.close, descriptor)
+                        own = _try_lock(descriptor)
+                        reserved = own and self._reserve(path, part, descriptor, size)
+                    if reserved:
+                        self._fill(path, part, descriptor, write)
+                    elif not own:
+                        fcntl.flock(descriptor, fcntl.LOCK_SH)  # until it has made the file, or failed to
+                    elif not path.exists():
+                        if waited > self.patience.attempts * self.patience.stall_seconds:
+                            raise UserError(
+                                f"no room for {what} ({size} bytes) in {self.folder}, which is limited to "
+                                f"{self.limit_bytes} bytes that are in use: raise {GIB_VARIABLE}"
+                            )
+                        time.sleep(WAIT_SECONDS)
+                        waited += WAIT_SECONDS
 
-    def _reserve(self, url: str, shard: ShardInfo) -> int | None:
-        """The locked, empty `.part` of full length; None after waiting for another process that fetches it."""
-        end = self._end_of_patience()
-        path = self._path(shard, "part")
-        while True:
+    def _reserve(self, path: Path, part: Path, descriptor: int, size: int) -> bool:
+        """Whether the `.part`, which is removed otherwise, has its full length; under the folder's lock."""
+        os.ftruncate(descriptor, 0)
+        if path.exists() or not self._make_room(size):
+            part.unlink()
+            return False
+        os.ftruncate(descriptor, size)
+        return True
+
+    def _fill(self, path: Path, part: Path, descriptor: int, write: Callable[[int], None]) -> None:
+        try:
+            write(descriptor)
+            os.fsync(descriptor)
             with self._locked():
-                descriptor = _create(path)
-                if not _try_lock(descriptor):
-                    break
-                if self._path(shard, "tar").exists():
-                    path.unlink()
-                    os.close(descriptor)
-                    return None
-                os.ftruncate(descriptor, 0)
-                if self._make_room(shard.bytes):
-                    os.ftruncate(descriptor, shard.bytes)
-                    return descriptor
-                path.unlink()
-                os.close(descriptor)
-            self._wait_for_room(end, shown(url), shard.bytes)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        os.close(descriptor)
-        return None
-
-    def _end_of_patience(self) -> float:
-        return time.monotonic() + self.patience.attempts * self.patience.stall_seconds
-
-    def _wait_for_room(self, end: float, what: str, needed: int) -> None:
-        if time.monotonic() > end:
-            raise UserError(
-                f"no room for {what} ({needed} bytes) in {self.folder}, which is limited to {self.limit_bytes} "
-                f"bytes that are in use: raise {GIB_VARIABLE}"
-            )
-        time.sleep(WAIT_SECONDS)
+                part.rename(path)
+        except BaseException:
+            with self._locked():
+                part.unlink()
+            raise
 
     def _make_room(self, needed: int) -> bool:
         """Remove the least recently used files that nobody holds until `needed` bytes are free."""
@@ -197,31 +186,16 @@ class ShardCache:
         for _, size, path in sorted(files):
             if taken + needed <= self.limit_bytes:
                 break
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(path, os.O_RDONLY | FLAGS)
             if _try_lock(descriptor):
                 path.unlink()
                 taken -= size
             os.close(descriptor)
         return taken + needed <= self.limit_bytes
 
-    def _receive(self, url: str, shard: ShardInfo, descriptor: int, patience: Patience) -> None:
-        def write(chunks: Iterator[bytes]) -> None:
-            checksum, position = hashlib.sha256(), 0
-            for chunk in chunks:
-                checksum.update(chunk)
-                with self._told():  # or it would be taken for a failure of the source
-                    _write(descriptor, chunk, position)
-                position += len(chunk)
-            if position != shard.bytes:
-                raise FetchError(f"{position} of {shard.bytes} bytes")
-            if checksum.hexdigest() != shard.sha256:
-                raise FetchError(f"sha256 {checksum.hexdigest()[:12]}... where {shard.sha256[:12]}... was packed")
-
-        fetch(url, write, patience, limit=shard.bytes)
-
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        descriptor = _create(self.folder / LOCK_NAME)
+        descriptor = _create(self.folder / "lock")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -249,18 +223,25 @@ class ShardCache:
 
 
 def _create(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+    return os.open(path, os.O_RDWR | os.O_CREAT | FLAGS, FILE_MODE)
 
 
 def _open_shared(path: Path) -> int | None:
     """A descriptor that keeps the file from being removed; None where there is none."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | FLAGS)
     except FileNotFoundError:
         return None
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     _touch(path)
     return descriptor
+
+
+def _discard(path: Path, descriptor: int | None) -> None:
+    """Remove a file that is not what it should be, if there is one."""
+    if descriptor is not None:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def _touch(path: Path) -> bool:
@@ -274,7 +255,19 @@ def _touch(path: Path) -> bool:
     return True
 
 
-def _write(descriptor: int, chunk: bytes, position: int) -> None:
+def _receive(chunks: Iterator[bytes], shard: ShardInfo, descriptor: int) -> None:
+    checksum, position = hashlib.sha256(), 0
+    for chunk in chunks:
+        checksum.update(chunk)
+        _write(descriptor, chunk, position)
+        position += len(chunk)
+    if position != shard.bytes:
+        raise FetchError(f"{position} of {shard.bytes} bytes")
+    if checksum.hexdigest() != shard.sha256:
+        raise FetchError(f"sha256 {checksum.hexdigest()[:12]}... where {shard.sha256[:12]}... was packed")
+
+
+def _write(descriptor: int, chunk: bytes | memoryview, position: int) -> None:
     """All of `chunk`: a disk that gets full takes a part of it first."""
     rest = memoryview(chunk)
     while rest:
@@ -282,31 +275,9 @@ def _write(descriptor: int, chunk: bytes, position: int) -> None:
         rest, position = rest[written:], position + written
 
 
-def _holds(path: Path, members: np.ndarray) -> bool:
-    """Whether the file has these rows; one that has others is removed, as is a link."""
-    with suppress(FileNotFoundError):
-        try:
-            if not path.is_symlink() and np.array_equal(np.lib.format.open_memmap(path, mode="r"), members):
-                return True
-        except ValueError:
-            pass  # it is no array
-        path.unlink()
-    return False
-
-
-def _save(path: Path, members: np.ndarray) -> None:
-    """Written under the folder's lock, so a `.part` that others can see is what a killed process left."""
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    try:
-        with os.fdopen(_create(part), "wb") as file:
-            np.save(file, members, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+def _sha256(descriptor: int) -> str:
+    with open(descriptor, "rb", closefd=False) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _try_lock(descriptor: int) -> bool:

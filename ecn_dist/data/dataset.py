@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 from ecn_dist.data import transforms
 from ecn_dist.data.draws import Draws
 from ecn_dist.data.index import SplitIndex
-from ecn_dist.data.jpeg import UnreadablePicture
+from ecn_dist.data.pictures import UnreadablePicture
 from ecn_dist.data.reader import ShardReader, decode
 from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
@@ -58,11 +58,9 @@ class PictureDataset(Dataset[RawBatch]):
 
     Args:
         split: what the requests' rows count in.
-        height, width: network input.
         reader: of the split's shards.
-        style: which pictures show a sample, see `TrainStream`.
-        augmentation: None resizes alone (bicubic), as for evaluation.
         seed, domain: of the random numbers.
+        height, width, style, augmentation: see `TrainStream`.
     """
 
     def __init__(
@@ -125,20 +123,24 @@ class PictureDataset(Dataset[RawBatch]):
         slots_bV, draws_bVK = self.choose(rows_b, occurrences_b, pass_number)
         pictures = self.reader.read_batch(self.split, rows_b.repeat(self.views), slots_bV.ravel())
         shown_b, V = rows_b.copy(), self.views
-        for at in range(len(rows_b)):
+        for at, row in enumerate(rows_b.tolist()):
             views = slice(at * V, (at + 1) * V)
-            try:
-                self._show(pixels[views], pictures[views], draws_bVK[at])
-            except UnreadablePicture as error:
-                others = request.stand_ins[at] if request.stand_ins else ()
-                stand_in = self._replace(pixels[views], others, occurrences_b[at : at + 1], pass_number)
-                if stand_in is None:
-                    raise self._picture_error(int(rows_b[at]), slots_bV[at], error) from error
-                shown_b[at], draws_bVK[at] = stand_in
+            problem = self._show(pixels[views], pictures[views], draws_bVK[at])
+            if problem is None:
+                continue
+            for stand_in in request.stand_ins[at] if request.stand_ins else ():
+                slots_1V, draws_1VK = self.choose(stand_in[None], occurrences_b[at : at + 1], pass_number)
+                others = self.reader.read_batch(self.split, stand_in.repeat(V), slots_1V[0])
+                if self._show(pixels[views], others, draws_1VK[0]) is None:
+                    shown_b[at], draws_bVK[at] = stand_in, draws_1VK[0]
+                    break
+            else:
+                view, error = problem
+                raise self.reader.picture_error(self.split, row, int(slots_bV[at, view]), error) from error
         members_bV = np.asarray(self.split.members)[shown_b].repeat(V)
         fields_np[ROW] = shown_b.repeat(V)
-        fields_np[PID], fields_np[CAMID] = members_bV["pid"], members_bV["camid"]
-        fields_np[INDEX] = members_bV["index"]
+        for field, name in ((PID, "pid"), (CAMID, "camid"), (INDEX, "index")):
+            fields_np[field] = members_bV[name]
         fields_np[BOX] = self._boxes(draws_bVK, members_bV["index"], occurrences_b, pass_number)
         return int(np.count_nonzero(shown_b != rows_b))
 
@@ -149,44 +151,34 @@ class PictureDataset(Dataset[RawBatch]):
         addresses = (self._views_of(occurrences_b), members_b["index"].repeat(self.views), pass_number)
         draws_bVK = self._draws.uniforms(transforms.NUM_DRAWS, addresses).reshape(len(rows_b), self.views, -1)
         real = self.split.num_cameras
-        camera_draws_bV = draws_bVK[:, :, transforms.CAMERA]
         if self.style == "random":  # its own camera's: the real picture
-            cameras_bV = transforms.draw_camera(camera_draws_bV, real)
-            return np.where(cameras_bV == own_b1, real, cameras_bV), draws_bVK
+            slots_bV = transforms.draw_camera(draws_bVK[:, :, transforms.CAMERA], real)
+            return np.where(slots_bV == own_b1, real, slots_bV), draws_bVK
+        others_bV = np.arange(self.views - 1)[None]
         if self.style == "other":
-            others_bV = transforms.draw_camera(camera_draws_bV, real - 1)
-            return others_bV + (others_bV >= own_b1), draws_bVK
-        slots_bV = np.full((len(rows_b), self.views), real)
-        if self.style == "all":  # the real picture, then the other cameras' in their order
-            others_bV = np.arange(real - 1)[None]
-            slots_bV[:, 1:] = others_bV + (others_bV >= own_b1)
+            others_bV = transforms.draw_camera(draws_bVK[:, :, transforms.CAMERA], real - 1)
+        slots_bV = others_bV + (others_bV >= own_b1)
+        if self.style != "other":  # the real picture, then the other cameras' in their order, if any
+            slots_bV = np.concatenate([np.full_like(own_b1, real), slots_bV], axis=1)
         return slots_bV, draws_bVK
 
     def _views_of(self, occurrences_b: np.ndarray) -> np.ndarray:
         """(b V,) the first number of the addresses: each view of each occurrence draws for itself."""
         return (occurrences_b[:, None] * self.views + np.arange(self.views)).ravel()
 
-    def _show(self, out_VHW3: Tensor, data: Sequence[bytes], draws_VK: np.ndarray) -> None:
-        """Decode and resize one sample's pictures. `UnreadablePicture` where one cannot be decoded."""
-        for out_HW3, picture, draws in zip(out_VHW3, data, draws_VK, strict=True):
-            pixels_hw3 = decode(picture, self._decoded)
-            if self.augmentation is None:
-                transforms.resize_into(out_HW3, pixels_hw3)
-            else:  # plain floats: the arithmetic is scalar
-                transforms.augment_into(out_HW3, pixels_hw3, draws.tolist(), self.augmentation)
-
-    def _replace(
-        self, out_VHW3: Tensor, rows: Sequence[int] | np.ndarray, occurrence_1: np.ndarray, pass_number: int
-    ) -> tuple[int, np.ndarray] | None:
-        """Show the first of `rows` that can be decoded: it, and its draws. None where none can be."""
-        for row in rows:
-            slots_1V, draws_1VK = self.choose(np.array([row]), occurrence_1, pass_number)
-            pictures = self.reader.read_batch(self.split, np.full(self.views, row), slots_1V[0])
+    def _show(
+        self, out_VHW3: Tensor, data: Sequence[bytes], draws_VK: np.ndarray
+    ) -> tuple[int, UnreadablePicture] | None:
+        """Decode and resize one sample's pictures; which of them cannot be decoded, and why."""
+        for view, draws in enumerate(draws_VK):
             try:
-                self._show(out_VHW3, pictures, draws_1VK[0])
-            except UnreadablePicture:
-                continue
-            return int(row), draws_1VK[0]
+                pixels_hw3 = decode(data[view], self._decoded)
+            except UnreadablePicture as error:
+                return view, error
+            if self.augmentation is None:
+                transforms.resize_into(out_VHW3[view], pixels_hw3)
+            else:  # plain floats: the arithmetic is scalar
+                transforms.augment_into(out_VHW3[view], pixels_hw3, draws.tolist(), self.augmentation)
         return None
 
     def _boxes(
@@ -202,15 +194,6 @@ class PictureDataset(Dataset[RawBatch]):
             for at, row in zip(erased, draws, strict=True):
                 boxes[at] = transforms.erase_box(row, self.height, self.width, self.augmentation)
         return boxes.T
-
-    def _picture_error(self, row: int, slots_V: np.ndarray, error: UnreadablePicture) -> UserError:
-        """Names the picture of the sample that cannot be decoded."""
-        for slot in slots_V.tolist():
-            try:
-                decode(self.reader.read(self.split, row, slot))
-            except UnreadablePicture:
-                break
-        return self.reader.picture_error(self.split, row, slot, error)
 
 
 def _decoding_memory() -> np.ndarray:

@@ -1,10 +1,9 @@
 """Random numbers by address: a function of (seed, domain, purpose) and of three whole numbers, and of nothing else.
 
-So a sample's augmentation, or the order of a window, is the same on every rank, in every worker and after a resume,
-and nothing needs to be remembered to draw it again. The generator is Philox4x32-10 (Salmon et al., "Parallel Random
-Numbers: As Easy as 1, 2, 3", SC 2011), whose counter is the address. It is written out here for many addresses at a
-time: to make a NumPy generator for every sample takes four times as long, and NumPy does not promise that the orders
-its generators give stay the same from one version to the next.
+So they are the same on every rank, in every worker and after a resume. The generator is Philox4x32-10 (Salmon et al.,
+"Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), whose counter is the address. It is written out for many
+addresses at a time: to make a NumPy generator for every sample takes four times as long, and NumPy does not promise the
+same orders from one version to the next.
 """
 
 import numpy as np
@@ -31,12 +30,7 @@ def philox(counter_4: tuple[np.ndarray, ...], key_2: tuple[int, int]) -> tuple[n
 
 
 class Draws:
-    """The random numbers of one purpose in one domain.
-
-    Args:
-        seed: of the run, not negative.
-        domain: "source" or "target"; two domains over the same shards draw independently.
-        purpose: what the numbers are for; two purposes draw independently.
+    """The random numbers of one purpose in one domain, independent of those of any other; `seed` is not negative.
 
     An address is three whole numbers below 2**32. Any of them may be an array of n, for the numbers of n addresses.
     """

@@ -14,15 +14,15 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 
 from ecn_dist.errors import UserError
 
 CHUNK_BYTES = 1 << 20
-EXIT_SECONDS = 1.0  # for a command to end after its last byte
+EXIT_SECONDS = 1.0  # at least, for a command to end after its last byte
 SECRET = re.compile(r"(?i)((?:bearer|basic|token|secret|password|key|signature)[\w-]*['\"]?[=:\s]+)[^\s'\"&]+")
 
 
@@ -66,157 +66,131 @@ def fetch(
         UserError: every attempt failed, or no package here opens such an address.
     """
     patience = patience or Patience()
-    problems = []
+    problem = ""
     for attempt in range(patience.attempts):
         if attempt:
             time.sleep(patience.backoff_seconds * 2 ** (attempt - 1))
         try:
-            receive(_limited(_chunks(url, patience), limit))
+            with closing(_chunks(url, patience, limit)) as chunks:
+                receive(chunks)
             return
         except FetchError as error:
-            problems.append(str(error))
+            problem = str(error)
     raise UserError(
-        f"{shown(url)} cannot be fetched, after {patience.attempts} attempts: {problems[-1]}. Check the address, the "
+        f"{shown(url)} cannot be fetched, after {patience.attempts} attempts: {problem}. Check the address, the "
         "access rights and the network of this host, or copy the shard folder to a local path"
     )
 
 
 def fetch_bytes(url: str, limit: int, patience: Patience | None = None) -> bytes:
     """All of `url`, in memory, if it has at most `limit` bytes. `UserError` where it cannot be had."""
-    data = bytearray()
+    parts: list[bytes] = []
 
     def receive(chunks: Iterator[bytes]) -> None:
-        data.clear()
-        for chunk in chunks:
-            data.extend(chunk)
+        parts[:] = chunks
 
     fetch(url, receive, patience, limit)
-    return bytes(data)
+    return b"".join(parts)
+
+
+def _chunks(url: str, patience: Patience, limit: int | None) -> Generator[bytes]:
+    """What arrives, as long as it comes fast enough; the time that the receiver takes does not count."""
+    if url.startswith("pipe:"):
+        source = _command(url.removeprefix("pipe:"), patience.stall_seconds)
+    elif url.startswith(("http://", "https://")):
+        source = _http(url, patience.stall_seconds)
+    else:
+        source = _fsspec(url)
+    credit, received = patience.stall_seconds, 0
+    try:
+        with closing(source):
+            begun = time.monotonic()
+            for chunk in source:
+                credit -= time.monotonic() - begun
+                if credit < 0:
+                    raise FetchError(f"fewer than {patience.least_rate} bytes a second arrived")
+                credit = min(credit + len(chunk) / patience.least_rate, patience.stall_seconds)
+                received += len(chunk)
+                if limit is not None and received > limit:
+                    raise FetchError(f"more than the {limit} bytes that were announced")
+                yield chunk
+                begun = time.monotonic()
+    except TimeoutError as error:
+        raise FetchError(f"nothing arrived for {patience.stall_seconds:g} s") from error
+    except (OSError, HTTPException) as error:
+        raise FetchError(str(error) or type(error).__name__) from error
+
+
+def _command(command: str, seconds: float) -> Generator[bytes]:
+    """The output of a shell command; `TimeoutError` where nothing arrives within so many seconds."""
+    # In a process group: what a shell starts does not end with the shell.
+    process = subprocess.Popen(
+        command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, process_group=0
+    )
+    assert process.stdout is not None
+    _running.add(process)
+    try:
+        while True:
+            if not select.select([process.stdout], [], [], seconds)[0]:
+                raise TimeoutError
+            if not (data := os.read(process.stdout.fileno(), CHUNK_BYTES)):
+                break
+            yield data
+        if status := process.wait(max(seconds, EXIT_SECONDS)):
+            raise FetchError(f"the command ended with status {status}")
+    except subprocess.TimeoutExpired as error:
+        raise FetchError("the command did not end after its last byte") from error
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command and all that it started."""
+    if process.returncode is None:  # not asked with poll(): until it is reaped, its number stays its own
+        with suppress(ProcessLookupError, PermissionError):  # the latter: sudo; it ends when it writes again
+            os.killpg(process.pid, signal.SIGKILL)
+    if process.stdout is not None:
+        process.stdout.close()
+    _running.discard(process)
 
 
 def end_commands() -> None:
     """End what is still fetching, for a process that ends without going through its `finally` blocks."""
-    for command in tuple(_running):
-        command.close()
+    for process in tuple(_running):
+        _end(process)
 
 
-def _limited(chunks: Iterator[bytes], limit: int | None) -> Iterator[bytes]:
-    received = 0
-    for chunk in chunks:
-        received += len(chunk)
-        if limit is not None and received > limit:
-            raise FetchError(f"more than the {limit} bytes that were announced")
-        yield chunk
-
-
-class _Command:
-    """A shell command whose output is read, in a process group: what a shell starts does not end with the shell."""
-
-    def __init__(self, command: str) -> None:
-        self._process = subprocess.Popen(
-            command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, process_group=0
-        )
-        _running.add(self)
-
-    def read(self, seconds: float) -> bytes:
-        """What has arrived; `TimeoutError` where nothing does within so many seconds."""
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
-        if not ready:
-            raise TimeoutError
-        data = os.read(self._process.stdout.fileno(), CHUNK_BYTES)
-        if not data:
-            try:
-                status = self._process.wait(max(seconds, EXIT_SECONDS))
-            except subprocess.TimeoutExpired as error:
-                raise FetchError("the command did not end after its last byte") from error
-            if status:
-                raise FetchError(f"the command ended with status {status}")
-        return data
-
-    def close(self) -> None:
-        """End it and all that it started."""
-        if self._process.returncode is None:  # not asked with poll(): until it is reaped, its number stays its own
-            with suppress(ProcessLookupError, PermissionError):  # the latter: sudo; it ends when it writes again
-                os.killpg(self._process.pid, signal.SIGKILL)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        _running.discard(self)
-
-
-class _Http:
-    """An answer of a web server; a read waits as long as was said when it was opened."""
-
-    def __init__(self, url: str, seconds: float) -> None:
-        try:
-            self._answer = urllib.request.urlopen(url, timeout=seconds)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise FetchError(f"the server answered with an error ({error.code} {error.reason})") from error
-        except urllib.error.URLError as error:
-            raise FetchError(f"no connection to the host ({error.reason})") from error
-        self.close = self._answer.close
-
-    def read(self, seconds: float) -> bytes:
-        data: bytes = self._answer.read1(CHUNK_BYTES)
-        if not data and self._answer.length:
-            raise FetchError(f"the connection broke off, {self._answer.length} bytes before the end")
-        return data
-
-
-class _Fsspec:
-    """A file of any file system that fsspec knows; how long a read waits is that one's matter."""
-
-    def __init__(self, url: str) -> None:
-        import fsspec  # type: ignore[import-untyped]  # only such addresses need it
-
-        try:
-            self._file = fsspec.open(url, "rb").open()
-        except (ImportError, ValueError) as error:
-            raise UserError(
-                f"{shown(url)}: nothing here opens such an address ({error}). Or fetch it by a command, for s3: "
-                "pipe:aws s3 cp s3://BUCKET/FOLDER/{} -"
-            ) from error
-        self.close = self._file.close
-
-    def read(self, seconds: float) -> bytes:
-        data: bytes = self._file.read(CHUNK_BYTES)
-        return data
-
-
-_running: set[_Command] = set()  # that this process started and has not ended
+_running: set[subprocess.Popen[bytes]] = set()  # that this process started and has not ended
 atexit.register(end_commands)  # threads that fetch ahead are daemons
 os.register_at_fork(after_in_child=_running.clear)
 
 
-def _open(url: str, seconds: float) -> _Command | _Http | _Fsspec:
-    if url.startswith("pipe:"):
-        return _Command(url.removeprefix("pipe:"))
-    return _Http(url, seconds) if url.startswith(("http://", "https://")) else _Fsspec(url)
-
-
-def _chunks(url: str, patience: Patience) -> Iterator[bytes]:
-    """What arrives, as long as it comes fast enough; the time that the receiver takes does not count."""
-    credit = patience.stall_seconds
-    source = None
+def _http(url: str, seconds: float) -> Generator[bytes]:
     try:
-        source = _open(url, patience.stall_seconds)
-        while True:
-            begun = time.monotonic()
-            chunk = source.read(max(credit, 0.0))
-            credit -= time.monotonic() - begun
-            if not chunk:
-                return
-            if credit < 0:
-                raise TimeoutError
-            credit = min(credit + len(chunk) / patience.least_rate, patience.stall_seconds)
-            yield chunk
-    except TimeoutError as error:
-        if credit == patience.stall_seconds:
-            raise FetchError(f"nothing arrived for {patience.stall_seconds:g} s") from error
-        raise FetchError(f"fewer than {patience.least_rate} bytes a second arrived") from error
-    except (OSError, HTTPException) as error:
-        raise FetchError(str(error) or type(error).__name__) from error
-    finally:
-        if source is not None:
-            source.close()
+        answer = urllib.request.urlopen(url, timeout=seconds)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise FetchError(f"the server answered with an error ({error.code} {error.reason})") from error
+    except urllib.error.URLError as error:
+        raise FetchError(f"no connection to the host ({error.reason})") from error
+    with answer:
+        while data := answer.read1(CHUNK_BYTES):
+            yield data
+        if answer.length:
+            raise FetchError(f"the connection broke off, {answer.length} bytes before the end")
+
+
+def _fsspec(url: str) -> Generator[bytes]:
+    """By any file system that fsspec knows; how long a read waits is that one's matter."""
+    import fsspec  # type: ignore[import-untyped]  # only such addresses need it
+
+    try:
+        file = fsspec.open(url, "rb").open()
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{shown(url)}: nothing here opens such an address ({error}). Or fetch it by a command, for s3: "
+            "pipe:aws s3 cp s3://BUCKET/FOLDER/{} -"
+        ) from error
+    with file:
+        while data := file.read(CHUNK_BYTES):
+            yield data

@@ -5,7 +5,9 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from ecn_dist.data.dataset import PictureDataset, Request
+from ecn_dist.data.cache import ShardCache
+from ecn_dist.data.dataset import Request
+from ecn_dist.data.index import SplitIndex
 from ecn_dist.errors import UserError
 
 AHEAD_SHARE = 4  # one part in so many of the cache is for what is fetched ahead, shared by the host's ranks
@@ -18,20 +20,15 @@ class FetchAhead:
     this rank's share of the cache, and always one shard.
     """
 
-    def __init__(self, dataset: PictureDataset, requests: Iterable[Request]) -> None:
-        if dataset.reader.cache is None:
-            raise ValueError("fetching ahead needs a cache")
-        self._split = dataset.split
-        self._cache = dataset.reader.cache
-        self._requests = requests
+    def __init__(self, split: SplitIndex, cache: ShardCache, requests: Iterable[Request]) -> None:
+        self._split, self._cache, self._requests = split, cache, requests
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # as torchrun says
-        self._share_bytes = self._cache.limit_bytes // (AHEAD_SHARE * ranks)
-        self._position = -1
-        self._ended = False
+        self._share_bytes = cache.limit_bytes // (AHEAD_SHARE * ranks)
+        self._position = -1.0
         self._moved = threading.Condition()
         threading.Thread(target=self._run, name="fetch-ahead", daemon=True).start()
 
-    def reached(self, step: int) -> None:
+    def reached(self, step: float) -> None:
         """The training is at `step`."""
         with self._moved:
             self._position = step
@@ -39,30 +36,27 @@ class FetchAhead:
 
     def stop(self) -> None:
         """End the thread after the shard it is at."""
-        with self._moved:
-            self._ended = True
-            self._moved.notify()
+        self.reached(float("inf"))
 
     def _run(self) -> None:
         once = replace(self._cache.patience, attempts=1)
-        split = self._split
         ahead: list[tuple[int, int]] = []  # (step of first use, bytes)
-        for step, shard in self._shards():
+        for step, shard in self._first_uses():
+            info = self._split.shards[shard]
             with self._moved:
-                while not self._ended:
-                    ahead = [(first, size) for first, size in ahead if first > self._position]
-                    if sum(size for _, size in ahead) + split.shards[shard].bytes <= self._share_bytes or not ahead:
+                while ahead := [(first, size) for first, size in ahead if first > self._position]:
+                    if sum(size for _, size in ahead) + info.bytes <= self._share_bytes:
                         break
                     self._moved.wait()
-                if self._ended:
+                if self._position == float("inf"):
                     return
             try:
-                self._cache.fetch(split.shard_path(shard), split.shards[shard], once)
+                self._cache.fetch(self._split.shard_path(shard), info, once)
             except UserError:
                 continue  # the loader will meet it in its turn
-            ahead.append((step, split.shards[shard].bytes))
+            ahead.append((step, info.bytes))
 
-    def _shards(self) -> Iterator[tuple[int, int]]:
+    def _first_uses(self) -> Iterator[tuple[int, int]]:
         """(step, shard) of each shard's first use in each pass."""
         shard_of_row = self._split.members["shard"]
         seen: dict[int, int] = {}

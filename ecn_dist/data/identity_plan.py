@@ -29,10 +29,8 @@ class IdentityPlan:
     Args:
         labels: (n,) integers, the identity of each row of the split; -1 takes no part.
         indices, camids: (n,) the rows' exemplar indices and cameras.
-        identities: P, of a batch.
-        instances: K, pictures of an identity in a batch.
-        seed: of the run.
-        domain: see `Plan`.
+        identities, instances: P of a batch, and K pictures of each.
+        seed, domain: see `Plan`.
         epoch: another one gives another sequence.
         remedy: the end of the error about too few identities.
 

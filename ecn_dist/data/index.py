@@ -18,32 +18,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ecn_dist.data.fetch import Patience, fetch_bytes, shown
-from ecn_dist.data.index_gate import (
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    MAX_INDEX_BYTES,
-    NPY_HEADER_BYTES,
-    REMEDY,
-    UNKNOWN_PID,
-    check_rows,
-    parse_index,
-)
+from ecn_dist.data.index_gate import MAX_INDEX_BYTES, REMEDY, UNKNOWN_PID, check_rows, parse_index
 from ecn_dist.errors import UserError
 
-__all__ = [
-    "FORMAT_NAME",
-    "FORMAT_VERSION",
-    "INDEX_NAME",
-    "UNKNOWN_PID",
-    "ShardIndex",
-    "ShardInfo",
-    "SplitIndex",
-    "is_url",
-    "location",
-    "member_dtype",
-]
-
 INDEX_NAME = "index.json"
+NPY_HEADER_BYTES = 4096  # at most
 
 
 def member_dtype(num_cameras: int) -> np.dtype:
@@ -133,6 +112,7 @@ class SplitIndex:
 
     @property
     def num_identities(self) -> int:
+        """How many there are; unknown ones do not count."""
         return len(self.identities)
 
     @cached_property
@@ -189,12 +169,15 @@ class ShardIndex:
                 missing or is not the one that was packed; a URL cannot be fetched.
         """
         folder = str(folder)
-        index = parse_index(_read_index(folder, patience), shown(location(folder, INDEX_NAME)), _how_to_pack(folder))
-        num_cameras = index["num_cameras"]
+        output = "shards/NAME" if is_url(folder) else folder
+        how_to_pack = f"Pack a data set first: python -m ecn_dist.pack --layout market --input FOLDER --output {output}"
+        data = _read_index(folder, how_to_pack, patience)
+        index = parse_index(data, shown(location(folder, INDEX_NAME)), how_to_pack)
         splits = {
-            name: _load_split(name, folder, num_cameras, split, patience) for name, split in index["splits"].items()
+            name: _load_split(name, folder, index["num_cameras"], split, patience)
+            for name, split in index["splits"].items()
         }
-        return cls(folder, index["layout"], num_cameras, tuple(index["cameras"]), splits, index)
+        return cls(folder, index["layout"], index["num_cameras"], tuple(index["cameras"]), splits, index)
 
     def split(self, name: str) -> SplitIndex:
         """The split's index, its rows checked (`splits` has those that were not, for who wants to tell all problems).
@@ -207,35 +190,23 @@ class ShardIndex:
             raise UserError(f"no split {name!r} in {shown(self.folder)} (it has: {there})")
         split = self.splits[name]
         if name not in self._checked:
-            check_rows(
-                shown(location(self.folder, f"{name}.members.npy")),
-                split.members,
-                [(shard.samples, shard.bytes) for shard in split.shards],
-                self.num_cameras,
-                split.identities,
-                unknown_pids=name == "train",
-            )
+            pids = np.array([*split.identities, UNKNOWN_PID][: None if name == "train" else -1], dtype=np.int64)
+            where = shown(location(self.folder, f"{name}.members.npy"))
+            check_rows(where, split.members, [(s.samples, s.bytes) for s in split.shards], self.num_cameras, pids)
             self._checked.add(name)
         return split
 
 
-def _how_to_pack(folder: str) -> str:
-    output = "shards/NAME" if is_url(folder) else folder
-    return f"Pack a data set first: python -m ecn_dist.pack --layout market --input FOLDER --output {output}"
-
-
-def _read_index(folder: str, patience: Patience | None) -> bytes:
-    if not is_url(folder):
-        if not Path(folder).is_dir():
-            raise UserError(f"no such shard folder: {folder}. {_how_to_pack(folder)}")
-        if not (Path(folder) / INDEX_NAME).is_file():
-            raise UserError(
-                f"{folder} has no {INDEX_NAME}: it is not a shard folder, or packing was interrupted. "
-                f"{_how_to_pack(folder)}"
-            )
+def _read_index(folder: str, how_to_pack: str, patience: Patience | None) -> bytes:
     where = location(folder, INDEX_NAME)
-    if is_url(where):
+    if is_url(folder):
         return fetch_bytes(where, MAX_INDEX_BYTES, patience)
+    if not Path(folder).is_dir():
+        raise UserError(f"no such shard folder: {folder}. {how_to_pack}")
+    if not Path(where).is_file():
+        raise UserError(
+            f"{folder} has no {INDEX_NAME}: it is not a shard folder, or packing was interrupted. {how_to_pack}"
+        )
     with open(where, "rb") as file:
         data = file.read(MAX_INDEX_BYTES + 1)
     if len(data) > MAX_INDEX_BYTES:
@@ -247,17 +218,18 @@ def _load_split(
     name: str, folder: str, num_cameras: int, split: dict[str, Any], patience: Patience | None
 ) -> SplitIndex:
     shards = tuple(ShardInfo(s["name"], s["samples"], s["bytes"], s["sha256"]) for s in split["shards"])
-    where, announced = location(folder, split["members"]["name"]), split["members"]
-    samples, dtype = sum(shard.samples for shard in shards), member_dtype(num_cameras)
+    announced, samples, dtype = split["members"], sum(s.samples for s in shards), member_dtype(num_cameras)
+    where = location(folder, announced["name"])
     if not 0 < announced["bytes"] - samples * dtype.itemsize <= NPY_HEADER_BYTES:
         raise UserError(
             f"{shown(location(folder, INDEX_NAME))} is damaged: splits.{name}.members.bytes is {announced['bytes']}, "
             f"which is not what {samples} samples of {num_cameras} cameras take. {REMEDY}"
         )
-    if is_url(where):
+    members: np.ndarray
+    if is_url(folder):
         data = fetch_bytes(where, announced["bytes"], patience)
         offset = _check_sidecar(shown(where), BytesIO(data), announced, dtype, samples)
-        members: np.ndarray = np.frombuffer(data, dtype, samples, offset)
+        members = np.frombuffer(data, dtype, samples, offset)
     elif not Path(where).is_file():
         raise UserError(f"{where} is missing. Copy the whole shard folder, or pack the data set again")
     else:

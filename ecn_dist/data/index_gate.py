@@ -19,8 +19,39 @@ SPLIT_NAMES = ("train", "query", "gallery")
 UNKNOWN_PID = -1  # a training picture whose identity nobody knows
 MAX_INDEX_BYTES = 256 << 20
 MAX_CAMERAS = 1000
-NPY_HEADER_BYTES = 4096  # at most
 REMEDY = "Copy the shard folder again, or pack the data set again"
+
+Fits = Callable[[Any], bool]
+
+
+def _text(pattern: str) -> Fits:
+    return lambda value: type(value) is str and re.fullmatch(pattern, value) is not None
+
+
+def _number(least: int, below: int) -> Fits:
+    return lambda value: type(value) is int and least <= value < below  # a bool is no int here
+
+
+def _each_once(item: Fits) -> Fits:
+    return lambda values: type(values) is list and all(map(item, values)) and len(set(values)) == len(values)
+
+
+FOLDER = {
+    "layout": _text(r"(?s).{0,99}"),
+    "num_cameras": _number(1, MAX_CAMERAS + 1),
+    "cameras": _each_once(_text(r"(?s).*")),
+    "splits": lambda splits: type(splits) is dict and len(splits) > 0,
+}
+FILE = {"bytes": _number(1, 2**50), "sha256": _text("[0-9a-f]{64}")}
+
+
+def _split_rules(name: str) -> dict[str, Any]:
+    """What an object must have: a dict for an object, a list of one for objects in a list, or what fits."""
+    return {
+        "identities": _each_once(_number(0, 2**63)),
+        "shards": [{"name": _text(rf"{name}-[0-9]{{6,12}}\.tar"), "samples": _number(1, 2**40), **FILE}],
+        "members": {"name": _text(rf"{name}\.members\.npy"), **FILE},
+    }
 
 
 def parse_index(data: bytes, where: str, how_to_pack: str) -> dict[str, Any]:
@@ -30,7 +61,7 @@ def parse_index(data: bytes, where: str, how_to_pack: str) -> dict[str, Any]:
         UserError: it is not what pack writes; names `where` and the key.
     """
     try:
-        index = json.loads(data, object_pairs_hook=_each_once)
+        index = json.loads(data, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({reprlib.repr(str(error))}). {how_to_pack}") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT_NAME:
@@ -40,75 +71,43 @@ def parse_index(data: bytes, where: str, how_to_pack: str) -> dict[str, Any]:
             f"{where} has format version {reprlib.repr(index.get('version'))}, and this program reads version "
             f"{FORMAT_VERSION}. Pack the data set again, or use the program that packed it"
         )
-    take = _Taker(where)
-    take(index, "", "layout", str, lambda text: len(text) < 100)
-    num_cameras = take(index, "", "num_cameras", int, lambda count: 1 <= count <= MAX_CAMERAS)
-    take(
-        index, "", "cameras", list,
-        lambda names: len(set(map(str, names))) == num_cameras == len(names) and _all(names, str),
-    )  # fmt: skip
-    splits = take(index, "", "splits", dict, lambda splits: 0 < len(splits) <= len(SPLIT_NAMES))
-    for name in splits:
+    _check(index, FOLDER, where)
+    if len(index["cameras"]) != index["num_cameras"]:
+        raise _damage(where, "cameras", f"is {reprlib.repr(index['cameras'])}")
+    for name, split in index["splits"].items():
         if name not in SPLIT_NAMES:
-            raise take.damage(f"splits.{reprlib.repr(name)}", "is none of " + ", ".join(SPLIT_NAMES))
-        _check_split(take, take(splits, "splits.", name, dict), name)
+            raise _damage(where, f"splits.{reprlib.repr(name)}", "is none of " + ", ".join(SPLIT_NAMES))
+        _check(split, _split_rules(name), where, f"splits.{name}")
+        if len({shard["name"] for shard in split["shards"]}) != len(split["shards"]):
+            raise _damage(where, f"splits.{name}.shards", "names a shard twice")
     return index
 
 
-def _check_split(take: "_Taker", split: dict[str, Any], name: str) -> None:
-    at = f"splits.{name}."
-    take(split, at, "identities", list, lambda pids: _all(pids, int) and len(set(pids)) == len(pids))
-    if not all(0 <= pid < 2**63 for pid in split["identities"]):
-        raise take.damage(f"{at}identities", "holds numbers that no pid can be")
-    for position, shard in enumerate(take(split, at, "shards", list, lambda shards: len(shards) > 0)):
-        of_shard = f"{at}shards.{position}."
-        if not isinstance(shard, dict):
-            raise take.damage(of_shard[:-1], f"is {reprlib.repr(shard)}")
-        take(shard, of_shard, "name", str, lambda text: re.fullmatch(rf"{name}-[0-9]{{6,12}}\.tar", text) is not None)
-        take(shard, of_shard, "samples", int, lambda count: 0 < count < 2**40)
-        take(shard, of_shard, "bytes", int, lambda count: 0 < count < 2**50)
-        take(shard, of_shard, "sha256", str, _is_sha256)
-    if len({shard["name"] for shard in split["shards"]}) != len(split["shards"]):
-        raise take.damage(f"{at}shards", "names a shard twice")
-    members = take(split, at, "members", dict)
-    take(members, f"{at}members.", "name", str, lambda text: text == f"{name}.members.npy")
-    take(members, f"{at}members.", "bytes", int, lambda count: 0 < count < 2**50)
-    take(members, f"{at}members.", "sha256", str, _is_sha256)
+def _check(value: Any, rules: Any, where: str, key: str = "") -> None:
+    """`UserError` where a value, or one within it, is not as the rules say."""
+    kind = type(rules) if isinstance(rules, dict | list) else object
+    if not rules(value) if callable(rules) else type(value) is not kind or (kind is list and not value):
+        raise _damage(where, key, f"is {reprlib.repr(value)}")
+    if isinstance(rules, dict):
+        for name, inner in rules.items():
+            within = f"{key}.{name}" if key else name
+            if name not in value:
+                raise _damage(where, within, "is missing")
+            _check(value[name], inner, where, within)
+    elif isinstance(rules, list):
+        for position, item in enumerate(value):
+            _check(item, rules[0], where, f"{key}.{position}")
 
 
-class _Taker:
-    """Takes values from objects of index.json, of the type and in the range that they must have."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def __call__(
-        self, about: dict[str, Any], at: str, key: str, kind: type, fits: Callable[[Any], bool] = lambda _: True
-    ) -> Any:
-        if key not in about:
-            raise self.damage(at + key, "is missing")
-        value = about[key]
-        if type(value) is not kind or not fits(value):  # a bool is no int here
-            raise self.damage(at + key, f"is {reprlib.repr(value)}")
-        return value
-
-    def damage(self, key: str, problem: str) -> UserError:
-        return UserError(f"{self.where} is damaged: {key} {problem}. {REMEDY}")
+def _damage(where: str, key: str, problem: str) -> UserError:
+    return UserError(f"{where} is damaged: {key} {problem}. {REMEDY}")
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key stands twice")
     return found
-
-
-def _all(values: Sequence[Any], kind: type) -> bool:
-    return all(type(value) is kind for value in values)
-
-
-def _is_sha256(text: str) -> bool:
-    return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def check_rows(
@@ -116,45 +115,37 @@ def check_rows(
     members: np.ndarray,
     shards: Sequence[tuple[int, int]],
     num_cameras: int,
-    identities: Sequence[int],
-    unknown_pids: bool,
+    identities: Sequence[int] | np.ndarray,
 ) -> None:
-    """Whether a sidecar's rows can be what pack wrote: every number where it may be.
+    """`UserError` where a row of the sidecar `where` cannot be what pack wrote; it names the column.
 
     Args:
         where: names the sidecar.
         members: its rows.
         shards: (samples, bytes) of each shard.
-        num_cameras, identities: as index.json announces.
-        unknown_pids: whether -1 may stand for a pid.
-
-    Raises:
-        UserError: a row that cannot be; names `where` and the column.
+        num_cameras: as index.json announces.
+        identities: the pids that may stand in a row.
     """
-    known = np.sort(np.array([*identities, UNKNOWN_PID] if unknown_pids else identities, dtype=np.int64))
     seen = np.zeros(len(members), dtype=bool)
     start = 0
     for shard, (samples, num_bytes) in enumerate(shards):  # so that ten million rows need little memory
         rows = members[start : start + samples]
-        start += samples
-        indices, pids, lengths, offsets = (np.asarray(rows[name]) for name in ("index", "pid", "length", "offset"))
+        indices, camids, lengths, offsets = (np.asarray(rows[name]) for name in ("index", "camid", "length", "offset"))
         inside = (indices >= 0) & (indices < len(members))
         seen[indices[inside]] = True
-        places = np.minimum(np.searchsorted(known, pids), max(len(known) - 1, 0))
         wrong = {
             "shard": rows["shard"] != shard,
             "index": ~inside,
-            "camid": (rows["camid"] < 0) | (rows["camid"] >= num_cameras),
-            "pid": known[places] != pids if len(known) else np.ones(samples, dtype=bool),
+            "camid": (camids < 0) | (camids >= num_cameras),
+            "pid": ~np.isin(rows["pid"], identities),
             "length": ((lengths < 0) | (lengths > num_bytes)).any(axis=1) | (lengths[:, -1] == 0),
             "offset": ((offsets < 0) | (offsets > num_bytes - lengths)).any(axis=1),
         }
         for column, rows_wrong in wrong.items():
             if rows_wrong.any():
                 row = int(rows_wrong.argmax())
-                raise UserError(
-                    f"{where} is damaged: {column} of sample {start - samples + row} is "
-                    f"{reprlib.repr(rows[column][row].tolist())}. {REMEDY}"
-                )
+                value = reprlib.repr(rows[column][row].tolist())
+                raise _damage(where, f"{column} of sample {start + row}", f"is {value}")
+        start += samples
     if not seen.all():
-        raise UserError(f"{where} is damaged: index is not 0 .. {len(members) - 1}, each once. {REMEDY}")
+        raise _damage(where, "index", f"is not 0 .. {len(members) - 1}, each once")

@@ -5,8 +5,8 @@ nor device memory of the training process, and are not its children, so that one
 batch is missed, and not by a signal in the middle of a step.
 
 A signal to the whole process group (Ctrl-C, a scheduler that announces the end of a job) is for the training process
-to answer, which may want to save a checkpoint first. Workers disregard it and end when the training process says so,
-or when it is gone.
+to answer, which may want to save a checkpoint first. Workers disregard it, and end when the training process says so
+or is gone.
 """
 
 import multiprocessing
@@ -30,6 +30,7 @@ from ecn_dist.errors import UserError
 BATCHES_AHEAD = 2  # of each worker
 ALIVE_SECONDS = 1.0  # between a worker's looks at whether the training process is there
 SHARED_MEMORY = "/dev/shm"
+WORKER_LOST = (RuntimeError, OSError, EOFError)  # the last two: it died while handing a batch over
 
 
 class Loader:
@@ -42,10 +43,8 @@ class Loader:
     """
 
     def __init__(self, dataset: PictureDataset, workers: int, pin_memory: bool) -> None:
-        self._dataset = dataset
-        self._workers = workers
-        self._pin_memory = pin_memory
-        self._ranges = _Ranges()
+        self._dataset, self._workers, self._pin_memory = dataset, workers, pin_memory
+        self._sampler = _Sampler()
         self._loader: DataLoader[RawBatch] | None = None
         self._made: Iterator[RawBatch] | None = None
 
@@ -63,21 +62,20 @@ class Loader:
                 yield request, batch._replace(data=batch.data.pin_memory()) if self._pin_memory else batch
             return
         asked: deque[Request] = deque()
-        self._ranges.newest = newest = _noted(requests, asked)
+        self._sampler.requests, self._sampler.asked = requests, asked
         self._begin()
-        lost = None
         while self._made is not None:
-            if self._ranges.newest is not newest:
+            if self._sampler.asked is not asked:
                 raise RuntimeError("the workers have begun another range")
             try:
                 batch = next(self._made)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while handing a batch over
-                lost = f"a loader worker failed at step {asked[0].step}: {error}"
-            if lost:
+            except WORKER_LOST as error:
                 self.close()
-                batch = self._dataset.failed(len(asked[0].rows_b), lost)
+                batch = self._dataset.failed(
+                    len(asked[0].rows_b), f"a loader worker failed at step {asked[0].step}: {error}"
+                )
             yield asked.popleft(), batch
 
     def close(self) -> None:
@@ -90,13 +88,13 @@ class Loader:
             try:
                 self._made = iter(self._loader)
                 return
-            except (RuntimeError, OSError, EOFError):
+            except WORKER_LOST:
                 self.close()  # a worker was lost since the last range
         start_fork_server()
         self._loader = DataLoader(
             self._dataset,
             batch_size=None,
-            sampler=self._ranges,
+            sampler=self._sampler,
             collate_fn=_as_made,
             num_workers=self._workers,
             prefetch_factor=BATCHES_AHEAD,
@@ -109,19 +107,17 @@ class Loader:
         self._made = iter(self._loader)
 
 
-class _Ranges:
-    """What the `DataLoader` takes for its sampler: each of its iterations asks for the newest range."""
+class _Sampler:
+    """The `DataLoader`'s: each iteration of it asks for the newest range, and notes what was asked for."""
 
-    newest: Iterator[Request]
+    requests: Iterable[Request]
+    asked: deque[Request]
 
     def __iter__(self) -> Iterator[Request]:
-        return self.newest
-
-
-def _noted(requests: Iterable[Request], asked: deque[Request]) -> Iterator[Request]:
-    for request in requests:
-        asked.append(request)
-        yield request
+        asked = self.asked
+        for request in self.requests:
+            asked.append(request)
+            yield request
 
 
 def start_fork_server() -> None:
@@ -130,16 +126,11 @@ def start_fork_server() -> None:
     forkserver.ensure_running()
 
 
-def stream_shared_memory(batch_bytes: int, workers: int) -> int:
-    """Bytes that the batches of one stream take at most."""
-    return batch_bytes * (workers * BATCHES_AHEAD + 1) if workers else 0
-
-
 def check_shared_memory(batch_bytes: int, workers: int) -> None:
     """`UserError` where the batches that `workers` keep ready do not fit into shared memory: they would crash there."""
-    if not os.path.isdir(SHARED_MEMORY):
+    if not workers or not os.path.isdir(SHARED_MEMORY):
         return
-    needed = stream_shared_memory(batch_bytes, workers)
+    needed = batch_bytes * (workers * BATCHES_AHEAD + 1)
     status = os.statvfs(SHARED_MEMORY)
     free = status.f_bavail * status.f_frsize
     if needed > free:
@@ -158,7 +149,7 @@ def _start_worker(trainer: int, worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     # A termination is obeyed from the training process alone; only `sigtimedwait` tells who sent it. Without it (macOS)
-    # it is obeyed from whoever sends it.
+    # it is obeyed from anybody.
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     else:

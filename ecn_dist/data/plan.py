@@ -16,6 +16,7 @@ N samples, B a global batch, S streams, W ranks, L = N // S samples of one strea
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -39,17 +40,9 @@ class Step(NamedTuple):
 class Plan(Protocol):
     """Which samples come in which step: a function of the split, the seed and the step, and of no rank or worker."""
 
-    @property
-    def seed(self) -> int:
-        """Of the run."""
-
-    @property
-    def domain(self) -> str:
-        """Names the plan in errors and in the addresses of random numbers: two streams of a run have different ones."""
-
-    @property
-    def global_batch_size(self) -> int:
-        """B, samples of a step over all ranks."""
+    seed: int  # of the run
+    domain: str  # in errors and in the addresses of random numbers: two streams of a run have different ones
+    global_batch_size: int  # B, samples of a step over all ranks
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -100,8 +93,8 @@ class PassPlan:
         seed: of the run.
         domain: "source", "target", ...
         labels: (n,) of the rows, for a split whose identities are trained with.
-        window: how many samples are shuffled together, over all streams. A window of one stream never spans less than
-            `SHARDS_PER_WINDOW` mean shards of it, so that shards are mixed even where they are large.
+        window: how many samples are shuffled together, over all streams; of one stream never less than
+            `SHARDS_PER_WINDOW` mean shards, so that shards are mixed even where they are large.
 
     Raises:
         UserError: B is not a multiple of S, or there are fewer than B samples.
@@ -120,11 +113,8 @@ class PassPlan:
         check_batch(global_batch_size, streams)
         self.shard_samples = np.asarray(shard_samples, dtype=np.int64)
         self.num_samples = int(self.shard_samples.sum())
-        self.global_batch_size = global_batch_size
-        self.streams = streams
-        self.seed = seed
-        self.domain = domain
-        self.labels = labels
+        self.global_batch_size, self.streams = global_batch_size, streams
+        self.seed, self.domain, self.labels = seed, domain, labels
         if self.num_samples < global_batch_size:
             raise UserError(
                 f"the {domain} has {self.num_samples} training pictures, fewer than one global batch of "
@@ -142,8 +132,8 @@ class PassPlan:
         self._offset_draws = Draws(seed, domain, "offset")
         self._shard_draws = Draws(seed, domain, "shards")
         self._window_draws = Draws(seed, domain, "window")
-        self._sequences: dict[int, tuple[np.ndarray, np.ndarray, int]] = {}
-        self._orders: dict[tuple[int, int, int], np.ndarray] = {}
+        self._sequence = lru_cache(3)(self._make_sequence)
+        self._order = lru_cache(4 * streams)(self._make_order)
 
     @property
     def steps_per_pass(self) -> int:
@@ -187,14 +177,9 @@ class PassPlan:
             result[inside] = start + self._order(pass_number, stream, window)[places[inside] - start]
         return result
 
-    def _order(self, pass_number: int, stream: int, window: int) -> np.ndarray:
-        key = (pass_number, stream, window)
-        order = self._orders.get(key)
-        if order is None:
-            length = int(self._window_edges[window + 1] - self._window_edges[window])
-            order = self._orders[key] = self._window_draws.permutation(length, (window, stream, pass_number))
-            _forget_oldest(self._orders, keep=4 * self.streams)
-        return order
+    def _make_order(self, pass_number: int, stream: int, window: int) -> np.ndarray:
+        length = int(self._window_edges[window + 1] - self._window_edges[window])
+        return self._window_draws.permutation(length, (window, stream, pass_number))
 
     def _rows_at(self, pass_number: int, places: np.ndarray) -> np.ndarray:
         """Places in the pass's rotated sequence -> rows of the members."""
@@ -203,19 +188,8 @@ class PassPlan:
         at = np.searchsorted(starts, places, side="right") - 1
         return self._row_starts[shards[at]] + places - starts[at]
 
-    def _sequence(self, pass_number: int) -> tuple[np.ndarray, np.ndarray, int]:
+    def _make_sequence(self, pass_number: int) -> tuple[np.ndarray, np.ndarray, int]:
         """The pass's order of shards, where each starts in that order, and the offset of the first stream."""
-        sequence = self._sequences.get(pass_number)
-        if sequence is None:
-            shards = self._shard_draws.permutation(len(self.shard_samples), (0, 0, pass_number))
-            starts = np.concatenate([[0], np.cumsum(self.shard_samples[shards])[:-1]])
-            offset = self._offset_draws.integer(self.num_samples, (0, 0, pass_number))
-            sequence = self._sequences[pass_number] = (shards, starts, offset)
-            _forget_oldest(self._sequences, keep=3)
-        return sequence
-
-
-def _forget_oldest(cached: dict, keep: int) -> None:
-    """Drop the entries made first. Another thread may do the same meanwhile, so none is expected to be there."""
-    for key in list(cached)[:-keep]:
-        cached.pop(key, None)
+        shards = self._shard_draws.permutation(len(self.shard_samples), (0, 0, pass_number))
+        starts = np.concatenate([[0], np.cumsum(self.shard_samples[shards])[:-1]])
+        return shards, starts, self._offset_draws.integer(self.num_samples, (0, 0, pass_number))

@@ -8,17 +8,17 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from ecn_dist.data import jpeg
+from ecn_dist.data import pictures
 from ecn_dist.data.cache import FOLDER_VARIABLE, ShardCache
 from ecn_dist.data.fetch import shown
 from ecn_dist.data.index import SplitIndex, is_url
+from ecn_dist.data.index_gate import REMEDY
 from ecn_dist.errors import UserError
 
 MAX_OPEN_SHARDS = 64
@@ -35,7 +35,7 @@ def decode(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
     """The bytes of a picture -> (h, w, 3) uint8 RGB, the pixels that PIL gives.
 
     Args:
-        data: a JPEG, or a picture of another of `jpeg.FORMATS`.
+        data: a JPEG, or a picture of another of `pictures.FORMATS`.
         memory: for the result, used if it is large enough; the result is then a view of it.
 
     Raises:
@@ -45,10 +45,10 @@ def decode(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
         # Both decode with libjpeg-turbo and the same settings, hence to the same pixels, but PIL's way to it is twice
         # as long for a small picture. It stays the judge of what simplejpeg refuses, such as harmless stray bytes.
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        jpeg.check_size(height, width)
+        pictures.check_size(height, width)
         return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=memory)
     except ValueError:
-        return np.array(jpeg.decode(data))
+        return np.array(pictures.decode(data))
 
 
 class ShardReader:
@@ -83,28 +83,26 @@ class ShardReader:
         members = np.asarray(split.members)[rows]
         every, slots = np.arange(len(members)), np.asarray(slots)
         offsets, lengths = members["offset"][every, slots], members["length"][every, slots]
-        missing = np.flatnonzero(lengths == 0)
-        if len(missing):
+        for at in np.flatnonzero(lengths == 0)[:1]:
             raise UserError(
-                f"sample {int(members['index'][missing[0]])} of split {split.name!r} in {shown(split.folder)} has no "
-                f"copy in the style of camera {slots[missing[0]]}: pack it with --camera_style histogram, or with "
-                "complete copies; or train without: --data.camera_style false"
+                f"{_sample(split, rows[at])} in {shown(split.folder)} has no copy in the style of camera {slots[at]}: "
+                "pack it with --camera_style histogram, or with complete copies; or train without: "
+                "--data.camera_style false"
             )
         data = [b""] * len(members)
-        shards, parts = members["shard"].tolist(), list(zip(lengths.tolist(), offsets.tolist(), strict=True))
         order = np.lexsort((offsets, members["shard"])).tolist()
+        shards, offsets, lengths = members["shard"].tolist(), offsets.tolist(), lengths.tolist()
         if not is_url(split.folder):
-            self._announce(split, ((shards[place], *parts[place]) for place in order))
+            self._announce(split, ((shards[at], lengths[at], offsets[at]) for at in order))
         for shard, places in groupby(order, key=shards.__getitem__):
             with self._shard(split, shard) as descriptor:
-                for place in places:
-                    length, offset = parts[place]
-                    data[place] = self._read(split, rows[place], descriptor, length, offset)
-                    self.bytes_read += len(data[place])
-                    if len(data[place]) != length:
+                for at in places:
+                    data[at] = self._read(split, rows[at], descriptor, lengths[at], offsets[at])
+                    self.bytes_read += len(data[at])
+                    if len(data[at]) != lengths[at]:
                         raise UserError(
-                            f"{shown(split.shard_path(shard))} ends within the picture at byte {offset}, "
-                            f"{_sample(split, rows[place])}: it was cut short or changed after it was packed. Copy it "
+                            f"{shown(split.shard_path(shard))} ends within the picture at byte {offsets[at]}, "
+                            f"{_sample(split, rows[at])}: it was cut short or changed after it was packed. Copy it "
                             "again, or pack the data set again"
                         )
         return data
@@ -115,7 +113,7 @@ class ShardReader:
         data = self.read(split, row, slot)
         try:
             return Image.fromarray(decode(data))
-        except jpeg.UnreadablePicture as error:
+        except pictures.UnreadablePicture as error:
             raise self.picture_error(split, row, slot, error) from error
 
     def picture_error(self, split: SplitIndex, row: int, slot: int, error: Exception) -> PictureError:
@@ -173,18 +171,13 @@ class ShardReader:
         try:
             descriptor = self._open[path] = os.open(path, READ_FLAGS)
         except OSError as error:
-            raise UserError(
-                f"{path} cannot be opened ({error.strerror}). Copy the shard folder again, or pack the data set again"
-            ) from error
+            raise UserError(f"{path} cannot be opened ({error.strerror}). {REMEDY}") from error
         if len(self._open) > MAX_OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1])
         return descriptor
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"cache": self.cache}  # descriptors belong to one process
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type["ShardReader"], tuple[ShardCache | None]]:
+        return ShardReader, (self.cache,)  # descriptors belong to one process
 
     def __del__(self) -> None:
         self.close()
@@ -205,16 +198,12 @@ def check_shards(*splits: SplitIndex) -> None:
     """
     wrong = []
     for split in splits:
-        if is_url(split.folder):
-            continue
-        for number, shard in enumerate(split.shards):
+        for number, shard in enumerate(() if is_url(split.folder) else split.shards):
             path = split.shard_path(number)
             try:
                 descriptor = os.open(path, READ_FLAGS)  # one that may not be read has a size, too
-                try:
-                    size = os.fstat(descriptor).st_size
-                finally:
-                    os.close(descriptor)
+                size = os.fstat(descriptor).st_size
+                os.close(descriptor)
             except OSError as error:
                 wrong.append(f"{path}: {error.strerror}")
                 continue
@@ -225,5 +214,5 @@ def check_shards(*splits: SplitIndex) -> None:
         raise UserError(
             f"{len(wrong)} shards are missing or not what was packed:\n  "
             + "\n  ".join(wrong[:5])
-            + f"{more}\nCopy the shard folder again, or pack the data set again"
+            + f"{more}\n{REMEDY}"
         )

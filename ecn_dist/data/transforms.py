@@ -1,8 +1,7 @@
 """From a stored picture to network input, as METHOD.md, "Training", says.
 
 A decoded uint8 array is cropped, flipped and resized by torch's vectorised uint8 kernels (`resize_into`); scaling,
-normalising and erasing are done in float32 for the whole batch, on the training device (`normalise_and_erase`). The
-tests hold both against the definition, picture by picture with PIL (tests/augment.py).
+normalising and erasing are done in float32 for the whole batch, on the training device (`normalise_and_erase`).
 
 All random choices of one sample come from uniform numbers of its own, always the same ones for the same choice.
 NUM_DRAWS of them, and NUM_ERASE_DRAWS more where something is erased:
@@ -34,6 +33,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 CROP_AREA, CROP_ASPECT, MAX_CROP_TRIES = (0.64, 1.0), (2.0, 3.0), 10
+ERASE_AREA_ASPECT = {"ecn": ((0.02, 0.2), (0.3, 3.0)), "pad": ((0.02, 0.4), (0.3, 1 / 0.3))}  # height / width
 MAX_ERASE_TRIES = 100
 FLIP_PROBABILITY = 0.5
 PADDING = 10 / 256  # of the input's height
@@ -42,6 +42,7 @@ CAMERA, FLIP, ERASE, CROP_TRIES = range(4)
 NUM_DRAWS = CROP_TRIES + 2 * MAX_CROP_TRIES + 2
 NUM_ERASE_DRAWS = 2 * MAX_ERASE_TRIES + 2
 
+Range = tuple[float, float]
 Box = tuple[int, int, int, int]
 NO_BOX: Box = (0, 0, 0, 0)
 
@@ -62,16 +63,6 @@ class Augmentation:
     random_erasing: float = 0.5
 
     @property
-    def erase_area(self) -> tuple[float, float]:
-        """Shares of the input that an erased box may have."""
-        return (0.02, 0.2) if self.kind == "ecn" else (0.02, 0.4)
-
-    @property
-    def erase_aspect(self) -> tuple[float, float]:
-        """Height / width of an erased box."""
-        return (0.3, 3.0) if self.kind == "ecn" else (0.3, 1 / 0.3)
-
-    @property
     def erase_fill(self) -> tuple[float, float, float]:
         """What an erased box is filled with, in the normalised image."""
         return IMAGENET_MEAN if self.kind == "ecn" else (0.0, 0.0, 0.0)
@@ -85,13 +76,7 @@ def draw_camera(draws: np.ndarray, num_cameras: int) -> np.ndarray:
     return (draws * num_cameras).astype(np.int64)
 
 
-def _first_fit(
-    draws: Sequence[float],
-    tries: range,
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    size: tuple[int, int],
-) -> Box | None:
+def _first_fit(draws: Sequence[float], tries: range, area: Range, aspect: Range, size: tuple[int, int]) -> Box | None:
     """The first of the drawn (area, aspect) boxes that fits into `size`, at the drawn place; None where none fits."""
     height, width = size
     for at in tries:
@@ -115,7 +100,8 @@ def crop_box(draws: Sequence[float], height: int, width: int) -> Box:
 def erase_box(erase_draws: Sequence[float], height: int, width: int, how: Augmentation = ECN) -> Box:
     """The part of the height x width input that is erased; `NO_BOX` if no try fits."""
     tries = range(0, 2 * MAX_ERASE_TRIES, 2)
-    return _first_fit(erase_draws, tries, how.erase_area, how.erase_aspect, (height, width)) or NO_BOX
+    area, aspect = ERASE_AREA_ASPECT[how.kind]
+    return _first_fit(erase_draws, tries, area, aspect, (height, width)) or NO_BOX
 
 
 def augment_into(out_HW3: Tensor, pixels: np.ndarray, draws: Sequence[float], how: Augmentation) -> None:

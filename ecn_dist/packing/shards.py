@@ -25,9 +25,9 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from ecn_dist.data.draws import Draws
-from ecn_dist.data.index import FORMAT_NAME, FORMAT_VERSION, INDEX_NAME, UNKNOWN_PID, ShardInfo, member_dtype
-from ecn_dist.data.index_gate import SPLIT_NAMES
-from ecn_dist.data.jpeg import UnreadablePicture, as_stored, check_size, encode
+from ecn_dist.data.index import INDEX_NAME, ShardInfo, member_dtype
+from ecn_dist.data.index_gate import FORMAT_NAME, FORMAT_VERSION, SPLIT_NAMES, UNKNOWN_PID
+from ecn_dist.data.pictures import UnreadablePicture, as_stored, check_size, encode
 from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
 from ecn_dist.packing.records import Dataset, Record, check_queries, first_few, identities_in_order, refuse_unreadable

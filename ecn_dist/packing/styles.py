@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from ecn_dist.data.jpeg import UnreadablePicture, decode
+from ecn_dist.data.pictures import UnreadablePicture, decode
 from ecn_dist.errors import UserError
 from ecn_dist.packing.layouts import files_below
 from ecn_dist.packing.records import Dataset, Record, first_few, refuse_unreadable

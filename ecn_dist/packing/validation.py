@@ -14,7 +14,7 @@ import numpy as np
 
 from ecn_dist.data.fetch import fetch
 from ecn_dist.data.index import UNKNOWN_PID, ShardIndex, ShardInfo, SplitIndex, is_url
-from ecn_dist.data.jpeg import UnreadablePicture, decode
+from ecn_dist.data.pictures import UnreadablePicture, decode
 from ecn_dist.errors import UserError
 from ecn_dist.packing.records import first_few, identities_in_order, queries_without_match
 from ecn_dist.packing.shards import picture_suffix

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.config import Config
-from ecn_dist.data import jpeg, transforms
+from ecn_dist.data import transforms
+from ecn_dist.data.pictures import decode, to_rgb
 from ecn_dist.errors import UserError
-from ecn_dist.models import Backbone, normalized_features
+from ecn_dist.models import Backbone, autocast, normalized_features
 from ecn_dist.models.fingerprint import fingerprint_backbone
-from ecn_dist.training.strategy import autocast
 from ecn_dist.training.trained import load_trained
 
 MAX_READERS = 8  # threads that read, decode and resize; Pillow and torch do so without holding Python's lock
@@ -157,7 +157,7 @@ def _pixels_of(picture: Picture, place: int) -> np.ndarray:
     elif not (picture.width and picture.height):
         raise UserError(f"{name}: has no pixels, it is {picture.width} x {picture.height}")
     try:
-        return np.array(jpeg.decode(picture.data) if isinstance(picture, PictureFile) else jpeg.to_rgb(picture))
+        return np.array(decode(picture.data) if isinstance(picture, PictureFile) else to_rgb(picture))
     except Exception as error:  # a file that PIL opened is decoded here, and its readers raise almost anything
         reason = str(error) or type(error).__name__
         raise UserError(f"{name}: cannot be decoded as a picture ({reason}); repair it, or leave it out") from error

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ecn_dist.data import reader as reader_module
 from ecn_dist.data.index import SplitIndex
-from ecn_dist.data.jpeg import UnreadablePicture
+from ecn_dist.data.pictures import UnreadablePicture
 from ecn_dist.data.reader import PictureError, ShardReader, check_shards, decode
 from ecn_dist.data.stream import EvaluationStream
 from ecn_dist.errors import UserError

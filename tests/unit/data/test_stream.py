@@ -204,7 +204,7 @@ def evaluated(split: SplitIndex, world_size: int, **options: Any) -> list[Batch]
     batches = []
     for rank in range(world_size):
         stream = EvaluationStream(split, height=40, width=20, batch_size=7, rank=rank, world_size=world_size, **options)
-        steps = list(stream._batches())
+        steps = list(stream._stream.batches(0, len(stream)))
         assert len(steps) == len(stream)
         batches += steps
     return batches

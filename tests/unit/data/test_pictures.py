@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ecn_dist.data import jpeg, reader
+from ecn_dist.data import pictures, reader
 from ecn_dist.packing.shards import _read
 
 
@@ -31,7 +31,7 @@ def eight_bits(values: np.ndarray) -> np.ndarray:
 def test_16_bit_grey_keeps_its_range(file_format: str) -> None:
     values = infrared()
     values[0, :4] = 0, 128, 129, 65535
-    picture = jpeg.decode(as_file(values, file_format))
+    picture = pictures.decode(as_file(values, file_format))
     assert picture.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(picture), eight_bits(values))
     assert np.asarray(picture)[0, :4, 0].tolist() == [0, 0, 1, 255]
@@ -41,10 +41,10 @@ def test_16_bit_grey_of_either_byte_order_is_turned_upright() -> None:
     values = infrared()
     for mode, kind in (("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2")):
         picture = Image.frombytes(mode, values.shape[::-1], values.astype(kind).tobytes())
-        np.testing.assert_array_equal(np.asarray(jpeg.to_rgb(picture)), eight_bits(values))
+        np.testing.assert_array_equal(np.asarray(pictures.to_rgb(picture)), eight_bits(values))
     exif = Image.Exif()
-    exif[jpeg.EXIF_ORIENTATION] = 6
-    turned = jpeg.decode(as_file(values, "PNG", exif=exif))
+    exif[pictures.EXIF_ORIENTATION] = 6
+    turned = pictures.decode(as_file(values, "PNG", exif=exif))
     np.testing.assert_array_equal(np.asarray(turned), np.rot90(eight_bits(values), -1))
 
 
@@ -52,20 +52,20 @@ def test_16_bit_grey_of_either_byte_order_is_turned_upright() -> None:
 def test_8_bit_modes_are_what_pillow_makes_of_them(mode: str) -> None:
     colours = np.random.default_rng(1).integers(0, 256, (9, 7, 3)).astype(np.uint8)
     picture = Image.fromarray(colours).convert(mode)
-    np.testing.assert_array_equal(np.asarray(jpeg.to_rgb(picture)), np.asarray(picture.convert("RGB")))
+    np.testing.assert_array_equal(np.asarray(pictures.to_rgb(picture)), np.asarray(picture.convert("RGB")))
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
 def test_an_unknown_range_is_named_with_file_and_mode(kind: type, mode: str, tmp_path: Path) -> None:
     path = tmp_path / "depth.tif"
     path.write_bytes(as_file(infrared().astype(kind), "TIFF"))
-    with pytest.raises(jpeg.UnreadablePicture, match=rf"depth\.tif .*mode {mode}, .*convert it to 8 or 16 bits"):
+    with pytest.raises(pictures.UnreadablePicture, match=rf"depth\.tif .*mode {mode}, .*convert it to 8 or 16 bits"):
         _read(str(path), None)
 
 
 def test_packed_16_bit_grey_is_a_jpeg_of_its_range() -> None:
     values = np.repeat(np.linspace(20_000, 60_000, 64).astype(np.uint16)[None], 64, axis=0)
-    data, picture = jpeg.as_stored(as_file(values, "PNG"))
+    data, picture = pictures.as_stored(as_file(values, "PNG"))
     np.testing.assert_array_equal(np.asarray(picture), eight_bits(values))
     stored = np.asarray(Image.open(BytesIO(data)).convert("RGB")).astype(int)
     assert np.abs(stored - eight_bits(values)).max() <= 4
@@ -73,8 +73,8 @@ def test_packed_16_bit_grey_is_a_jpeg_of_its_range() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"no picture", b"\xff\xd8\xff"])
 def test_what_is_no_picture_is_told_in_words(data: bytes) -> None:
-    with pytest.raises(jpeg.UnreadablePicture) as caught:
-        jpeg.decode(data)
+    with pytest.raises(pictures.UnreadablePicture) as caught:
+        pictures.decode(data)
     assert str(caught.value)
     assert "BytesIO" not in str(caught.value)
     assert "0x" not in str(caught.value)
@@ -93,18 +93,18 @@ def test_only_the_formats_that_pack_takes_are_opened(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     data = POSTSCRIPT if file_format == "EPS" else as_file(np.zeros((32, 32, 3), np.uint8), file_format)
-    for read in (jpeg.decode, jpeg.as_stored, reader.decode):
-        with pytest.raises(jpeg.UnreadablePicture, match="none of the formats JPEG, PNG, BMP, WEBP, TIFF, PPM"):
+    for read in (pictures.decode, pictures.as_stored, reader.decode):
+        with pytest.raises(pictures.UnreadablePicture, match="none of the formats JPEG, PNG, BMP, WEBP, TIFF, PPM"):
             read(data)
     assert not called.exists()
 
 
-@pytest.mark.parametrize("file_format", jpeg.FORMATS)
+@pytest.mark.parametrize("file_format", pictures.FORMATS)
 def test_pictures_too_small_or_too_large_are_refused(file_format: str) -> None:
     for height, width in ((1, 9), (9, 1)):
         data = as_file(np.zeros((height, width, 3), np.uint8), file_format)
-        for read in (jpeg.decode, jpeg.as_stored, reader.decode):
-            with pytest.raises(jpeg.UnreadablePicture, match=f"it has {height} x {width} pixels; from 2 x 2 to"):
+        for read in (pictures.decode, pictures.as_stored, reader.decode):
+            with pytest.raises(pictures.UnreadablePicture, match=f"it has {height} x {width} pixels; from 2 x 2 to"):
                 read(data)
     assert reader.decode(as_file(np.zeros((2, 2, 3), np.uint8), file_format)).shape == (2, 2, 3)
 
@@ -118,6 +118,6 @@ def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_read(file_
     else:
         at = data.index(b"\xff\xc0") + 5
         data[at : at + 4] = struct.pack(">HH", 30_000, 30_000)
-    for read in (jpeg.decode, reader.decode):
-        with pytest.raises(jpeg.UnreadablePicture, match=r"it has 30000 x 30000 pixels|decompression bomb"):
+    for read in (pictures.decode, reader.decode):
+        with pytest.raises(pictures.UnreadablePicture, match=r"it has 30000 x 30000 pixels|decompression bomb"):
             read(bytes(data))
