@@ -31,6 +31,8 @@ from ecn_dist.methods.options import (
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+_OWN_OPTIONS = {name: entry.options for name, entry in methods.METHODS.items() if entry.options is not None}
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -261,9 +263,8 @@ def build_parser(prog: str, description: str) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=_ConfigFile, help="YAML file of options; may be given more than once")
     parser.add_class_arguments(Config, None, skip={"own"})
-    for name, entry in methods.METHODS.items():
-        if entry.options is not None:
-            parser.add_class_arguments(entry.options, name)
+    for name, options in _OWN_OPTIONS.items():
+        parser.add_class_arguments(options, name)
     return parser
 
 
@@ -276,7 +277,7 @@ def parse_with(parser: ArgumentParser, argv: list[str] | None) -> tuple[Config, 
         namespace = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
         raise UserError(_with_nearest_key(str(error))) from error
-    own = {name: namespace[name] for name, entry in methods.METHODS.items() if entry.options is not None}
+    own = {name: namespace[name] for name in _OWN_OPTIONS}
     shared = {f.name: namespace[f.name] for f in dataclasses.fields(Config) if f.name != "own"}
     return Config(**shared, own=own), namespace
 
@@ -310,28 +311,19 @@ def _sections(config: Config) -> dict[str, Any]:
     """Options and sections as they stand in a YAML file; of a method's own section, the defaults where it has none."""
     sections = dataclasses.asdict(config)
     del sections["own"]
-    for name, entry in methods.METHODS.items():
-        if entry.options is not None:
-            sections[name] = dataclasses.asdict(config.own.get(name) or entry.options())
-    return sections
+    own = {name: dataclasses.asdict(config.own.get(name) or options()) for name, options in _OWN_OPTIONS.items()}
+    return sections | own
 
 
 def _with_nearest_key(message: str) -> str:
     """Name the nearest known key where the parser's message speaks of an unknown one."""
-    known = list(flatten(Config()))
-    patterns = (
-        r"unrecognized arguments: --(\S+?)(?:=|\s|$)",
-        r"[Gg]roup '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'",
-        r"[Oo]ption '([\w.]+)' is not accepted",
-    )
-    for pattern in patterns:
-        if match := re.search(pattern, message):
-            groups = match.groupdict()
-            key = f"{groups['group']}.{groups['name']}" if groups else match.group(1)
-            by_last = {name.rsplit(".", 1)[-1]: name for name in known}
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
-                by_last[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(by_last), n=1)
-            ]
-            hint = f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(known)}"
-            return f"unknown option {key!r}{hint}"
-    return message
+    places = r"unrecognized arguments: --|[Gg]roup '([\w.]+)' does not accept option '|[Oo]ption '(?=[\w.]+' is not)"
+    match = re.search(rf"(?:{places})([\w.]+)", message)
+    if match is None:
+        return message
+    key, known = ".".join(filter(None, match.groups())), list(flatten(Config()))
+    by_last = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(key, known, n=1) or [
+        by_last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1)
+    ]
+    return f"unknown option {key!r}; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}")
