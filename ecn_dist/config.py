@@ -36,6 +36,8 @@ _OWN_OPTIONS = {name: entry.options for name, entry in methods.METHODS.items() i
 
 @dataclass(frozen=True)
 class DataConfig:
+    """pictures, and how they are read"""
+
     height: Count = 256
     """height of the network's input in pixels"""
     width: Count = 128
@@ -54,6 +56,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """the network"""
+
     arch: str = "resnet50"
     """small_resnet, or any torchvision classification network with a pooled feature"""
     weights: str = "imagenet"
@@ -90,6 +94,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
+    """optimiser and schedule"""
+
     lr: Positive = 0.1
     """learning rate of the new layers"""
     backbone_lr: Positive = 0.01
@@ -116,6 +122,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
+    """what is saved, and when"""
+
     every_steps: Natural = 0
     """steps between checkpoints; 0: at the end of every epoch"""
     keep: Count = 2
@@ -132,6 +140,8 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
+    """evaluation on the target's query and gallery"""
+
     every_epochs: Natural = 0
     """epochs between evaluations during training; 0: only at the end"""
     batch_size: Count = 128
@@ -140,12 +150,16 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class DeepSpeedConfig:
+    """of engine deepspeed"""
+
     zero_stage: Literal[0, 1, 2] = 1
     """with engine deepspeed: divide among the ranks nothing (0), the optimiser's state (1), gradients too (2)"""
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
+    """what a run tells"""
+
     every_steps: Count = 10
     """steps between lines of metrics.jsonl; every line costs one small all-reduce"""
     tensorboard: bool = True
@@ -156,6 +170,8 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class Config:
+    """the run as a whole"""
+
     method: str = "ecn"
     """what is trained: METHODS"""
     source: str = ""

@@ -151,8 +151,8 @@ def execute(*args: str) -> None:
 
 def as_cells(results: dict[str, list[Evaluation]], rows: Sequence[Row]) -> list[list[str]]:
     """Percent; over several seeds the mean and, behind the sign, the standard deviation."""
-    columns = {row: [[found[key] for found in results[row.name]] for key in COLUMNS] for row in rows}
-    return [[row.name, *map(as_cell, columns[row]), row.meaning] for row in rows]
+    of_row = {row: [as_cell([found[key] for found in results[row.name]]) for key in COLUMNS] for row in rows}
+    return [[row.name, *of_row[row], row.meaning] for row in rows]
 
 
 def as_cell(values: list[float]) -> str:

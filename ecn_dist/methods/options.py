@@ -54,6 +54,8 @@ def _ranges(kind: Any) -> Iterable[Range]:
 
 @dataclass(frozen=True)
 class MemoryOptions:
+    """the exemplar memory"""
+
     temperature: Positive = 0.05
     """beta of the softmax over exemplars"""
     momentum: NotNegative = 0.01
@@ -68,6 +70,8 @@ class MemoryOptions:
 
 @dataclass(frozen=True)
 class LossOptions:
+    """the losses"""
+
     target_weight: Fraction = 0.3
     """lambda of L = (1 - lambda) L_source + lambda L_target; 0 is the control without target loss"""
     num_neighbors: Natural = 6
