@@ -10,7 +10,8 @@ import socket
 import sys
 import types
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+from contextlib import suppress
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
@@ -31,10 +32,7 @@ _REMEDIES = {
 }
 
 
-class Main(Protocol):
-    """`main(argv)`, or `main()` to read the process's own command line; returns the exit status."""
-
-    def __call__(self, argv: list[str] | None = None) -> int: ...
+Main = Callable[..., int]  # main(argv), or main() to read the process's own command line; returns the exit status
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -50,13 +48,10 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def above_0(text: str) -> float:
     """The type of an option that takes a finite number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return number
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
 
 
 def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
@@ -92,21 +87,15 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -
 def verb(name: str, more: str = "") -> Callable[[Callable[..., int]], Main]:
     """Decorate a documented function that returns an exit status: the `main` of `ecn-dist NAME`, as `command` ends it.
 
-    Args:
-        name: of the command.
-        more: what `--help` says below the options, such as examples.
+    `more` is what `--help` says below the options, such as examples.
     """
 
     def decorate(function: Callable[..., int]) -> Main:
         def main(argv: list[str] | None = None) -> int:
-            said = docstring_parser.parse(function.__doc__ or "")
-            parser = argparse.ArgumentParser(
-                prog=f"ecn-dist {name}",
-                description="\n\n".join(filter(None, (said.short_description, said.long_description))),
-                epilog=more,
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-                allow_abbrev=False,
-            )
+            about = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0]
+            layout = argparse.RawDescriptionHelpFormatter
+            parser = argparse.ArgumentParser(f"ecn-dist {name}", None, about, more, formatter_class=layout)
+            parser.allow_abbrev = False
             add_options(parser, function)
             return function(**vars(parser.parse_args(argv)))
 
@@ -132,17 +121,14 @@ def command(main: Main) -> Main:
             sys.stdout.flush()  # the disk behind it may be full
             return status
         except (UserError, OSError, UnicodeDecodeError) as error:
-            rank = os.environ.get("RANK", "0")
+            rank, text = os.environ.get("RANK", "0"), in_words(error)
             together = isinstance(error, UserError) and error.on_all_ranks
-            at = (
-                ""
-                if together or os.environ.get("WORLD_SIZE", "1") == "1"
-                else f"rank {rank} on {socket.gethostname()}: "
-            )
-            if not together or rank == "0":
-                print(f"error: {printable_lines(at + in_words(error))}", file=sys.stderr, flush=True)
             if not together:
                 distributed.report_failure(error)
+                if os.environ.get("WORLD_SIZE", "1") != "1":
+                    text = f"rank {rank} on {socket.gethostname()}: {text}"
+            if not together or rank == "0":
+                print(f"error: {printable_lines(text)}", file=sys.stderr, flush=True)
             _drop_output_that_cannot_be_written()
             return EXIT_USER_ERROR
         except KeyboardInterrupt:
@@ -168,12 +154,10 @@ def _drop_output_that_cannot_be_written() -> None:
 def in_words(error: Exception) -> str:
     """What went wrong, with which file, and what to do."""
     if isinstance(error, UnicodeDecodeError):
-        start = error.object[:40]
-        return f"a file that begins with {start!r} is no UTF-8 text ({error.reason}); store it as UTF-8"
+        return f"a file that begins with {error.object[:40]!r} is no UTF-8 text ({error.reason}); store it as UTF-8"
     if isinstance(error, OSError):
-        file = "a file or the output" if error.filename is None else os.fsdecode(error.filename)
-        remedy = _REMEDIES.get(error.errno or 0, "see that it is there and may be used")
-        return f"{file}: {error.strerror or error}; {remedy}"
+        file = os.fsdecode(error.filename or "a file or the output")
+        return f"{file}: {error.strerror or error}; {_REMEDIES.get(error.errno or 0, 'see that it may be used')}"
     return str(error)
 
 

@@ -10,55 +10,63 @@ import re
 from argparse import ArgumentError
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
 from ecn_dist import methods
 from ecn_dist.errors import UserError
-from ecn_dist.methods.options import LossOptions, MemoryOptions, check_range
+from ecn_dist.methods.options import (
+    Count,
+    Fraction,
+    LossOptions,
+    MemoryOptions,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    check_ranges,
+)
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+_OWN_OPTIONS = {name: entry.options for name, entry in methods.METHODS.items() if entry.options is not None}
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    height: int = 256
+    """pictures, and how they are read"""
+
+    height: Count = 256
     """height of the network's input in pixels"""
-    width: int = 128
+    width: Count = 128
     """width of the network's input in pixels"""
     camera_style: bool = True
     """camera-invariance: a target picture appears in the style of a random camera (METHOD.md, w'C')"""
-    random_erasing: float = 0.5
+    random_erasing: Annotated[float, Range(least=0, most=1)] = 0.5
     """probability of random erasing, both domains"""
-    streams: int = 16
+    streams: Count = 16
     """logical streams S a pass is cut into: a divisor of global_batch_size and a multiple of the ranks"""
-    workers: int = 2
+    workers: Natural = 2
     """loader processes a rank and domain; 0 reads in the training process"""
-    max_bad_samples: int = 0
+    max_bad_samples: Natural = 0
     """pictures that cannot be decoded and are replaced, a pass and rank; one more ends the run"""
-
-    def check(self, section: str) -> None:
-        for name in ("height", "width", "streams"):
-            check_range(f"{section}.{name}", getattr(self, name), least=1)
-        for name in ("workers", "max_bad_samples"):
-            check_range(f"{section}.{name}", getattr(self, name), least=0)
-        if not 0.0 <= self.random_erasing <= 1.0:
-            raise UserError(f"{section}.random_erasing: {self.random_erasing} must be from 0 to 1")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """the network"""
+
     arch: str = "resnet50"
     """small_resnet, or any torchvision classification network with a pooled feature"""
     weights: str = "imagenet"
     """imagenet (from torch's cache), none, a file of state-dict tensors, or a URL of one"""
-    embedding_dim: int = 4096
+    embedding_dim: Count = 4096
     """length D of the embedding, and of a memory row"""
-    dropout: float = 0.5
+    dropout: Fraction = 0.5
     """of the source head and of the target feature"""
-    frozen_stages: int = 0
+    frozen_stages: Natural = 0
     """stages from the input on that are not trained (ResNets: 3 = stem, layer1, layer2)"""
     shortcut_batchnorm_trains: bool = False
     """leave the shortcut BatchNorms of frozen stages in training mode, as the published code does"""
@@ -72,9 +80,6 @@ class ModelConfig:
     """of the last feature map: mean, or generalised mean with a trained exponent"""
 
     def check(self, section: str) -> None:
-        check_range(f"{section}.embedding_dim", self.embedding_dim, least=1)
-        check_range(f"{section}.dropout", self.dropout, least=0, below=1)
-        check_range(f"{section}.frozen_stages", self.frozen_stages, least=0)
         if self.weights == "none" and self.frozen_stages:
             raise UserError(
                 f"{section}.frozen_stages: {self.frozen_stages} stages would stay random, as {section}.weights is "
@@ -89,33 +94,26 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: float = 0.1
+    """optimiser and schedule"""
+
+    lr: Positive = 0.1
     """learning rate of the new layers"""
-    backbone_lr: float = 0.01
+    backbone_lr: Positive = 0.01
     """learning rate of the backbone"""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """SGD with Nesterov's momentum, or Adam (weight decay in the gradient)"""
-    momentum: float = 0.9
+    momentum: Fraction = 0.9
     """of SGD, with Nesterov's correction"""
-    weight_decay: float = 5e-4
+    weight_decay: NotNegative = 5e-4
     """on every trained parameter"""
     schedule: Literal["step", "cosine"] = "step"
     """step: x0.1 at step_epoch; cosine: to 0 over the epochs"""
-    step_epoch: int | list[int] = 40
+    step_epoch: Natural | list[Natural] = 40
     """epoch, or epochs, at which the step schedule divides by 10"""
-    warmup_epochs: float = 0.0
+    warmup_epochs: NotNegative = 0.0
     """epochs of linear warm-up from 0"""
-    source_only_epochs: int = 0
+    source_only_epochs: Natural = 0
     """epochs on the source alone before epoch 0; for networks that start at random"""
-
-    def check(self, section: str) -> None:
-        for name in ("lr", "backbone_lr"):
-            check_range(f"{section}.{name}", getattr(self, name), above=0)
-        for name in ("weight_decay", "warmup_epochs", "source_only_epochs"):
-            check_range(f"{section}.{name}", getattr(self, name), least=0)
-        check_range(f"{section}.momentum", self.momentum, least=0, below=1)
-        for epoch in self.step_epochs:
-            check_range(f"{section}.step_epoch", epoch, least=0)
 
     @property
     def step_epochs(self) -> tuple[int, ...]:
@@ -124,59 +122,56 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every_steps: int = 0
+    """what is saved, and when"""
+
+    every_steps: Natural = 0
     """steps between checkpoints; 0: at the end of every epoch"""
-    keep: int = 2
+    keep: Count = 2
     """newest checkpoints that are kept"""
     keep_best: bool = False
     """also keep the one of the highest mAP among the evaluations during training (evaluation.every_epochs)"""
-    keep_epochs: list[int] = field(default_factory=list)
+    keep_epochs: list[Natural] = field(default_factory=list)
     """also keep those of the ends of these epochs, as [10, 40]"""
     asynchronous: bool = False
     """write in the background; costs host memory of the size of this rank's part"""
     on_failure: Literal["stop", "continue"] = "stop"
     """whether a save that fails (a full disk) ends the run"""
 
-    def check(self, section: str) -> None:
-        check_range(f"{section}.every_steps", self.every_steps, least=0)
-        check_range(f"{section}.keep", self.keep, least=1)
-        for epoch in self.keep_epochs:
-            check_range(f"{section}.keep_epochs", epoch, least=0)
-
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    every_epochs: int = 0
-    """epochs between evaluations during training; 0: only at the end"""
-    batch_size: int = 128
-    """pictures a rank embeds at once"""
+    """evaluation on the target's query and gallery"""
 
-    def check(self, section: str) -> None:
-        check_range(f"{section}.every_epochs", self.every_epochs, least=0)
-        check_range(f"{section}.batch_size", self.batch_size, least=1)
+    every_epochs: Natural = 0
+    """epochs between evaluations during training; 0: only at the end"""
+    batch_size: Count = 128
+    """pictures a rank embeds at once"""
 
 
 @dataclass(frozen=True)
 class DeepSpeedConfig:
+    """of engine deepspeed"""
+
     zero_stage: Literal[0, 1, 2] = 1
     """with engine deepspeed: divide among the ranks nothing (0), the optimiser's state (1), gradients too (2)"""
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    every_steps: int = 10
+    """what a run tells"""
+
+    every_steps: Count = 10
     """steps between lines of metrics.jsonl; every line costs one small all-reduce"""
     tensorboard: bool = True
     """write tensorboard/"""
     figures: bool = True
     """at the end draw figures/ and write report.html"""
 
-    def check(self, section: str) -> None:
-        check_range(f"{section}.every_steps", self.every_steps, least=1)
-
 
 @dataclass(frozen=True)
 class Config:
+    """the run as a whole"""
+
     method: str = "ecn"
     """what is trained: METHODS"""
     source: str = ""
@@ -185,11 +180,11 @@ class Config:
     """shard folder of the target domain; its identities never reach a loss"""
     output_dir: str = ""
     """the run folder"""
-    seed: int = 0
+    seed: Annotated[int, Range(least=0, below=2**63)] = 0
     """of every random choice"""
     epochs: int = 60
     """epochs of the method: passes over the source images, where it says no other length; 0 after source-only ones"""
-    global_batch_size: int = 128
+    global_batch_size: Count = 128
     """images of each domain in one step, over all ranks"""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """bf16 and fp16 by autocast (fp16 with loss scaling); fp64 is for tests"""
@@ -197,7 +192,7 @@ class Config:
     """what carries the gradients between ranks"""
     device: str = "auto"
     """auto (the accelerator, else the CPU), cpu, cuda, ..."""
-    timeout_seconds: float = 300.0
+    timeout_seconds: Positive = 300.0
     """a collective that waits longer fails"""
     resume: str = "auto"
     """auto (from the newest complete checkpoint of output_dir, if any), never, or the path of a checkpoint or run"""
@@ -222,11 +217,10 @@ class Config:
         for key in (*entry.domains, "output_dir"):
             if not getattr(self, key):
                 raise UserError(f"{key}: is not set; give it in the --config file or as --{key}")
-        # Written so that NaN passes none of them.
-        check_range("seed", self.seed, least=0, below=2**63)
-        check_range("global_batch_size", self.global_batch_size, least=1)
-        check_range("timeout_seconds", self.timeout_seconds, above=0)
+        check_ranges(self)
         for name, section in (vars(self) | self.own).items():
+            if dataclasses.is_dataclass(section):
+                check_ranges(section, f"{name}.")
             if hasattr(section, "check"):
                 section.check(name)
         if self.epochs < 0 or self.epochs + self.optim.source_only_epochs < 1:
@@ -238,14 +232,55 @@ class Config:
         methods.load(self.method).check(flatten(self))
 
 
+class _ConfigFile(ActionConfigFile):
+    """`--config FILE`: what is wrong in a file is told with its name."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        if not Path(values).is_file():
+            raise UserError(f"--config: there is no file {values!r}")
+        try:
+            _check_yaml(Path(values).read_text(encoding="utf-8"))
+            parser.parse_path(values)  # by itself too, as later options may override a wrong value, or hide whose it is
+        except UnicodeDecodeError as error:
+            raise UserError(f"{values}: is no UTF-8 text ({error.reason}); store it as UTF-8") from error
+        except yaml.YAMLError as error:
+            raise UserError(f"{values}: is no YAML that can be read ({error})") from error
+        except (UserError, ArgumentError) as error:
+            raise UserError(f"{values}: {_with_nearest_key(str(error))}") from error
+        super().__call__(parser, cfg, values, option_string)
+
+
+def _check_yaml(text: str) -> None:
+    """Refuse what the parser would crash on, or would leave out without a word."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError("has a YAML alias (*NAME), of which a few lines make gigabytes; write the value itself")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > 3:
+            raise UserError(f"is nested too deep{event.start_mark}; options stand in sections, and these in the file")
+    _check_section("", yaml.compose(text, yaml.SafeLoader))
+
+
+def _check_section(name: str, node: yaml.Node | None) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        held = "a list" if isinstance(node, yaml.SequenceNode) else repr(node.value) if node and node.value else "empty"
+        raise UserError(f"{name or 'the file'} is {held}, where options by name are needed; give one, or leave it out")
+    keys = [key.value for key, _ in node.value]
+    for key, value in zip(keys, (value for _, value in node.value), strict=True):
+        if keys.count(key) > 1:
+            raise UserError(f"{name and name + '.'}{key} stands twice; keep one of them")
+        if not name and isinstance(_sections(Config()).get(key), dict):
+            _check_section(key, value)
+
+
 def build_parser(prog: str, description: str) -> ArgumentParser:
     """A parser of every option of `Config`; callers may add their own beside them, and read both with `from_parsed`."""
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options; may be given more than once")
+    parser.add_argument("--config", action=_ConfigFile, help="YAML file of options; may be given more than once")
     parser.add_class_arguments(Config, None, skip={"own"})
-    for name, entry in methods.METHODS.items():
-        if entry.options is not None:
-            parser.add_class_arguments(entry.options, name)
+    for name, options in _OWN_OPTIONS.items():
+        parser.add_class_arguments(options, name)
     return parser
 
 
@@ -258,7 +293,7 @@ def parse_with(parser: ArgumentParser, argv: list[str] | None) -> tuple[Config, 
         namespace = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
         raise UserError(_with_nearest_key(str(error))) from error
-    own = {name: namespace[name] for name, entry in methods.METHODS.items() if entry.options is not None}
+    own = {name: namespace[name] for name in _OWN_OPTIONS}
     shared = {f.name: namespace[f.name] for f in dataclasses.fields(Config) if f.name != "own"}
     return Config(**shared, own=own), namespace
 
@@ -292,28 +327,19 @@ def _sections(config: Config) -> dict[str, Any]:
     """Options and sections as they stand in a YAML file; of a method's own section, the defaults where it has none."""
     sections = dataclasses.asdict(config)
     del sections["own"]
-    for name, entry in methods.METHODS.items():
-        if entry.options is not None:
-            sections[name] = dataclasses.asdict(config.own.get(name) or entry.options())
-    return sections
+    own = {name: dataclasses.asdict(config.own.get(name) or options()) for name, options in _OWN_OPTIONS.items()}
+    return sections | own
 
 
 def _with_nearest_key(message: str) -> str:
     """Name the nearest known key where the parser's message speaks of an unknown one."""
-    known = list(flatten(Config()))
-    patterns = (
-        r"unrecognized arguments: --(\S+?)(?:=|\s|$)",
-        r"[Gg]roup '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'",
-        r"[Oo]ption '([\w.]+)' is not accepted",
-    )
-    for pattern in patterns:
-        if match := re.search(pattern, message):
-            groups = match.groupdict()
-            key = f"{groups['group']}.{groups['name']}" if groups else match.group(1)
-            by_last = {name.rsplit(".", 1)[-1]: name for name in known}
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
-                by_last[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(by_last), n=1)
-            ]
-            hint = f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(known)}"
-            return f"unknown option {key!r}{hint}"
-    return message
+    places = r"unrecognized arguments: --|[Gg]roup '([\w.]+)' does not accept option '|[Oo]ption '(?=[\w.]+' is not)"
+    match = re.search(rf"(?:{places})([\w.]+)", message)
+    if match is None:
+        return message
+    key, known = ".".join(filter(None, match.groups())), list(flatten(Config()))
+    by_last = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(key, known, n=1) or [
+        by_last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1)
+    ]
+    return f"unknown option {key!r}; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}")

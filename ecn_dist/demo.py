@@ -25,8 +25,10 @@ from ecn_dist.reporting.run_reader import read_run
 from ecn_dist.training.run_folder import is_finished
 
 CONFIG = Path(str(resources.files("ecn_dist") / "configs" / "demo.yaml"))
+CLUSTER = "demo_cluster.yaml"
 ABLATION_SEEDS = 3
 TABLE_WIDTH = 125  # columns, where the output goes to a file
+COLUMNS = {"mAP": "mAP (trapezoid)", "mAP_stepwise": "mAP (step-wise)", "rank1": "rank-1", "rank5": "rank-5"}
 Evaluation = dict[str, float]
 
 
@@ -37,60 +39,61 @@ class Row:
     name: str
     meaning: str
     folder: str
-    options: tuple[str, ...] = ()
+    options: str = ""
     trains: bool = True
-    recipe: str = ""  # among the configurations; empty for the demo's own
+    recipe: str = ""  # among the configurations; empty for --config
 
 
 SOURCE_ONLY = Row("source only", "trained on the source alone", "source_only", trains=False)
-ADABN = Row(
-    "source only, AdaBN",
-    "the same, BatchNorm statistics of the target",
-    "source_only",
-    ("--adapt_batchnorm",),
-    trains=False,
+FULL = Row("E + C + N", "exemplar, camera, neighbours", "ECN")
+ABLATION_ROWS = (
+    SOURCE_ONLY,
+    Row("source only, AdaBN", "BatchNorm statistics of the target", "source_only", "--adapt_batchnorm", trains=False),
+    Row("control", "target passes, no target loss (lambda = 0)", "control", "--loss.target_weight 0"),
+    Row("E", "exemplar", "E", "--data.camera_style false --loss.num_neighbors 0"),
+    Row("E + C", "exemplar, camera", "EC", "--loss.num_neighbors 0"),
+    Row("E + N", "exemplar, neighbours", "EN", "--data.camera_style false"),
+    FULL,
+    Row(
+        "cluster, target alone",
+        "without copies and source",
+        "cluster_alone",
+        "--data.camera_style false --cluster.source_weight 0",
+        recipe=CLUSTER,
+    ),
+    Row(
+        "cluster, no copies",
+        "the same without style copies",
+        "cluster_real",
+        "--data.camera_style false",
+        recipe=CLUSTER,
+    ),
+    Row("cluster", "clusters, camera-aware, with copies and source", "cluster", recipe=CLUSTER),
 )
-CONTROL = Row("control", "target passes, no target loss (lambda = 0)", "control", ("--loss.target_weight", "0"))
-E = Row("E", "exemplar", "E", ("--data.camera_style", "false", "--loss.num_neighbors", "0"))
-E_C = Row("E + C", "exemplar, camera", "EC", ("--loss.num_neighbors", "0"))
-E_N = Row("E + N", "exemplar, neighbours", "EN", ("--data.camera_style", "false"))
-E_C_N = Row("E + C + N", "exemplar, camera, neighbours", "ECN")
-CLUSTER = Row("cluster", "clusters, camera-aware, with copies and source", "cluster", recipe="demo_cluster.yaml")
-CLUSTER_REAL = Row(
-    "cluster, no copies",
-    "the same without style copies",
-    "cluster_real",
-    ("--data.camera_style", "false"),
-    recipe="demo_cluster.yaml",
-)
-CLUSTER_ALONE = Row(
-    "cluster, target alone",
-    "without copies and source",
-    "cluster_alone",
-    ("--data.camera_style", "false", "--cluster.source_weight", "0"),
-    recipe="demo_cluster.yaml",
-)
-DEMO_ROWS = (SOURCE_ONLY, CONTROL, E_C_N, CLUSTER)
-ABLATION_ROWS = (SOURCE_ONLY, ADABN, CONTROL, E, E_C, E_N, E_C_N, CLUSTER_ALONE, CLUSTER_REAL, CLUSTER)
-
-COLUMNS = {"mAP": "mAP (trapezoid)", "mAP_stepwise": "mAP (step-wise)", "rank1": "rank-1", "rank5": "rank-5"}
+DEMO_ROWS = tuple(row for row in ABLATION_ROWS if row.name in ("source only", "control", "E + C + N", "cluster"))
 
 
+@dataclass(frozen=True)
 class Demo:
     """The demo on one seed of the data, in one folder."""
 
-    def __init__(self, folder: Path, seed: int, ranks: int, test_split: str, config: Path) -> None:
-        self.folder = folder
-        self.seed = seed
-        self.ranks = ranks
-        self.test_split = test_split
-        self.config = config
+    folder: Path
+    seed: int
+    ranks: int
+    test_split: str
+    config: Path
 
     def run(self, rows: Sequence[Row]) -> dict[str, Evaluation]:
         """Data, shards, the common start, then every row; what an earlier call finished is taken as it is."""
         self._make_shards()
         start = self._train(SOURCE_ONLY, "--epochs", "0")
-        return {row.name: self._train_row(row, start) if row.trains else self._evaluate(row, start) for row in rows}
+        weights = ["--model.weights", str(start / "weights.safetensors"), "--optim.source_only_epochs", "0"]
+        return {
+            row.name: dict(read_run(self._train(row, *weights)).evaluation)
+            if row.trains
+            else self._evaluate(row, start)
+            for row in rows
+        }
 
     def _make_shards(self) -> None:
         for domain, styles in (("source", "none"), ("target", "histogram")):
@@ -103,17 +106,19 @@ class Demo:
             packing = ["--layout", "market", "--input", str(data), "--output", str(shards)]
             execute("-m", "ecn_dist.pack", *packing, "--camera_style", styles)
 
-    def _train_row(self, row: Row, start: Path) -> Evaluation:
-        weights = ["--model.weights", str(start / "weights.safetensors"), "--optim.source_only_epochs", "0"]
-        return dict(read_run(self._train(row, *weights)).evaluation)
-
     def _train(self, row: Row, *options: str) -> Path:
-        run = self.folder / row.folder
+        run, shards = self.folder / row.folder, self.folder / "shards"
         if not is_finished(run):
             say(f"training: {row.meaning}")
-            config = self.config.with_name(row.recipe) if row.recipe else self.config
-            places = ["--config", str(config), *self._shard_options(), "--output_dir", str(run)]
-            execute(*self._torchrun("ecn_dist.train"), *places, "--seed", str(self.seed), *row.options, *options)
+            places = ["--source", str(shards / "source"), "--target", str(shards / "target"), "--output_dir", str(run)]
+            recipe = [
+                "--config",
+                str(CONFIG.with_name(row.recipe) if row.recipe else self.config),
+                *places,
+                "--seed",
+                str(self.seed),
+            ]
+            self._torchrun("ecn_dist.train", *recipe, *row.options.split(), *options)
         return run
 
     def _evaluate(self, row: Row, start: Path) -> Evaluation:
@@ -122,17 +127,13 @@ class Demo:
         output = self.folder / "adabn.json"
         say(f"evaluating: {row.meaning}")
         places = ["--checkpoint", str(start), "--data", str(self.folder / "shards" / "target"), "--output", str(output)]
-        execute(*self._torchrun("ecn_dist.evaluate"), *places, "--workers", "0", *row.options)
+        self._torchrun("ecn_dist.evaluate", *places, "--workers", "0", *row.options.split())
         figures = json.loads(output.read_text(encoding="utf-8"))
-        del figures["camera_pairs"]
-        return figures
+        return {key: figures[key] for key in figures if key != "camera_pairs"}
 
-    def _shard_options(self) -> list[str]:
-        shards = self.folder / "shards"
-        return ["--source", str(shards / "source"), "--target", str(shards / "target")]
-
-    def _torchrun(self, module: str) -> list[str]:
-        return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}", "-m", module]
+    def _torchrun(self, module: str, *args: str) -> None:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}"]
+        execute(*launcher, "-m", module, *args)
 
 
 def say(text: str) -> None:
@@ -148,17 +149,10 @@ def execute(*args: str) -> None:
         raise UserError(f"the command above ended with status {finished.returncode}; what it printed says why")
 
 
-def as_table(results: dict[str, list[Evaluation]], rows: Sequence[Row]) -> Table:
+def as_cells(results: dict[str, list[Evaluation]], rows: Sequence[Row]) -> list[list[str]]:
     """Percent; over several seeds the mean and, behind the sign, the standard deviation."""
-    table = Table(title="target domain, test identities (percent)")
-    table.add_column("")
-    for title in COLUMNS.values():
-        table.add_column(title, justify="right")
-    table.add_column("what it is")
-    for row in rows:
-        cells = [as_cell([evaluation[key] for evaluation in results[row.name]]) for key in COLUMNS]
-        table.add_row(row.name, *cells, row.meaning)
-    return table
+    of_row = {row: [as_cell([found[key] for found in results[row.name]]) for key in COLUMNS] for row in rows}
+    return [[row.name, *of_row[row], row.meaning] for row in rows]
 
 
 def as_cell(values: list[float]) -> str:
@@ -166,28 +160,20 @@ def as_cell(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
-def as_markdown(results: dict[str, list[Evaluation]], rows: Sequence[Row], command_line: str) -> str:
+def as_markdown(results: dict[str, list[Evaluation]], rows: Sequence[Row]) -> str:
     """docs/ablation.md: the table of means, the mAP of every seed, and what gave them."""
-    seeds = len(next(iter(results.values())))
-    lines = [
-        "# Ablation on the synthetic domains",
-        "",
-        f"Made by `{command_line}`: {seeds} seeds, each with data, initial weights and order of its own. Every row but",
-        "the first two trains on from that seed's source-only network. Test identities; percent; mean ± standard",
-        "deviation over the seeds.",
-        "",
-        f"| | {' | '.join(COLUMNS.values())} | what it is |",
-        f"|---|{'---:|' * len(COLUMNS)}---|",
-    ]
-    for row in rows:
-        cells = [as_cell([evaluation[key] for evaluation in results[row.name]]) for key in COLUMNS]
-        lines.append(f"| {row.name} | {' | '.join(cells)} | {row.meaning} |")
-    lines += ["", "mAP (trapezoid) of each seed:", "", f"| | {' | '.join(f'seed {seed}' for seed in range(seeds))} |"]
-    lines.append(f"|---|{'---:|' * seeds}")
-    for row in rows:
-        each = " | ".join(as_cell([found["mAP"]]) for found in results[row.name])
-        lines.append(f"| {row.name} | {each} |")
-    return "\n".join(lines) + "\n"
+    seeds = len(results[SOURCE_ONLY.name])
+    each_seed = [[row.name, *(as_cell([found["mAP"]]) for found in results[row.name])] for row in rows]
+    head = f"""# Ablation on the synthetic domains
+
+Made by `make ablation`: {seeds} seeds, each with data, initial weights and order of its own. Every row but
+the first two trains on from that seed's source-only network. Test identities; percent; mean ± standard
+deviation over the seeds.
+"""
+    means = [["", *COLUMNS.values(), "what it is"], ["---", *["---:"] * len(COLUMNS), "---"], *as_cells(results, rows)]
+    seed_by_seed = [["", *(f"seed {seed}" for seed in range(seeds))], ["---", *["---:"] * seeds], *each_seed]
+    tables = ("\n".join(f"| {' | '.join(cells)} |" for cells in table) for table in (means, seed_by_seed))
+    return "\n".join((head, "\n\nmAP (trapezoid) of each seed:\n\n".join(tables), ""))
 
 
 @verb("demo")
@@ -222,13 +208,18 @@ def main(
         found = Demo(folder, seed + nth, ranks, test_split, config).run(rows)
         for name, evaluation in found.items():
             results[name].append(evaluation)
-        report = write_report(folder / E_C_N.folder, comparison=Comparison({n: [e] for n, e in found.items()}))
+        report = write_report(folder / FULL.folder, comparison=Comparison({n: [e] for n, e in found.items()}))
     print()
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)
-    console.print(as_table(results, rows))
+    shown = Table(title="target domain, test identities (percent)")
+    for title in ("", *COLUMNS.values(), "what it is"):
+        shown.add_column(title, justify="right" if title in COLUMNS.values() else "left")
+    for cells in as_cells(results, rows):
+        shown.add_row(*cells)
+    console.print(shown)
     if table:
-        write_atomically(table, as_markdown(results, rows, "make ablation"))
+        write_atomically(table, as_markdown(results, rows))
         print(f"table:    {table}")
     print(f"pictures: {report.parent / 'figures'}")
     print(f"report:   {report}")

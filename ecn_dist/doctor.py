@@ -22,7 +22,7 @@ started (MODULE=ecn_dist.doctor launch/SCRIPT ...). Exit status 0 if all is well
 
 EXIT_PROBLEMS = 1
 HOST_CHECKS = ("torch", "accelerator", "shm", "shards", "plan", "disk")
-GROUP_CHECKS = ("group", "versions", "shared", "all_reduce")
+CHECKS = (*HOST_CHECKS, "group", "versions", "shared", "all_reduce")
 CONNECT_SECONDS = 30.0  # tell whether ranks can be connected; a run's own timeout is for its longest pauses
 Everyones = list[tuple[Finding, list[int]]]  # with the ranks that found it
 
@@ -30,8 +30,8 @@ Everyones = list[tuple[Finding, list[int]]]  # with the ranks that found it
 def add_options(parser: ArgumentParser) -> None:
     """The doctor's own options, beside those of `train`."""
     group = parser.add_argument_group("Checks")
-    checks = ", ".join((*HOST_CHECKS, *GROUP_CHECKS))
-    group.add_argument("--only", action="append", help=f"this check alone, of {checks}; may be given more than once")
+    only = f"this check alone, of {', '.join(CHECKS)}; may be given more than once"
+    group.add_argument("--only", action="append", help=only)
     group.add_argument("--quiet", action="store_true", help="print what is wrong alone")
     group.add_argument("--min_bandwidth", type=above_0, default=100.0, metavar="MB/S", help="of an all-reduce")
     group.add_argument("--max_latency", type=above_0, default=10.0, metavar="MS", help="of an all-reduce")
@@ -43,15 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = configuration.build_parser("ecn-dist doctor", DESCRIPTION)
     add_options(parser)
     config, options = configuration.parse_with(parser, argv)
-    wanted = options.only or (*HOST_CHECKS, *GROUP_CHECKS)
-    for name in wanted:
-        if name not in (*HOST_CHECKS, *GROUP_CHECKS):
-            raise UserError(f"--only: there is no check {name}; known are {', '.join((*HOST_CHECKS, *GROUP_CHECKS))}")
+    wanted = options.only or CHECKS
+    for name in set(wanted) - set(CHECKS):
+        raise UserError(f"--only: there is no check {name}; known are {', '.join(CHECKS)}")
     rank, several = launched("RANK", 0), launched("WORLD_SIZE", 1) > 1
     plans: list[Plan] = []  # the plan of the run, once it is checked
-    findings = [
-        found for name, look in _on_host(config, plans).items() if name in wanted for found in guarded(name, look)
-    ]
+    on_host = {name: look for name, look in _on_host(config, plans).items() if name in wanted}
+    findings = [found for name, look in on_host.items() for found in guarded(name, look)]
     everyones = [(found, [rank]) for found in findings]
     if several:
         device = distributed.resolve_device(config.device)
@@ -83,8 +81,8 @@ def _on_host(config: Config, plans: list[Plan]) -> dict[str, Callable[[], Iterab
         except UserError as error:
             yield Finding("plan", str(error), "correct the option that is named; train --dry_run shows the plan")
             return
-        total = plans[0].timeline.total_steps
-        yield Finding("plan", f"{total} steps, {plans[0].memory_bytes / 2**30:.2f} GiB of device memory a rank")
+        gib = plans[0].memory_bytes / 2**30
+        yield Finding("plan", f"{plans[0].timeline.total_steps} steps, {gib:.2f} GiB of device memory a rank")
 
     def check_disk() -> Iterable[Finding]:
         needed = plans[0].checkpoint_bytes * (plans[0].checkpoints + 1) if plans else None
@@ -105,16 +103,12 @@ def _between_ranks(
     config: Config, plans: list[Plan], options: Namespace, device: torch.device
 ) -> dict[str, Callable[[], Iterable[Finding]]]:
     """Each look is collective."""
+    size = plans[0].network.trained_parameters * 4 if plans else None
+    limits = {"least_bandwidth": options.min_bandwidth * 1e6, "most_latency": options.max_latency / 1e3}
     return {
         "versions": partial(group_checks.check_versions, next(iter(host_checks.check_torch())).text),
         "shared": partial(group_checks.check_shared_folder, config),
-        "all_reduce": partial(
-            group_checks.check_all_reduce,
-            device,
-            plans[0].network.trained_parameters * 4 if plans else None,
-            least_bandwidth=options.min_bandwidth * 1e6,
-            most_latency=options.max_latency / 1e3,
-        ),
+        "all_reduce": partial(group_checks.check_all_reduce, device, size, **limits),
     }
 
 

@@ -56,13 +56,9 @@ def main(
             yield picture
 
     features = embedder(read(), batch_size)
-    FeatureFile(
-        features=features,
-        files=tuple(files),
-        sha256=np.frombuffer(b"".join(checksums), dtype=np.uint8).reshape(len(files), -1),
-        model=embedder.fingerprint,
-        folder=Path(os.path.relpath(input, output.absolute().parent)).as_posix(),
-    ).write(output)
+    sha256 = np.frombuffer(b"".join(checksums), dtype=np.uint8).reshape(len(files), -1)
+    folder = Path(os.path.relpath(input, output.absolute().parent)).as_posix()
+    FeatureFile(features, tuple(files), sha256, embedder.fingerprint, folder).write(output)
     print(f"wrote {output}: {len(files):,} pictures, features of length {embedder.num_features}")
     return 0
 

@@ -15,14 +15,7 @@ from ecn_dist.packing.summary import print_summary
 from ecn_dist.processes import progress_bar
 
 EPILOG = r"""
-layouts
-  market, duke, msmt17   bounding_box_train/, query/, bounding_box_test/ with names like 0002_c1s1_000451_03.jpg
-                         (pid before the first _, camera after c); msmt17 in its reshaped form
-  msmt17-original        train/ and test/ with list_train.txt, list_val.txt, list_query.txt, list_gallery.txt
-  folder                 any pictures; --pattern or --table says pid, camera and split
-
-A split that the data set does not have is left out: train alone will do for a target. Pictures with pid -1 are junk and
-dropped; in layout folder a training picture without a pid is kept, as one whose identity nobody knows.
+Layouts, junk pictures and missing splits: docs/data.md. A folder of any pictures is layout folder.
 
 examples
   ecn-dist pack --layout market --input data/market --output shards/market

@@ -61,14 +61,9 @@ def run_jobs(
 ) -> list[Result]:
     """`[function(job) for job in jobs]`, on `workers` processes.
 
-    Args:
-        function: top-level, or a partial of such a function (it is pickled).
-        workers: one or none: everything runs in this process. No more are started than there are jobs.
-        description: of the jobs, for `track`.
-
-    Raises:
-        UserError: a worker ended unexpectedly.
-        Exception: whatever a job raises; jobs that have not begun are given up. Workers end when this process does.
+    `function` is pickled: top-level, or a partial of such a function. With one worker, or one job, all runs in this
+    process. Raises what a job raises, when jobs that have not begun are given up, and `UserError` where a worker ended
+    unexpectedly. Workers end when this process does.
     """
     workers = min(workers, len(jobs))
     if workers <= 1:
@@ -81,10 +76,8 @@ def run_jobs(
         try:
             return list(track(pool.map(function, jobs), description, len(jobs)))
         except BrokenProcessPool as error:
-            raise UserError(
-                f"one of {workers} worker processes ended unexpectedly. The system may have killed it for lack of "
-                "memory: try fewer with --workers"
-            ) from error
+            problem = f"one of {workers} worker processes ended unexpectedly, perhaps killed for lack of memory"
+            raise UserError(f"{problem}; try fewer with --workers") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

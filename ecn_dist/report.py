@@ -9,14 +9,12 @@ from ecn_dist.reporting.comparison import Comparison
 from ecn_dist.reporting.report import write_report
 from ecn_dist.reporting.run_reader import read_run
 
-EXAMPLES = """\
-examples
-  ecn-dist report --run runs/x
-  ecn-dist report --run runs/x --compare "source only=runs/a" --compare "full=runs/x" --compare "full=runs/x2"
-      a table of several runs; runs of one name are seeds, shown as mean and spread"""
+EXAMPLE = (
+    'example: ecn-dist report --run runs/x --compare "full=runs/x" --compare "full=runs/x2" --compare "base=runs/y"'
+)
 
 
-@verb("report", EXAMPLES)
+@verb("report", EXAMPLE)
 def main(*, run: Path, output: str | None = None, compare: list[str] | None = None) -> int:
     """Write one self-contained HTML file of a run.
 
@@ -28,7 +26,8 @@ def main(*, run: Path, output: str | None = None, compare: list[str] | None = No
     Args:
         run: the run folder: the --output_dir of `train`
         output: the file to write (default: RUN/report.html)
-        compare: NAME=RUN: add a row to a table of several runs; may be given more than once
+        compare: NAME=RUN: add a row to a table of several runs; may be given more than once; runs of one name are
+            seeds, shown as mean and spread
     """
     comparison = _comparison(compare) if compare else None
     print(f"wrote {write_report(run, comparison=comparison, output=output)}")

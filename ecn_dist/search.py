@@ -92,9 +92,7 @@ def _draw(
     for query, matches in zip(queries, found, strict=True):
         answers = [(match.name, match.distance, _gallery_picture(gallery, match.row, folder)) for match in matches]
         rows.append((printable(Path(query.name).name), decode(query.data), answers))
-    caption = (
-        f"The nearest among {len(gallery.files):,} pictures, with Euclidean distances. Near is not the same person."
-    )
+    caption = f"The nearest of {len(gallery.files):,} pictures, with Euclidean distances. Near is not the same person."
     save_figure(draw_answers(rows, subtitle=caption), output, title="Nearest pictures", caption=caption)
 
 

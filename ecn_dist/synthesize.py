@@ -9,10 +9,8 @@ from ecn_dist.processes import progress_bar
 from ecn_dist.synthetic import PRESETS, DomainSize, write_domain
 
 EPILOG = """\
-Train, test and validation identities never overlap, and a picture depends on nothing but the seed, the domain, the
-identity, the camera and its number: a larger folder holds the smaller one's pictures, and --test_split validation
-changes only the query and the gallery. The same options give the same bytes for any number of workers. The cameras of
-the -strong domains mix colours, blur and haze, which style copies by histogram cannot follow.
+The same options give the same bytes for any number of workers. The cameras of the -strong domains mix colours, blur and
+haze, which style copies by histogram cannot follow.
 
 examples
   ecn-dist synthesize --domain target --output data/target --seed 0
@@ -53,15 +51,7 @@ def main(
         workers: processes (default: one for each core, if it is worth it)
     """
     start = time.perf_counter()
-    size = DomainSize(
-        train_identities=train_identities,
-        test_identities=test_identities,
-        cameras=cameras,
-        pictures_per_camera=pictures_per_camera,
-        height=height,
-        width=width,
-        test_split=test_split,
-    )
+    size = DomainSize(train_identities, test_identities, cameras, pictures_per_camera, height, width, test_split)
     with progress_bar() as track:
         count = write_domain(output, PRESETS[domain], size, seed=seed, workers=workers, track=track)
     print(f"{output}: {count} pictures of {domain} ({time.perf_counter() - start:.1f} s)")

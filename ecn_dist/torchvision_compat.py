@@ -11,10 +11,8 @@ from pathlib import Path
 
 import torch
 
-_SCHEMAS = {
-    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-}
+_OPERATORS = ("nms", "qnms")
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def _operators_load() -> bool:
@@ -34,9 +32,9 @@ def declare_missing_operators() -> None:
     """Declare the schemas torchvision expects, where its compiled library does not load. May be called again."""
     if _operators_load():
         return
-    for name, schema in _SCHEMAS.items():
+    for name in _OPERATORS:
         if not hasattr(torch.ops.torchvision, name):
-            torch.library.define(f"torchvision::{name}", schema.removeprefix(name))
+            torch.library.define(f"torchvision::{name}", _SCHEMA)
 
 
 declare_missing_operators()

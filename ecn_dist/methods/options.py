@@ -1,31 +1,64 @@
 """Options that several methods share. Plain dataclasses: importing them imports no torch."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from ecn_dist.errors import UserError
 
 
-def check_range(
-    key: str, value: float, *, above: float = -math.inf, least: float = -math.inf, below: float = math.inf
-) -> None:
-    """Raise `UserError` unless `value` is above `above`, at least `least` and below `below`; NaN never is."""
-    if value > above and least <= value < below:
-        return
-    bounds = [
-        f"above {above:g}" if above > -math.inf else "",
-        f"at least {least:g}" if least > -math.inf else "",
-        f"below {below:g}" if below < math.inf else "",
-    ]
-    raise UserError(f"{key}: {value} must be {' and '.join(filter(None, bounds)) or 'finite'}")
+@dataclass(frozen=True)
+class Range:
+    """Which numbers an option takes, beside its type: `Annotated[int, Range(least=1)]`; `--help` shows it."""
+
+    above: float = -math.inf
+    least: float = -math.inf
+    below: float = math.inf
+    most: float = math.inf
+
+    def __repr__(self) -> str:
+        bounds = {"above": self.above, "at least": self.least, "below": self.below, "at most": self.most}
+        return " and ".join(f"{what} {bound:g}" for what, bound in bounds.items() if math.isfinite(bound)) or "finite"
+
+    def __contains__(self, value: float) -> bool:
+        return value > self.above and self.least <= value < self.below and value <= self.most  # NaN never is
+
+
+Count = Annotated[int, Range(least=1)]
+Natural = Annotated[int, Range(least=0)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(least=0)]
+Fraction = Annotated[float, Range(least=0, below=1)]
+
+
+def check_range(key: str, value: float, **bounds: float) -> None:
+    """Raise `UserError` unless `value` is in `Range(**bounds)`."""
+    if value not in Range(**bounds):
+        raise UserError(f"{key}: {value} must be {Range(**bounds)}")
+
+
+def check_ranges(options: Any, prefix: str = "") -> None:
+    """Raise `UserError` for a field of the dataclass `options`, or an item of a list in one, outside its `Range`."""
+    for name, kind in get_type_hints(type(options), include_extras=True).items():
+        given = getattr(options, name)
+        for value in given if isinstance(given, list) else [given]:
+            for bounds in _ranges(kind):
+                check_range(f"{prefix}{name}", value, **vars(bounds))
+
+
+def _ranges(kind: Any) -> Iterable[Range]:
+    """Those of a type, and of the types it is made of."""
+    return {*getattr(kind, "__metadata__", ()), *(found for part in get_args(kind) for found in _ranges(part))}
 
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    temperature: float = 0.05
+    """the exemplar memory"""
+
+    temperature: Positive = 0.05
     """beta of the softmax over exemplars"""
-    momentum: float = 0.01
+    momentum: NotNegative = 0.01
     """m of an update is this times the epoch"""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """of the rows; auto: fp32 (fp64 where precision is fp64)"""
@@ -34,20 +67,14 @@ class MemoryOptions:
     start: Literal["zeros", "weights"] = "zeros"
     """the rows at first; weights: those of the published code's checkpoint that model.weights names"""
 
-    def check(self, section: str) -> None:
-        check_range(f"{section}.temperature", self.temperature, above=0)
-        check_range(f"{section}.momentum", self.momentum, least=0)
-
 
 @dataclass(frozen=True)
 class LossOptions:
-    target_weight: float = 0.3
+    """the losses"""
+
+    target_weight: Fraction = 0.3
     """lambda of L = (1 - lambda) L_source + lambda L_target; 0 is the control without target loss"""
-    num_neighbors: int = 6
+    num_neighbors: Natural = 6
     """k of neighbourhood-invariance; 0 turns it off"""
     neighbors_from_epoch: int = 5
     """first epoch with neighbourhood-invariance"""
-
-    def check(self, section: str) -> None:
-        check_range(f"{section}.target_weight", self.target_weight, least=0, below=1)
-        check_range(f"{section}.num_neighbors", self.num_neighbors, least=0)

@@ -29,12 +29,11 @@ class Backbone(nn.Module):
     def __init__(
         self, arch: str, height: int, width: int, last_stride: int = 2, pooling: str = "avg", neck: bool = False
     ) -> None:
-        """A network with torch's random initialisation.
+        """With torch's random initialisation.
 
         Args:
             arch: `small_resnet`, or the name of a torchvision classification network.
-            height: of the input, in pixels.
-            width: likewise.
+            height, width: of the input, in pixels.
             last_stride: of the last stage; 1 keeps its map twice as high and wide (ResNets only).
             pooling: `avg`, or `gem` where the network pools a feature map by a module that can be exchanged.
             neck: put a BatchNorm on the pooled feature (`Neck`).
@@ -59,8 +58,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 3, H, W) -> (b, num_features): the pooled feature, after the neck where there is one."""
-        pooled_bC = self.body(images)
-        return pooled_bC if self.neck is None else self.neck(pooled_bC)
+        return self.pooled(images) if self.neck is None else self.neck(self.pooled(images))
 
     def pooled(self, images: Tensor) -> Tensor:
         """(b, 3, H, W) -> (b, num_features), before the neck."""
@@ -85,9 +83,7 @@ class Backbone(nn.Module):
         (`layerN.0.downsample.1`) in training mode, as the published code does by a slip.
         """
         if not 0 <= num_stages <= len(self.stages):
-            raise UserError(
-                f"model.frozen_stages: {num_stages} is out of range; {self.arch} has {len(self.stages)} stages"
-            )
+            raise UserError(f"model.frozen_stages: {num_stages}, and {self.arch} has {len(self.stages)} stages")
         self._num_frozen, self._shortcut_batchnorm_trains = num_stages, shortcut_batchnorm_trains
         for part in self._frozen_parts():
             part.requires_grad_(False)
@@ -111,23 +107,16 @@ def _without_classifier(arch: str) -> nn.Module:
     if arch not in names:
         near = difflib.get_close_matches(arch, [*names, SMALL_RESNET], n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; known are {SMALL_RESNET}, {', '.join(names)}"
-        raise UserError(
-            f"model.arch: {arch!r} is neither {SMALL_RESNET} nor a torchvision classification network{hint}"
-        )
+        raise UserError(f"model.arch: {arch!r} is no torchvision classification network, nor {SMALL_RESNET}{hint}")
     if arch in _AUXILIARY:
-        raise UserError(
-            f"model.arch: {arch} trains with auxiliary classifiers, which no method here has a loss for; use another "
-            "network, such as resnet50"
-        )
+        raise UserError(f"model.arch: {arch} trains with auxiliary classifiers, which have no loss here; use another")
     network = models.get_model(arch, weights=None)
     for name in _CLASSIFIERS:
         classifier = getattr(network, name, None)
         if classifier is not None:
             setattr(network, name, _without_linear(classifier))
             return network
-    raise UserError(
-        f"model.arch: {arch} has no classifier that could be cut off; use another network, such as resnet50"
-    )
+    raise UserError(f"model.arch: {arch} has no classifier that could be cut off; use another, such as resnet50")
 
 
 def _without_linear(classifier: nn.Module) -> nn.Module:
@@ -163,14 +152,11 @@ def _pool_by_gem(arch: str, body: nn.Module) -> None:
 
 @torch.no_grad()
 def _measure_features(arch: str, body: nn.Module, height: int, width: int) -> int:
-    training = body.training
-    body.eval()
     try:
-        features = body(torch.zeros(1, 3, height, width))
+        features = body.eval()(torch.zeros(1, 3, height, width))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(f"model.arch: {arch} does not take {height} x {width} pictures ({error})") from error
-    finally:
-        body.train(training)
+    body.train()
     if features.dim() != 2:
         raise UserError(f"model.arch: {arch} gives features of shape {tuple(features.shape)}, not one pooled vector")
     return features.shape[1]

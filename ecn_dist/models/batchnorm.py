@@ -96,13 +96,10 @@ def _layout(
 class GlobalBatchNorm(_BatchNorm):
     """BatchNorm whose training statistics are those of the global batch, or of groups of `group` images in its order.
 
-    2-D to 5-D input, equal batches on all ranks. State-dict compatible with `nn.BatchNorm1d/2d`, whose instances
-    `convert_batchnorm` turns into it. In evaluation mode, and where a group is all of one rank's batch, it is
-    `F.batch_norm`. The running statistics are equal on all ranks: they follow the mean of the groups' means and
-    unbiased variances.
+    2-D to 5-D input, equal batches on all ranks. `convert_batchnorm` makes it of `nn.BatchNorm1d/2d`. The running
+    statistics are equal on all ranks: they follow the mean of the groups' means and unbiased variances.
 
-    Collective in training mode, but for `sync` on one rank. Raises `UserError` where the groups do not divide the
-    batch.
+    Collective in training mode, but for `sync` on one rank. Raises `UserError` where groups do not divide the batch.
     """
 
     group: int = 0  # 0: the global batch
@@ -150,16 +147,13 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def convert_batchnorm(module: nn.Module, mode: BatchNormMode, device: torch.device, group: int = 0) -> nn.Module:
-    """Give every BatchNorm in `module` the statistics of `mode`.
+    """Give every BatchNorm in `module` the statistics of `mode`; returns it, or what replaces a lone BatchNorm.
 
     Args:
         module: changed in place, its parameters and buffers staying the same tensors; order against `freeze` is free.
         mode: `sync` for the global batch, `group` for each `group` consecutive images of it, `local` for a rank's part.
         device: where it will run.
         group: G, the images of a group; it must divide the global batch of every pass.
-
-    Returns:
-        `module`, or what replaces it where it is a BatchNorm itself.
     """
     if mode == "local" or (mode == "sync" and world_size() == 1):
         return module
@@ -176,24 +170,18 @@ def convert_batchnorm(module: nn.Module, mode: BatchNormMode, device: torch.devi
 def check_statistics(mode: BatchNormMode, group: int, batch: int, ranks: int) -> None:
     """Refuse a pass of `batch` images, over all `ranks`, that BatchNorm cannot normalise.
 
-    Raises:
-        UserError: on all ranks, where `group` does not divide the batch, or where the statistics would be of one image
-            (one value a channel, after pooling).
+    Raises `UserError` on all ranks where `group` does not divide the batch, or the statistics would be of one image.
     """
     if mode == "group" and (group < 1 or batch % group):
-        fitting = ", ".join(str(size) for size in range(2, batch + 1) if batch % size == 0)
-        raise UserError(
-            f"model.batchnorm_group: {group} does not divide a batch of {batch} pictures; these would do: {fitting}",
-            on_all_ranks=True,
-        )
+        fitting = "these would do: " + ", ".join(str(size) for size in range(2, batch + 1) if batch % size == 0)
+        problem = f"model.batchnorm_group: {group} does not divide a batch of {batch} pictures; {fitting}"
+        raise UserError(problem, on_all_ranks=True)
     images = {"sync": batch, "group": group, "local": batch // ranks}[mode]
     if images < 2:
-        raise UserError(
-            f"model.batchnorm: {mode} statistics need at least 2 pictures, and here they are of {images} "
-            f"({batch} a pass on {ranks} ranks); use a larger global_batch_size"
-            + {"sync": "", "group": " or model.batchnorm_group", "local": ", fewer ranks, or sync"}[mode],
-            on_all_ranks=True,
-        )
+        found = f"need at least 2 pictures, and here they are of {images} ({batch} a pass on {ranks} ranks)"
+        remedy = {"sync": "", "group": " or model.batchnorm_group", "local": ", fewer ranks, or sync"}[mode]
+        problem = f"model.batchnorm: {mode} statistics {found}; use a larger global_batch_size{remedy}"
+        raise UserError(problem, on_all_ranks=True)
 
 
 @torch.no_grad()
@@ -203,17 +191,12 @@ def average_local_statistics(network: nn.Module) -> None:
     So that there is one network to save and to evaluate. Training does not read these statistics, and as they and
     their average over ranks are both linear, it is the same whether they are averaged now and then or only at last.
     """
-    local = [
-        norm
-        for norm in network.modules()
-        if isinstance(norm, _BatchNorm)
-        and not isinstance(norm, GlobalBatchNorm | nn.SyncBatchNorm)
-        and norm.training  # frozen ones are equal on all ranks, and stay so to the last bit
-        and norm.running_mean is not None
-    ]
-    if world_size() == 1 or not local:
-        return
+    norms = [norm for norm in network.modules() if isinstance(norm, _BatchNorm)]
+    # Frozen ones are equal on all ranks, and stay so to the last bit.
+    local = [norm for norm in norms if norm.training and not isinstance(norm, GlobalBatchNorm | nn.SyncBatchNorm)]
     buffers = [buffer for norm in local for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
+    if world_size() == 1 or not buffers:
+        return
     means = all_reduce(torch.cat(buffers)) / world_size()
     for buffer, mean in zip(buffers, means.split([len(buffer) for buffer in buffers]), strict=True):
         buffer.copy_(mean)

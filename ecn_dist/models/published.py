@@ -53,8 +53,6 @@ def load_published_memory(file: str, num_exemplars: int, dim: int) -> Tensor:
     if rows_ND is None:
         raise UserError(f"memory.start: {file} has no memory ({_MEMORY} with em); use zeros")
     if rows_ND.shape != (num_exemplars, dim):
-        raise UserError(
-            f"memory.start: the memory in {file} is {tuple(rows_ND.shape)}, and the target and model.embedding_dim "
-            f"need {(num_exemplars, dim)}; use zeros, or the target and dimension it was made with"
-        )
+        shapes = f"{tuple(rows_ND.shape)}, and the target and model.embedding_dim need {(num_exemplars, dim)}"
+        raise UserError(f"memory.start: the memory in {file} is {shapes}; use zeros, or what it was made with")
     return rows_ND.detach()

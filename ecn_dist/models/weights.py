@@ -58,34 +58,32 @@ def load_backbone(backbone: Backbone, weights: str) -> None:
 
 def export_weights(network: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write the whole network as one safetensors file, the backbone under torchvision's names; atomically."""
+    named = network.state_dict().items()
+    tensors = {key.removeprefix("backbone.body."): tensor.detach().cpu().contiguous() for key, tensor in named}
     temporary = path.with_name(path.name + ".tmp")
-    save_file(exported_state(network), temporary, metadata=metadata)
+    save_file(tensors, temporary, metadata=metadata)
     temporary.replace(path)
 
 
-def exported_state(network: nn.Module) -> dict[str, Tensor]:
-    """The network's tensors on the CPU under the names of an export."""
-    return {
-        key.removeprefix("backbone.body."): tensor.detach().cpu().contiguous()
-        for key, tensor in network.state_dict().items()
-    }
-
-
 def _read(weights: str, arch: str) -> dict[str, Tensor]:
-    if weights == "imagenet":
-        return _read_file(_cached_imagenet(arch))
     if weights.startswith(("http://", "https://")):
         return _strip(torch.hub.load_state_dict_from_url(weights, map_location="cpu", weights_only=True), weights)
-    return _read_file(Path(weights))
+    path = _cached_imagenet(arch) if weights == "imagenet" else Path(weights)
+    if not path.is_file():
+        raise UserError(f"model.weights: there is no file {path}; it takes imagenet, none, or a file of tensors")
+    try:
+        is_safe = path.suffix == ".safetensors"
+        content = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    except (*_UNREADABLE, AttributeError) as error:
+        raise UserError(f"model.weights: {path} cannot be read as a file of plain tensors ({error})") from error
+    return _strip(content, str(path))
 
 
 def _cached_imagenet(arch: str) -> Path:
     try:
         url = models.get_model_weights(arch)["IMAGENET1K_V1"].url
     except (ValueError, KeyError) as error:
-        raise UserError(
-            f"model.weights: torchvision has no ImageNet weights for {arch}; give a file, or `none`"
-        ) from error
+        raise UserError(f"model.weights: there are no ImageNet weights for {arch}; give a file, or none") from error
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.exists():
         raise UserError(
@@ -96,29 +94,14 @@ def _cached_imagenet(arch: str) -> Path:
     return path
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"model.weights: there is no file {path}; it takes imagenet, none, or a file of tensors")
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (*_UNREADABLE, AttributeError) as error:
-        raise UserError(f"model.weights: {path} cannot be read as a file of plain tensors ({error})") from error
-    return _strip(content, str(path))
-
-
 def _strip(content: Any, weights: str) -> dict[str, Tensor]:
     """The tensors of a state dict, out of the usual wrappings; a `UserError` where they are not plain ones by name."""
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(
-            f"model.weights: {weights} holds a {type(content).__name__}, where a state dict, of tensors by name, is "
-            "needed; write it with torch.save(network.state_dict(), ...)"
-        )
+        held = f"{weights} holds a {type(content).__name__}, where a state dict, of tensors by name, is needed"
+        raise UserError(f"model.weights: {held}; write it with torch.save(network.state_dict(), ...)")
     tensors = {}
     for key, value in content.items():
         if isinstance(value, Tensor):
@@ -140,23 +123,28 @@ def _check_plain(key: str, tensor: Tensor, weights: str) -> None:
 
 
 def _fill_heads(network: nn.Module, tensors: dict[str, Tensor], weights: str) -> list[str]:
-    heads = {key: value for key, value in tensors.items() if key.startswith(_HEADS)}
     notes = []
     for prefix in _HEADS:
         part = getattr(network, prefix.rstrip("."), None)
-        if part is None:
+        given = _below(prefix, tensors)
+        if part is None or not given:
             continue
-        given = {key.removeprefix(prefix): value for key, value in heads.items() if key.startswith(prefix)}
         wanted = part.state_dict()
-        if given.keys() == wanted.keys() and all(given[key].shape == wanted[key].shape for key in wanted):
+        differing = ", ".join(_other_shapes(given, wanted))
+        if given.keys() == wanted.keys() and not differing:
             part.load_state_dict(given)
-        elif given:
-            shapes = {
-                key: (tuple(value.shape), tuple(wanted[key].shape)) for key, value in given.items() if key in wanted
-            }
-            differing = ", ".join(f"{key} {a} for {b}" for key, (a, b) in shapes.items() if a != b)
+        else:
             notes.append(f"{weights}: {prefix}* does not fit ({differing}) and starts at random")
     return notes
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _other_shapes(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+    shapes = {key: (tuple(given[key].shape), tuple(wanted[key].shape)) for key in wanted if key in given}
+    return [f"{key} {has} for {needs}" for key, (has, needs) in shapes.items() if has != needs]
 
 
 def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str) -> None:
@@ -164,17 +152,12 @@ def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str)
     # Classifiers' weights know no pooling with a trained power, which then starts as it is.
     powers = {f"{name}.p" for name, module in backbone.body.named_modules() if isinstance(module, GeM)}
     missing = [key for key in wanted if key not in tensors and not key.endswith(_BATCH_COUNT) and key not in powers]
-    unexpected = [
-        key for key in tensors if key not in wanted and not key.startswith((*_CLASSIFIER_KEYS, *_HEADS, _NECK))
-    ]
-    shapes = [
-        f"{key} {tuple(tensors[key].shape)} for {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in tensors and tensors[key].shape != wanted[key].shape
-    ]
+    others = (*_CLASSIFIER_KEYS, *_HEADS, _NECK)
+    unexpected = [key for key in tensors if key not in wanted and not key.startswith(others)]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": _other_shapes(tensors, wanted)}
     problems = [
         f"{what}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for what, keys in found.items()
         if keys
     ]
     if problems:
@@ -183,6 +166,5 @@ def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str)
             "set model.arch and model.pooling to those the file was made with"
         )
     backbone.body.load_state_dict({key: tensors[key] for key in wanted if key in tensors}, strict=False)
-    neck = {key.removeprefix(_NECK): tensor for key, tensor in tensors.items() if key.startswith(_NECK)}
-    if neck and backbone.neck is not None:
+    if backbone.neck is not None and (neck := _below(_NECK, tensors)):
         backbone.neck.load_state_dict(neck)

@@ -14,6 +14,7 @@ from ecn_dist.config import Config, flatten
 from ecn_dist.data import Batch
 from ecn_dist.errors import UserError
 from ecn_dist.methods.base import SOURCE_LOSSES, Extract, Step
+from ecn_dist.models import mix_seed
 from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, Keep, load, read_meta
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.signals import StopRequest
@@ -105,7 +106,7 @@ class Trainer:
     def train_step(self, batches: dict[str, Batch], at: Step) -> Tensor:
         """One step of training; returns this rank's losses, in the order of the method's `LOSSES`. Collective."""
         # Networks with random depth draw from torch's own generator: make that, too, a function of (seed, step).
-        torch.manual_seed(self.config.seed * 1_000_003 + at.number)
+        torch.manual_seed(mix_seed(self.config.seed, at.number))
         outputs = self.strategy.forward({name: batch.images for name, batch in batches.items()}, at)
         losses = self.method.step_losses(outputs, batches, at)
         self.strategy.backward(losses["loss"])

@@ -101,3 +101,9 @@ def test_a_memory_that_cannot_be_fails_before_the_first_step(
     run = tmp_path / "run"
     assert message in error_of(capsys, *small_domains.options, "--output_dir", str(run), *options)
     assert not (run / "metrics.jsonl").exists()
+
+
+def test_the_largest_seed_trains(small_domains: Domains, tmp_path: Path) -> None:
+    short = ["--epochs", "0", "--optim.source_only_epochs", "1", "--logging.figures", "false"]
+    options = [*small_domains.options, *short, "--output_dir", str(tmp_path / "run")]
+    assert train([*options, "--seed", str(2**63 - 1)]) == 0

@@ -1,5 +1,6 @@
 """Configuration: files and options, and mistakes a user can make in the first second."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,61 @@ def test_unknown_key_in_a_file_names_the_nearest(text: str, nearest: str, tmp_pa
         parse("--config", str(tmp_path / "run.yaml"))
 
 
+BOMB = "a: &a [x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in itertools.pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"# memory:\n", "is empty"),
+        (b"null", "'null', where options by name are needed"),
+        (b"[1, 2]", "a list, where options by name are needed"),
+        (b"epochs: 1\nmemory:\n  # momentum: 0.1\n", "memory is empty"),
+        (b"memory: 3", "memory is '3', where options by name are needed"),
+        (b"memory: {momentum: 0.5}\nloss: {}\nmemory: {temperature: 0.1}\n", "memory stands twice"),
+        (b"memory:\n  momentum: 0.5\n  momentum: 0.1\n", "memory.momentum stands twice"),
+        (b"memory: [", "no YAML"),
+        (b"\x00", "no YAML"),
+        (b"a: " + b"[" * 100_000, "nested too deep"),
+        ("epochs: 3".encode("utf-16"), "UTF-8"),
+        ("# Stra\u00dfe".encode("latin-1"), "UTF-8"),
+        (BOMB.encode(), "alias"),
+        (b"sed: 1", "unknown option 'sed'; did you mean seed"),
+        (b"memory: {temprature: 1}", "unknown option 'memory.temprature'; did you mean memory.temperature"),
+        (b"epochs: many", "epochs"),
+    ],
+    ids=range(17),
+)
+def test_a_file_that_cannot_be_used_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"run\.yaml: (.|\n)*{message}"):
+        parse("--config", str(file))
+    with pytest.raises(UserError, match=rf"run\.yaml: (.|\n)*{message}"):
+        configuration.load(file)
+
+
+@pytest.mark.parametrize("name", ["", "absent.yaml", "."])
+def test_config_that_is_no_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"--config: there is no file '{name}'"):
+        parse("--config", name)
+
+
+def test_a_file_of_another_editor_is_read(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes("epochs: 3  # \u00fcbung\r\n".encode("utf-8-sig"))
+    assert parse("--config", str(tmp_path / "run.yaml")).epochs == 3
+
+
+@pytest.mark.parametrize("options", [["--memory", "3"], ["--memory", "null"]])
+def test_a_section_is_no_value(options: list[str]) -> None:
+    with pytest.raises(UserError, match="memory"):
+        parse(*options)
+
+
 def test_wrong_type_names_the_key() -> None:
     with pytest.raises(UserError, match="epochs"):
         parse("--epochs", "many")
@@ -62,8 +118,10 @@ def test_wrong_type_names_the_key() -> None:
         (["--optim.lr", ".nan"], "optim.lr: nan must be above 0"),
         (["--optim.weight_decay", ".inf"], "optim.weight_decay: inf"),
         (["--optim.warmup_epochs", "-1"], "optim.warmup_epochs: -1.0 must be at least 0"),
-        (["--data.random_erasing", "7"], "random_erasing: 7.0 must be from 0 to 1"),
+        (["--data.random_erasing", "7"], "random_erasing: 7.0 must be at least 0 and at most 1"),
+        (["--checkpoint.keep_epochs", "[3, -1]"], "checkpoint.keep_epochs: -1 must be at least 0"),
         (["--seed", "-1"], "seed: -1 must be at least 0"),
+        (["--seed", str(2**63)], "seed: .* below 9.22337e"),
         (["--model.weights", "none", "--model.frozen_stages", "3"], "would stay random"),
     ],
 )
