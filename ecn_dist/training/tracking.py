@@ -1,10 +1,11 @@
 """What a run tells: metrics.jsonl, TensorBoard, one progress line, a log per rank."""
 
+import functools
 import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,12 +111,12 @@ class Tracker:
             return
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        if self._writer is not None:
-            numbers = {key.replace("_", "/", 1): value for key, value in record.items() if key != "step"}
-            numbers |= {f"evaluation/{key}": value for key, value in record.get("evaluation", {}).items()}
-            for tag, value in numbers.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(tag, value, record["step"])
+        numbers = {key.replace("_", "/", 1): value for key, value in record.items() if key != "step"}
+        numbers |= {f"evaluation/{key}": value for key, value in record.get("evaluation", {}).items()}
+        for tag, value in numbers.items():
+            if self._writer is not None and isinstance(value, int | float):
+                add = functools.partial(self._writer.add_scalar, tag, value, record["step"])
+                self._writer = self._writer if _mirrored(add) else None
 
     def progress(self, step: int, epoch: str, figures: str, *, epoch_ended: bool) -> None:
         """Move the progress line to after `step`; where there is no terminal, print a line at an epoch's end."""
@@ -134,8 +135,18 @@ class Tracker:
             self._progress.stop()
             self._progress = None
         if self._writer is not None:
-            self._writer.close()
+            _mirrored(self._writer.close)
             self._writer = None
+
+
+def _mirrored(write: Callable[[], object]) -> bool:
+    """Whether TensorBoard's files could be written. A failure is told and no more: metrics.jsonl is the record."""
+    try:
+        write()
+    except OSError as error:
+        log.warning("TensorBoard's record ends here (%s); metrics.jsonl goes on", error)
+        return False
+    return True
 
 
 @contextmanager
@@ -146,7 +157,7 @@ def pictures_for_tensorboard(output_dir: Path, wanted: bool) -> Iterator[Summary
         yield writer
     finally:
         if writer is not None:
-            writer.close()
+            _mirrored(writer.close)
 
 
 def describe(evaluation: dict[str, Any]) -> str:

@@ -86,6 +86,7 @@ class Trainer:
                     continues = False
                 batches, waited = self.feeder.next(at)
                 if self._agree(batches, stop):
+                    stop.signal = stop.signal or "another rank's signal"
                     self._save_and_stop()
                     return False
                 losses = self.train_step(batches, at)
@@ -175,6 +176,7 @@ class Trainer:
             "timeline": self.timeline.in_meta(),
             "sizes": self.method.sizes(),
             "data": self.data,
+            "device": self.interval.losses.device.type,
             "config": flatten(self.config),
         }
         self.checkpoints.save(self.step, self._state(), meta | (about or {}))
@@ -208,7 +210,11 @@ class Trainer:
             )
         self.method.resize(meta.get("sizes", {}))
         state = self._state()
+        # A run that was not in fp16 has no loss scale to hand over: ours stays as it begins.
+        scaler = state.pop("scaler", None) if meta.get("config", {}).get("precision") != "fp16" else None
         load(checkpoint, state)
+        if scaler is not None:
+            state["scaler"] = scaler
         self.step = self.saved_step = meta["step"]
         self.skipped_steps = meta["skipped_steps"]
         self.replaced_pictures = meta.get("replaced_pictures", 0)
@@ -299,10 +305,8 @@ class Trainer:
             )
 
     def _remedy(self) -> str:
-        return (
-            f"the newest checkpoint in {self.checkpoints.folder} is from before. Lower optim.lr or optim.backbone_lr, "
-            "or add optim.warmup_epochs"
-        )
+        saved = f"the newest checkpoint in {self.checkpoints.folder} is from before. " if self.saved_step else ""
+        return f"{saved}Lower optim.lr or optim.backbone_lr, or add optim.warmup_epochs"
 
     @staticmethod
     def _write_metrics(tracker: Tracker, record: dict[str, Any]) -> None:
