@@ -129,7 +129,7 @@ class CheckpointConfig:
     keep: int = 2
     """newest checkpoints that are kept"""
     keep_best: bool = False
-    """also keep the one of the highest mAP among the evaluations during training (evaluation.every_epochs)"""
+    """also keep the one of the highest stepwise mAP among the evaluations during training (evaluation.every_epochs)"""
     keep_epochs: list[int] = field(default_factory=list)
     """also keep those of the ends of these epochs, as [10, 40]"""
     asynchronous: bool = False

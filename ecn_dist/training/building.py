@@ -13,7 +13,6 @@ from ecn_dist.data.index import UNKNOWN_PID
 from ecn_dist.data.plan import PassPlan, check_batch
 from ecn_dist.data.reader import check_shards
 from ecn_dist.data.transforms import Augmentation
-from ecn_dist.errors import UserError
 from ecn_dist.methods.base import Extract, Method, Pictures, Setting, TargetPictures
 from ecn_dist.models import Backbone, check_statistics, convert_batchnorm, load_weights
 from ecn_dist.ranking.features import EvaluationInput, extract_split
@@ -122,8 +121,6 @@ def build_strategy(config: Config, method: Method, device: torch.device) -> Stra
         return DataParallel(method, optimizer, precision=config.precision, device=device)
     from ecn_dist.training.deepspeed_strategy import DeepSpeed  # optional, and seconds to import
 
-    if not isinstance(optimizer, torch.optim.SGD):
-        raise UserError("optim.optimizer: adam goes with engine ddp; with engine deepspeed use sgd", on_all_ranks=True)
     return DeepSpeed(
         method,
         optimizer,
