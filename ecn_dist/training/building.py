@@ -29,9 +29,8 @@ def open_domains(config: Config) -> Domains:
     """The shard folders of a run, each shard there and of its size; a mistake on any rank is raised on all."""
 
     def load() -> Domains:
-        domains = {
-            name: ShardIndex.load(getattr(config, name)) for name in ("source", "target") if getattr(config, name)
-        }
+        given = {"source": config.source, "target": config.target}
+        domains = {name: ShardIndex.load(folder) for name, folder in given.items() if folder}
         trained = methods.entry(config.method).domains
         for name, index in domains.items():
             splits = index.splits if name == "target" else {"train": index.split("train")}
@@ -121,13 +120,9 @@ def build_strategy(config: Config, method: Method, device: torch.device) -> Stra
         return DataParallel(method, optimizer, precision=config.precision, device=device)
     from ecn_dist.training.deepspeed_strategy import DeepSpeed  # optional, and seconds to import
 
+    stage, batch_size = config.deepspeed.zero_stage, config.global_batch_size // distributed.world_size()
     return DeepSpeed(
-        method,
-        optimizer,
-        precision=config.precision,
-        zero_stage=config.deepspeed.zero_stage,
-        batch_size=config.global_batch_size // distributed.world_size(),
-        device=device,
+        method, optimizer, precision=config.precision, zero_stage=stage, batch_size=batch_size, device=device
     )
 
 

@@ -120,19 +120,16 @@ class CheckpointStore:
     def _complete(self, writing: _Writing, parts: list[tuple[str, dict[str, tuple[int, str]]]]) -> None:
         if not distributed.is_main():
             return
+        sizes, checksums = {}, {}
         for rank, (host, part) in enumerate(parts):
-            for name in part:
+            for name, (sizes[name], checksums[name]) in part.items():
                 if not (writing.temporary / name).is_file():
                     raise UserError(
                         f"the checkpoint {writing.final} could not be completed: rank {rank} wrote {name} on host "
                         f"{host}, and rank 0 on {socket.gethostname()} does not see it. output_dir must lie on a file "
                         "system that all hosts share"
                     )
-        files = {name: about for _, part in parts for name, about in part.items()}
-        of_files = {
-            "files": {name: size for name, (size, _) in files.items()},
-            "sha256": {name: checksum for name, (_, checksum) in files.items()},
-        }
+        of_files = {"files": sizes, "sha256": checksums}
         with (writing.temporary / META).open("w") as file:
             file.write(json.dumps(writing.meta | of_files, indent=1))
             file.flush()
@@ -160,19 +157,15 @@ class CheckpointStore:
         return [checkpoint for checkpoint in self.named() if not damage(checkpoint, contents=False)]
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint, or None. Rank 0 looks, so that all ranks agree. Collective.
+        """The newest whole checkpoint, or None; as this rank sees it, so that callers let rank 0 decide.
 
         One whose files are not as they were written (a file system that crashed) is passed over with a warning.
         """
-
-        def find() -> Path | None:
-            for checkpoint in reversed(self.named()):
-                if not (problem := damage(checkpoint)):
-                    return checkpoint
-                log.warning("%s is passed over, as %s", checkpoint, problem)
-            return None
-
-        return distributed.on_main(find)
+        for checkpoint in reversed(self.named()):
+            if not (problem := damage(checkpoint)):
+                return checkpoint
+            log.warning("%s is passed over, as %s", checkpoint, problem)
+        return None
 
     def named(self) -> list[Path]:
         """What has a checkpoint's name, oldest first, whole or not."""

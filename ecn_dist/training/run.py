@@ -117,13 +117,17 @@ class Run:
         Raises `UserError` where the checkpoint that `resume` names is none, or was written with other data or options,
         unless `resume_changed` allows that. What killed runs left of checkpoints is removed.
         """
-        distributed.on_main(self.store.remove_unfinished)
-        if self.config.resume == "never":
-            return None
-        checkpoint = self.store.newest() if self.config.resume == "auto" else self._named(Path(self.config.resume))
-        if checkpoint is not None:
-            distributed.on_main(lambda: self._check_same_training(checkpoint))
-        return checkpoint
+
+        def on_main() -> Path | None:
+            self.store.remove_unfinished()
+            if self.config.resume == "never":
+                return None
+            checkpoint = self.store.newest() if self.config.resume == "auto" else self._named(Path(self.config.resume))
+            if checkpoint is not None:
+                self._check_same_training(checkpoint)
+            return checkpoint
+
+        return distributed.on_main(on_main)
 
     def begin(self, checkpoint: Path | None) -> None:
         """Training begins from `checkpoint`: what an earlier end left goes. Collective.
@@ -231,23 +235,17 @@ class Run:
         if changed:
             log.warning("continuing from %s with changes: %s", checkpoint, changed)
 
-    def _named(self, path: Path) -> Path:
+    @staticmethod
+    def _named(path: Path) -> Path:
         """The checkpoint that `resume` names; one that is damaged is an error, as nobody asked for another."""
-
-        def is_checkpoint() -> bool:
-            if (path / "checkpoints").is_dir():
-                return False
+        if not (path / "checkpoints").is_dir():
             if problem := damage(path):
                 raise UserError(f"resume: {path} cannot be used, as {problem}")
-            return True
-
-        if distributed.on_main(is_checkpoint):
             return path
         if (newest := CheckpointStore(path / "checkpoints").newest()) is None:
             raise UserError(
                 f"resume: {path} is neither a complete checkpoint nor a run folder with one; it takes auto, never, or "
-                "the path of either",
-                on_all_ranks=True,
+                "the path of either"
             )
         return newest
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,12 @@ class Tracker:
     def metrics(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl and its numbers to TensorBoard; `record` has `step` and `epoch`.
 
-        A line is either a log step's, or an evaluation's, with its figures under `evaluation`.
+        A line is either a log step's, or an evaluation's, with its figures under `evaluation`. Collective: a disk that
+        is full ends all ranks with that text.
         """
-        if not self._active:
-            return
+        distributed.together(lambda: self._append(record) if self._active else None, METRICS)
+
+    def _append(self, record: dict[str, Any]) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         numbers = {key.replace("_", "/", 1): value for key, value in record.items() if key != "step"}
@@ -127,7 +130,10 @@ class Tracker:
         elif epoch_ended:
             seconds = time.monotonic() - self._started
             left = seconds / max(step + 1 - self._first_step, 1) * (self._total_steps - step - 1)
-            print(f"{epoch}  step {step + 1}/{self._total_steps}  {figures}  {_clock(left)} left", flush=True)
+            print(
+                f"{epoch}  step {step + 1}/{self._total_steps}  {figures}  {timedelta(seconds=round(left))} left",
+                flush=True,
+            )
 
     def close(self) -> None:
         """Flush and close; may be called twice."""
@@ -164,9 +170,3 @@ def describe(evaluation: dict[str, Any]) -> str:
     """One line of figures in percent, each under its name."""
     names = {"mAP": "mAP", "mAP_stepwise": "stepwise mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10"}
     return "  ".join(f"{name} {100 * evaluation[key]:.1f}" for key, name in names.items())
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

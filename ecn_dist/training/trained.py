@@ -20,7 +20,7 @@ class Found(NamedTuple):
     """What is to be loaded, as rank 0 sees it."""
 
     config: Config
-    place: str | None  # within the path that was given; empty for the path itself, None for its newest checkpoint
+    place: str  # within the path that was given; empty for the path itself
     is_checkpoint: bool
 
 
@@ -32,7 +32,7 @@ def load_trained(path: Path, device: torch.device, config_file: Path | None = No
     it, and decides what is loaded. Raises `UserError` on all ranks where any of them does not see that. Collective.
     """
     config, place, is_checkpoint = distributed.on_main(lambda: _find(path, config_file))
-    found = _newest_checkpoint(path) if place is None else path / place
+    found = path / place
     _check_seen(found, is_checkpoint)
     torch.manual_seed(config.seed)
     backbone = distributed.together(lambda: build_backbone(config))
@@ -56,7 +56,12 @@ def _find(path: Path, config_file: Path | None) -> Found:
         return Found(config, "", is_checkpoint=False)
     if (path / WEIGHTS).is_file():
         return Found(config, WEIGHTS, is_checkpoint=False)
-    return Found(config, None, is_checkpoint=True)
+    if newest := CheckpointStore(path / "checkpoints").newest():
+        return Found(config, f"checkpoints/{newest.name}", is_checkpoint=True)
+    raise UserError(
+        f"{path} holds neither {WEIGHTS} nor a complete checkpoint; name the run folder that `train` wrote, one of its "
+        "checkpoints, or a file of weights"
+    )
 
 
 def _config_of(path: Path) -> Path:
@@ -64,18 +69,6 @@ def _config_of(path: Path) -> Path:
         if (folder / CONFIG).is_file():
             return folder / CONFIG
     raise UserError(f"{path}: neither it nor the folders above it hold a {CONFIG}; name a run folder, or give --config")
-
-
-def _newest_checkpoint(path: Path) -> Path:
-    """The newest complete one of the run folder `path`, as rank 0 sees it. Collective."""
-    newest = CheckpointStore(path / "checkpoints").newest()
-    if newest is None:
-        raise UserError(
-            f"{path} holds neither {WEIGHTS} nor a complete checkpoint; name the run folder that `train` "
-            "wrote, one of its checkpoints, or a file of weights",
-            on_all_ranks=True,
-        )
-    return path / "checkpoints" / newest.name
 
 
 def _check_seen(found: Path, is_checkpoint: bool) -> None:
