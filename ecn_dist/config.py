@@ -140,8 +140,6 @@ class CheckpointConfig:
     def check(self, section: str) -> None:
         check_range(f"{section}.every_steps", self.every_steps, least=0)
         check_range(f"{section}.keep", self.keep, least=1)
-        for epoch in self.keep_epochs:
-            check_range(f"{section}.keep_epochs", epoch, least=0)
 
 
 @dataclass(frozen=True)
@@ -231,6 +229,8 @@ class Config:
                 section.check(name)
         if self.epochs < 0 or self.epochs + self.optim.source_only_epochs < 1:
             raise UserError(f"epochs: {self.epochs} must be above 0, or 0 after source-only epochs")
+        for epoch in self.checkpoint.keep_epochs:  # those on the source alone are -1 and before
+            check_range("checkpoint.keep_epochs", epoch, least=-self.optim.source_only_epochs)
         default = flatten(Config())
         for key, value in flatten(self).items():
             if methods.unread(self.method, key) and value != default[key]:
