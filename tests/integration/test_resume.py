@@ -79,15 +79,3 @@ def test_the_best_is_kept_with_its_figures(ranks, small_domains: Domains, tmp_pa
     meta = json.loads((tmp_path / "checkpoints" / f"step-{best:08d}" / "meta.json").read_text())
     assert meta["ended_epoch"] == best // 10 - 2
     assert 0 < meta["evaluation"]["mAP"] <= 1
-
-
-@pytest.mark.timeout(300)
-def test_a_run_that_goes_on_in_fp16_begins_with_a_loss_scale_of_its_own(
-    ranks, small_domains: Domains, tmp_path: Path
-) -> None:
-    options = [*small_domains.options, *SHORT, "--output_dir", str(tmp_path)]
-    assert train_on(ranks, 1, [*options, "--epochs", "0"]) == {0}
-    fp16 = ["--epochs", "1", "--precision", "fp16", "--resume_changed", "allow"]
-    assert train_on(ranks, 1, [*options, *fp16]) == {0}
-    assert newest_step(tmp_path) == 19
-    assert 0 < final_tensors(tmp_path)["scaler"][0] <= 2**16
