@@ -26,6 +26,7 @@ from ecn_dist.methods.options import (
     NotNegative,
     Positive,
     Range,
+    check_range,
     check_ranges,
 )
 
@@ -129,8 +130,8 @@ class CheckpointConfig:
     keep: Count = 2
     """newest checkpoints that are kept"""
     keep_best: bool = False
-    """also keep the one of the highest mAP among the evaluations during training (evaluation.every_epochs)"""
-    keep_epochs: list[Natural] = field(default_factory=list)
+    """also keep the one of the highest stepwise mAP among the evaluations during training (evaluation.every_epochs)"""
+    keep_epochs: list[int] = field(default_factory=list)
     """also keep those of the ends of these epochs, as [10, 40]"""
     asynchronous: bool = False
     """write in the background; costs host memory of the size of this rank's part"""
@@ -225,6 +226,8 @@ class Config:
                 section.check(name)
         if self.epochs < 0 or self.epochs + self.optim.source_only_epochs < 1:
             raise UserError(f"epochs: {self.epochs} must be above 0, or 0 after source-only epochs")
+        for epoch in self.checkpoint.keep_epochs:  # those on the source alone are -1 and before
+            check_range("checkpoint.keep_epochs", epoch, least=-self.optim.source_only_epochs)
         default = flatten(Config())
         for key, value in flatten(self).items():
             if methods.unread(self.method, key) and value != default[key]:

@@ -17,6 +17,7 @@ from ecn_dist.distributed.collectives import (
     count_traffic,
     exchange_rows,
     gather_objects,
+    on_main,
     raise_together,
     reduce_scatter_rows,
     start_all_gather_rows,

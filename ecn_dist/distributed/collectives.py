@@ -180,3 +180,8 @@ def together(action: Callable[[], T], what: str = "") -> T:
             error += ". Free space on that disk, and start again"
     raise_together(error)
     return cast(T, result)
+
+
+def on_main(action: Callable[[], T], what: str = "") -> T:
+    """Rank 0's result of `action`, on every rank; an error is raised on all of them, as by `together`."""
+    return broadcast_object(cast(T, together(lambda: action() if is_main() else None, what)))

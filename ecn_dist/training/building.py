@@ -13,7 +13,6 @@ from ecn_dist.data.index import UNKNOWN_PID
 from ecn_dist.data.plan import PassPlan, check_batch
 from ecn_dist.data.reader import check_shards
 from ecn_dist.data.transforms import Augmentation
-from ecn_dist.errors import UserError
 from ecn_dist.methods.base import Extract, Method, Pictures, Setting, TargetPictures
 from ecn_dist.models import Backbone, check_statistics, convert_batchnorm, load_weights
 from ecn_dist.ranking.features import EvaluationInput, extract_split
@@ -30,9 +29,8 @@ def open_domains(config: Config) -> Domains:
     """The shard folders of a run, each shard there and of its size; a mistake on any rank is raised on all."""
 
     def load() -> Domains:
-        domains = {
-            name: ShardIndex.load(getattr(config, name)) for name in ("source", "target") if getattr(config, name)
-        }
+        given = {"source": config.source, "target": config.target}
+        domains = {name: ShardIndex.load(folder) for name, folder in given.items() if folder}
         trained = methods.entry(config.method).domains
         for name, index in domains.items():
             splits = index.splits if name == "target" else {"train": index.split("train")}
@@ -122,15 +120,9 @@ def build_strategy(config: Config, method: Method, device: torch.device) -> Stra
         return DataParallel(method, optimizer, precision=config.precision, device=device)
     from ecn_dist.training.deepspeed_strategy import DeepSpeed  # optional, and seconds to import
 
-    if not isinstance(optimizer, torch.optim.SGD):
-        raise UserError("optim.optimizer: adam goes with engine ddp; with engine deepspeed use sgd", on_all_ranks=True)
+    stage, batch_size = config.deepspeed.zero_stage, config.global_batch_size // distributed.world_size()
     return DeepSpeed(
-        method,
-        optimizer,
-        precision=config.precision,
-        zero_stage=config.deepspeed.zero_stage,
-        batch_size=config.global_batch_size // distributed.world_size(),
-        device=device,
+        method, optimizer, precision=config.precision, zero_stage=stage, batch_size=batch_size, device=device
     )
 
 

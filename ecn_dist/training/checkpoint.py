@@ -1,6 +1,6 @@
 """Checkpoints: complete or absent, the newest found, a few kept. See docs/resume.md.
 
-checkpoints/step-00001200/   shard-*.safetensors (every rank's part) and meta.json (position, configuration, file sizes)
+checkpoints/step-00001200/   shard-*.safetensors (every rank's part) and meta.json (position, configuration, sha256s)
 checkpoints/tmp-step-...     one being written, or what a killed run left of one
 """
 
@@ -9,10 +9,12 @@ import os
 import re
 import shutil
 import socket
-import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -20,7 +22,9 @@ from ecn_dist import distributed
 from ecn_dist.errors import UserError
 from ecn_dist.training.tracking import log
 
+T = TypeVar("T")
 META = "meta.json"
+FORMAT_VERSION = 2  # 1 is release 0.1's, whose meta data have neither a version nor sha256s
 _NAME = re.compile(r"step-(\d{8})")
 _TEMPORARY = "tmp-"
 # State under this prefix belongs to a rank: it is read back on the number of ranks that wrote it, and on no other.
@@ -32,7 +36,7 @@ class Keep:
     """Which checkpoints stay."""
 
     newest: int = 2
-    best: bool = False  # the one of the highest mAP, of those whose meta data hold an evaluation
+    best: bool = False  # the one of the highest stepwise mAP: the trapezoid's rewards a network whose pictures all tie
     epochs: tuple[int, ...] = ()  # those written at the end of these epochs
 
     def chosen(self, metas: list[dict[str, Any]]) -> set[int]:
@@ -42,8 +46,17 @@ class Keep:
         kept |= {at for at in places if metas[at].get("ended_epoch") in self.epochs}
         evaluated = [at for at in places if metas[at].get("evaluation")]
         if self.best and evaluated:
-            kept.add(max(evaluated, key=lambda at: metas[at]["evaluation"]["mAP"]))
+            kept.add(max(evaluated, key=lambda at: metas[at]["evaluation"]["mAP_stepwise"]))
         return kept
+
+
+class _Writing(NamedTuple):
+    """A save in flight; `files` gives sizes in bytes and sha256s of this rank's part by name."""
+
+    files: Future[dict[str, tuple[int, str]]]
+    temporary: Path
+    final: Path
+    meta: dict[str, Any]
 
 
 class CheckpointStore:
@@ -59,6 +72,8 @@ class CheckpointStore:
         self.keep = Keep(keep) if isinstance(keep, int) else keep
         self.asynchronous = asynchronous
         self._in_flight: _Writing | None = None
+        # Its thread ends before the interpreter does: one cut off inside torch would abort the process.
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
 
     def save(self, step: int, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Write the state before `step`, every rank its part. Collective.
@@ -72,126 +87,119 @@ class CheckpointStore:
         temporary = self.folder / f"{_TEMPORARY}{final.name}"
         _together("could not be begun", final, lambda: _make_empty(temporary) if distributed.is_main() else None)
         part = distributed.PendingSave(state, temporary)
-        meta = {"step": step, "world_size": distributed.world_size()} | meta
-        self._in_flight = _Writing(part, temporary, final, meta)
+
+        def write() -> dict[str, tuple[int, str]]:
+            return {name: (size, distributed.checksum(temporary / name)) for name, size in part.write().items()}
+
+        meta = {"version": FORMAT_VERSION, "step": step, "world_size": distributed.world_size()} | meta
+        self._in_flight = _Writing(self._writer.submit(write), temporary, final, meta)
         if not self.asynchronous:
             self.finish()
 
     @property
     def is_writing(self) -> bool:
         """Whether this rank still writes its part of a save."""
-        return self._in_flight is not None and self._in_flight.thread.is_alive()
+        return self._in_flight is not None and not self._in_flight.files.done()
 
     def finish(self) -> None:
         """Wait for the save in flight and complete it. Does nothing where there is none. Collective."""
         writing, self._in_flight = self._in_flight, None
         if writing is None:
             return
-        writing.thread.join()
-        if writing.bug is not None:
-            raise writing.bug
         try:
-            _together("could not be written", writing.final, writing.raise_error)
-            files = distributed.gather_objects((socket.gethostname(), writing.files))
-            _together("could not be completed", writing.final, lambda: self._complete(writing, files))
+            own = _together("could not be written", writing.final, writing.files.result)
+            parts = distributed.gather_objects((socket.gethostname(), own))
+            _together("could not be completed", writing.final, lambda: self._complete(writing, parts))
         except UserError:
             if distributed.is_main():  # it may be the disk that is full
                 shutil.rmtree(writing.temporary, ignore_errors=True)
             raise
+        if distributed.is_main():
+            self._prune()
 
-    def _complete(self, writing: "_Writing", files: list[tuple[str, dict[str, int]]]) -> None:
+    def _complete(self, writing: _Writing, parts: list[tuple[str, dict[str, tuple[int, str]]]]) -> None:
         if not distributed.is_main():
             return
-        sizes: dict[str, int] = {}
-        for rank, (host, parts) in enumerate(files):
-            for name in parts:
+        sizes, checksums = {}, {}
+        for rank, (host, part) in enumerate(parts):
+            for name, (sizes[name], checksums[name]) in part.items():
                 if not (writing.temporary / name).is_file():
                     raise UserError(
                         f"the checkpoint {writing.final} could not be completed: rank {rank} wrote {name} on host "
                         f"{host}, and rank 0 on {socket.gethostname()} does not see it. output_dir must lie on a file "
                         "system that all hosts share"
                     )
-            sizes |= parts
-        _write_durably(writing.temporary / META, json.dumps(writing.meta | {"files": sizes}, indent=1))
+        of_files = {"files": sizes, "sha256": checksums}
+        with (writing.temporary / META).open("w") as file:
+            file.write(json.dumps(writing.meta | of_files, indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(writing.temporary)
         if writing.final.exists():  # a damaged one, which `newest` passed over
             shutil.rmtree(writing.final)
         writing.temporary.rename(writing.final)
         _sync(self.folder)
-        complete = self.complete()
-        kept = self.keep.chosen([read_meta(checkpoint) for checkpoint in complete])
-        for at, old in enumerate(complete):
-            if at not in kept:
-                _remove(old)
+
+    def _prune(self) -> None:
+        """Remove what `keep` does not name. The save has succeeded: a failure here is no error of it."""
+        try:
+            complete = self.complete()
+            kept = self.keep.chosen([read_meta(checkpoint) for checkpoint in complete])
+            for at, old in enumerate(complete):
+                if at not in kept:
+                    # Under another name first: half a checkpoint must not have a name that promises a whole one.
+                    shutil.rmtree(old.rename(old.with_name(_TEMPORARY + old.name)))
+        except (OSError, UserError) as error:
+            log.warning("%s: an old checkpoint could not be removed (%s)", self.folder, error)
 
     def complete(self) -> list[Path]:
-        """The complete checkpoints, oldest first."""
-        return [checkpoint for checkpoint in self._named() if not damage(checkpoint)]
+        """The complete checkpoints, oldest first; contents are not compared."""
+        return [checkpoint for checkpoint in self.named() if not damage(checkpoint, contents=False)]
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint, or None. Rank 0 looks, so that all ranks agree. Collective.
+        """The newest whole checkpoint, or None; as this rank sees it, so that callers let rank 0 decide.
 
         One whose files are not as they were written (a file system that crashed) is passed over with a warning.
         """
-        found = None
-        for checkpoint in reversed(self._named()) if distributed.is_main() else ():
-            problem = damage(checkpoint)
-            if not problem:
-                found = checkpoint
-                break
+        for checkpoint in reversed(self.named()):
+            if not (problem := damage(checkpoint)):
+                return checkpoint
             log.warning("%s is passed over, as %s", checkpoint, problem)
-        return distributed.broadcast_object(found)
+        return None
+
+    def named(self) -> list[Path]:
+        """What has a checkpoint's name, oldest first, whole or not."""
+        return sorted(filter(lambda path: _NAME.fullmatch(path.name), self.folder.glob("step-*")))
 
     def remove_unfinished(self) -> None:
         """Remove what killed runs left of checkpoints. For rank 0, before anything is saved."""
-        if self.folder.is_dir():
-            for left in self.folder.glob(f"{_TEMPORARY}*"):
-                shutil.rmtree(left)
+        for left in self.folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(left)
 
     def set_aside_after(self, step: int) -> list[Path]:
         """Rename the checkpoints after `step`: a run that goes on from `step` is not to meet them. For rank 0."""
         aside = []
-        for checkpoint in self._named():
+        for checkpoint in self.named():
             if int(checkpoint.name.removeprefix("step-")) > step:
-                aside.append(checkpoint.rename(checkpoint.with_name(f"superseded-{checkpoint.name}")))
+                names = (f"superseded-{f'{n}-' * (n > 1)}{checkpoint.name}" for n in count(1))
+                free = next(path for path in map(checkpoint.with_name, names) if not path.exists())
+                aside.append(checkpoint.rename(free))
         return aside
 
-    def _named(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+
+class _Damaged(UserError):
+    """Of a checkpoint that cannot be used; others may be."""
 
 
-class _Writing:
-    """One save in flight on this rank: a thread that writes the part."""
+def damage(checkpoint: Path, *, contents: bool = True) -> str | None:
+    """What is wrong with a checkpoint folder, or None where every file is there as it was written.
 
-    def __init__(self, part: distributed.PendingSave, temporary: Path, final: Path, meta: dict[str, Any]) -> None:
-        self.temporary, self.final, self.meta = temporary, final, meta
-        self.files: dict[str, int] = {}
-        self._error: OSError | None = None
-        self.bug: Exception | None = None
-        self._part = part
-        # A daemon: where the run ends by an error the others cannot complete the checkpoint either.
-        self.thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
-        self.thread.start()
-
-    def _write(self) -> None:
-        try:
-            self.files = self._part.write()
-        except OSError as error:
-            self._error = error
-        except Exception as bug:  # raised by `finish`, in the thread that can show it
-            self.bug = bug
-
-    def raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None where every file is there in its full size."""
+    `contents` also reads the files and compares their sha256; checkpoints of release 0.1 have none. Raises `UserError`
+    for a checkpoint of a later version, which is not damaged.
+    """
     try:
         meta = read_meta(checkpoint)
-    except UserError as error:
+    except _Damaged as error:
         return str(error)
     for name, size in meta["files"].items():
         path = checkpoint / name
@@ -199,21 +207,31 @@ def damage(checkpoint: Path) -> str | None:
             return f"its {name} is missing"
         if (found := path.stat().st_size) != size:
             return f"its {name} has {found} bytes where {META} says {size}"
-    return None
+        written = meta.get("sha256", {}).get(name)
+        if contents and written and distributed.checksum(path) != written:
+            return f"its {name} is not as it was written: its sha256 is another than {META} says"
+    strays = sorted(path.name for path in checkpoint.glob("*.safetensors") if path.name not in meta["files"])
+    return f"{META} does not know its {strays[0]}; remove that file" if strays else None
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
     """Position and configuration of a checkpoint. Raises `UserError` where there are none to be read."""
     path = checkpoint / META
     if not path.is_file():
-        raise UserError(f"{checkpoint} is no complete checkpoint: it has no {META}")
+        raise _Damaged(f"{checkpoint} is no complete checkpoint: it has no {META}")
     try:
-        meta = json.loads(path.read_text())
-        if meta.keys() >= {"step", "world_size", "files"}:
-            return meta
-        raise ValueError("it lacks step, world_size or files")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{checkpoint} is no complete checkpoint: its {META} is damaged ({error})") from error
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        version = meta.get("version", 1)
+        if version not in range(1, FORMAT_VERSION + 1):
+            raise UserError(
+                f"{path} has format version {version!r}, and this program reads versions up to {FORMAT_VERSION}; "
+                "continue with the release of ecn_dist that wrote it, or a later one"
+            )
+        if not meta.keys() >= {"step", "world_size"} or not isinstance(meta.get("files"), dict):
+            raise ValueError("it lacks step, world_size or files")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise _Damaged(f"{checkpoint} is no complete checkpoint: its {META} is damaged ({error})") from error
+    return meta
 
 
 def load(checkpoint: Path, state: dict[str, Tensor]) -> dict[str, Any]:
@@ -229,38 +247,25 @@ def load(checkpoint: Path, state: dict[str, Tensor]) -> dict[str, Any]:
     return meta
 
 
-def _together(what: str, checkpoint: Path, action: Any) -> None:
+def _together(what: str, checkpoint: Path, action: Callable[[], T]) -> T:
     """`action` on every rank; an error of the disk on any of them is raised on all."""
 
-    def with_advice() -> None:
+    def with_advice() -> T:
         try:
-            action()
+            return action()
         except OSError as error:
             raise UserError(
-                f"the checkpoint {checkpoint} {what} ({error}); earlier checkpoints are untouched. Free space on its "
-                "disk or give another output_dir, and start again: the run continues from the newest one"
+                f"the checkpoint {checkpoint} {what} ({error}); earlier checkpoints are untouched. Mend that (of a "
+                "full disk, free space) or give another output_dir, and start again: the run continues from the newest"
             ) from error
 
-    distributed.together(with_advice)
+    return distributed.together(with_advice)
 
 
 def _make_empty(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-
-
-def _remove(checkpoint: Path) -> None:
-    # Under another name first: half a checkpoint must not stand under a name that promises a whole one.
-    shutil.rmtree(checkpoint.rename(checkpoint.with_name(_TEMPORARY + checkpoint.name)))
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:

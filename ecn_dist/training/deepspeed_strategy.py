@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from ecn_dist.distributed import entering, is_distributed
 from ecn_dist.errors import UserError
 from ecn_dist.methods.base import Method, Step
-from ecn_dist.models import autocast, average_local_statistics
-
-_MOMENTUM = "momentum_buffer"  # torch's name for it in SGD
+from ecn_dist.models import autocast
+from ecn_dist.training.strategy import Strategy, initial_state
 
 
 class _WithAutocast(nn.Module):
@@ -34,7 +33,7 @@ class _WithAutocast(nn.Module):
             return self.network(*inputs)
 
 
-class DeepSpeed:
+class DeepSpeed(Strategy):
     """A `Strategy` over a DeepSpeed engine.
 
     Its checkpoints have the tensors of `DataParallel`'s, gathered from the ranks, so that a run continues under either
@@ -44,7 +43,7 @@ class DeepSpeed:
     def __init__(
         self,
         network: Method,
-        optimizer: torch.optim.SGD,
+        optimizer: torch.optim.Optimizer,
         *,
         precision: str,
         zero_stage: int,
@@ -62,11 +61,9 @@ class DeepSpeed:
             raise UserError("precision: DeepSpeed scales the loss for fp16 from deepspeed.zero_stage 1 on; 0 is as ddp")
         if not is_distributed():
             raise UserError("engine: deepspeed needs torchrun's process group, also for one rank: torchrun -m ...")
-        self.network = network
+        super().__init__(network, optimizer)
         self._zero_stage = zero_stage
-        self._sgd = optimizer
-        self._base_lrs = [group["lr"] for group in optimizer.param_groups]
-        self._trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self._group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         self._engine, *_ = deepspeed.initialize(
             model=_WithAutocast(network, precision, device),
             optimizer=optimizer,
@@ -75,15 +72,15 @@ class DeepSpeed:
                 "gradient_accumulation_steps": 1,
                 "gradient_clipping": 0.0,  # its default clips to a norm of 1
                 "zero_optimization": {"stage": zero_stage},
-                "zero_allow_untested_optimizer": True,  # SGD works on flat parts as on whole tensors
+                "zero_allow_untested_optimizer": True,  # SGD and Adam work on flat parts as on whole tensors
             },
             dist_init_required=False,
         )
-        self._scaler = _scale_losses(self._engine.optimizer) if precision == "fp16" else None
-        # torch's SGD makes its momentum at the first step; DeepSpeed finds only what is there.
+        self._scaler: Any = _scale_losses(self._engine.optimizer) if precision == "fp16" else None
+        # torch's optimisers make their state at the first step; DeepSpeed finds only what is there.
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                optimizer.state[parameter][_MOMENTUM] = torch.zeros_like(parameter)
+                optimizer.state[parameter] = {key: initial_state(parameter, key) for key in self._kept.values()}
         if zero_stage:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -97,59 +94,65 @@ class DeepSpeed:
         entering("DeepSpeed's gradient exchange")
         self._engine.backward(loss)
 
-    def step(self, learning_rate_factor: float) -> bool:
+    def _step(self) -> bool:
         entering("DeepSpeed's step")
-        for group, lr in zip(self._engine.optimizer.param_groups, self._base_lrs, strict=True):
-            group["lr"] = lr * learning_rate_factor
         self._engine.step()
         return self._engine.was_step_applied()
 
     def state(self) -> dict[str, Tensor]:
-        """As `Strategy.state`. Collective with ZeRO: all-reduces of the size of weights and momenta."""
-        average_local_statistics(self.network)
-        entering("DeepSpeed's gathering of weights and momenta")
-        state = {f"network.{key}": tensor for key, tensor in self.network.state_dict().items()}
-        for name, parameter in self._trained.items():
-            state[f"network.{name}"] = self._whole_weight(parameter)
-            state[f"optimizer.momentum.{name}"] = self._whole_momentum(parameter)
-        if self._scaler is not None:
-            since_overflow = (self._scaler.cur_iter - self._scaler.last_overflow_iter) % self._scaler.scale_window
-            state["scaler"] = torch.tensor([self._scaler.cur_scale, since_overflow], dtype=torch.float64)
-        return state
+        """As `Strategy.state`. Collective with ZeRO: all-reduces of the size of weights and optimiser state."""
+        entering("DeepSpeed's gathering of weights and optimiser state")
+        return super().state()
 
-    @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self.network.load_state_dict({key: state[f"network.{key}"] for key in self.network.state_dict()})
-        for name, parameter in self._trained.items():
-            self._keep_part(parameter, state[f"network.{name}"], state[f"optimizer.momentum.{name}"])
-        if self._scaler is not None:
-            scale, since_overflow = state["scaler"].tolist()
-            self._scaler.cur_scale = scale
-            self._scaler.last_overflow_iter = self._scaler.cur_iter - int(since_overflow)
+        for own in self.optimizer.state.values():
+            if "step" in own:
+                own["step"].zero_()
+        super().load_state(state)
 
-    def _whole_weight(self, parameter: nn.Parameter) -> Tensor:
+    def _weight(self, parameter: nn.Parameter) -> Tensor:
         if not self._zero_stage:
-            return parameter.detach()
+            return super()._weight(parameter)
         from deepspeed.utils import safe_get_full_fp32_param
 
         return safe_get_full_fp32_param(parameter)
 
-    def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
+    def _optimizer_state(self, parameter: nn.Parameter, key: str) -> Tensor:
         if not self._zero_stage:
-            return self._sgd.state[parameter][_MOMENTUM]
+            return self._own_state(parameter)[key]
+        if key == "step":  # one for all parameters of a group
+            return self._own_state(parameter)[key].clone()
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        return safe_get_full_optimizer_state(parameter, _MOMENTUM)
+        return safe_get_full_optimizer_state(parameter, key)
 
-    def _keep_part(self, parameter: nn.Parameter, weight: Tensor, momentum: Tensor) -> None:
-        """Of whole tensors, keep what this rank's part of the optimiser holds."""
-        if not self._zero_stage:
-            self._sgd.state[parameter][_MOMENTUM].copy_(momentum)
-            return
+    def _keep(self, parameter: nn.Parameter, weight: Tensor, kept: dict[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        safe_set_full_fp32_param(parameter, weight)
-        safe_set_full_optimizer_state(parameter, momentum, _MOMENTUM)
+        own = self._own_state(parameter)
+        if self._zero_stage:
+            safe_set_full_fp32_param(parameter, weight)
+        for key, tensor in kept.items():
+            if key == "step":  # with ZeRO a group's: its latest, as some parameters idled on the source alone
+                own[key].copy_(torch.maximum(own[key], tensor.to(own[key].device)))
+            elif self._zero_stage:
+                safe_set_full_optimizer_state(parameter, tensor, key)
+            else:
+                own[key].copy_(tensor)
+
+    def _own_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Of the parameter, or with ZeRO of this rank's part of its whole group."""
+        return self.optimizer.state[self._group_of[parameter]["params"][0] if self._zero_stage else parameter]
+
+    def _loss_scale(self) -> tuple[float, int] | None:
+        scaler = self._scaler
+        if scaler is None:
+            return None
+        return scaler.cur_scale, (scaler.cur_iter - scaler.last_overflow_iter) % scaler.scale_window
+
+    def _set_loss_scale(self, scale: float, steps_since_overflow: int) -> None:
+        self._scaler.cur_scale = scale
+        self._scaler.last_overflow_iter = self._scaler.cur_iter - steps_since_overflow
 
 
 def _import(device: torch.device) -> Any:

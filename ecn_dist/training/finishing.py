@@ -1,34 +1,33 @@
 """A run from its first step to its last, and what it leaves: weights, figures, card, summary, report."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ecn_dist import distributed
-from ecn_dist.config import Config, flatten
+from ecn_dist.config import flatten
 from ecn_dist.models import average_local_statistics, export_weights
 from ecn_dist.ranking import EvaluationInput
 from ecn_dist.ranking.evaluating import Evaluation, evaluate_backbone, has_evaluation
 from ecn_dist.reporting import model_card, words
 from ecn_dist.reporting.figures import write_figures
-from ecn_dist.training import run_folder, tracking
+from ecn_dist.reporting.run_reader import WEIGHTS
+from ecn_dist.training import tracking
 from ecn_dist.training.building import Domains
+from ecn_dist.training.run import Run
 from ecn_dist.training.signals import StopRequest
 from ecn_dist.training.tracking import log
 from ecn_dist.training.trainer import Trainer
 
 
-def train(
-    config: Config, trainer: Trainer, domains: Domains, device: torch.device, stop: StopRequest | None = None
-) -> bool:
+def train(run: Run, trainer: Trainer, domains: Domains, device: torch.device, stop: StopRequest) -> bool:
     """Train to the end, evaluate, and write exported weights, summary.json, figures and report. Collective.
 
     The report is made from summary.json, which says only at the very end that the run is finished. False where training
     stopped, saved, on a request to `stop`.
     """
-    output_dir, method = Path(config.output_dir), trainer.method
+    config, output_dir, method = run.config, run.folder, trainer.method
     size = EvaluationInput(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
     target = domains.get("target")
 
@@ -48,8 +47,7 @@ def train(
 
     started, first_step = time.monotonic(), trainer.step
     if not trainer.fit(after_epoch, stop):
-        asked = f"by {stop.signal}" if stop else "through another rank"
-        log.info("asked to stop %s: saved at step %d; the same command continues from there", asked, trainer.step)
+        log.info("asked to stop by %s: saved at step %d; the same command continues", stop.signal, trainer.step)
         distributed.barrier()
         return False
     wall_seconds = time.monotonic() - started
@@ -65,7 +63,7 @@ def train(
     }
     average_local_statistics(method)
     # Before the evaluation, so that no failure there costs the model.
-    distributed.together(lambda: _on_main(lambda: export_weights(method, output_dir / run_folder.WEIGHTS)))
+    distributed.on_main(lambda: export_weights(method, output_dir / WEIGHTS))
     evaluation = evaluate()
     if evaluation is None:
         log.info("the target has no query and gallery, so there is nothing to evaluate on")
@@ -78,17 +76,11 @@ def train(
     def card_and_summary() -> None:
         facts = model_card.Facts(summary)
         model_card.write_card(output_dir / model_card.NAME, method.evaluated, flatten(config), facts)
-        run_folder.write_summary(output_dir, summary, finished=False)
+        run.finish(summary, finished=False)
 
-    distributed.together(lambda: _on_main(card_and_summary), str(output_dir))
+    distributed.on_main(card_and_summary, str(output_dir))
     if evaluation is not None and config.logging.figures:
         with tracking.pictures_for_tensorboard(output_dir, config.logging.tensorboard) as writer:
             write_figures(output_dir, evaluation, domains, writer=writer, step=trainer.step)
-    distributed.together(lambda: _on_main(lambda: run_folder.write_summary(output_dir, summary, finished=True)))
+    distributed.on_main(lambda: run.finish(summary, finished=True))
     return True
-
-
-def _on_main(action: Any) -> None:
-    """`action` on rank 0 alone; within `distributed.together` its failure is raised on all ranks."""
-    if distributed.is_main():
-        action()

@@ -11,7 +11,7 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped and saved, start again
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and by which signal."""
+    """Whether this process was asked to stop, and by which signal, or that another rank was."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
@@ -22,7 +22,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Take `SIGNALS` as requests, instead of dying of them, within the block. For the main thread."""
+    """Take `SIGNALS` as requests, instead of dying of them, within the block. For the main thread.
+
+    After a request they are ignored for good: another one on the way out would hide that the run was saved.
+    """
     request = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -33,4 +36,4 @@ def stop_on_signals() -> Iterator[StopRequest]:
         yield request
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if request else handler)

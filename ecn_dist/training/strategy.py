@@ -5,8 +5,9 @@ A strategy wraps the network: `forward`, `backward`, `step`. The trainer's step 
 
 import functools
 import inspect
-from collections.abc import Mapping
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,28 +24,72 @@ OPTIMIZER_STATE = {
 }
 
 
-class Strategy(Protocol):
+class Strategy(ABC):
     """The network, its optimiser and its precision."""
 
-    network: Method
+    def __init__(self, network: Method, optimizer: torch.optim.Optimizer) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self._base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self._trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self._kept = OPTIMIZER_STATE[type(optimizer)]
 
+    @abstractmethod
     def begin_phase(self, source_only: bool) -> None:
         """Train what the method trains on the source alone, or afterwards. Call it before a phase's first step here."""
 
+    @abstractmethod
     def forward(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
         """`Method.forward` in the run's precision; outputs in fp32 (fp64 in fp64 runs)."""
 
+    @abstractmethod
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss`, averaged over ranks."""
 
     def step(self, learning_rate_factor: float) -> bool:
         """One optimiser step. False where it was skipped, on all ranks alike, because of an overflow."""
+        for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = lr * learning_rate_factor
+        return self._step()
 
     def state(self) -> dict[str, Tensor]:
         """Network, optimiser and loss scale as tensors, for a checkpoint to write, or to fill in place. Collective."""
+        average_local_statistics(self.network)
+        state = {f"network.{key}": tensor for key, tensor in self.network.state_dict().items()}
+        for name, parameter in self._trained.items():
+            state[f"network.{name}"] = self._weight(parameter)
+            for ours, theirs in self._kept.items():
+                state[f"optimizer.{ours}.{name}"] = self._optimizer_state(parameter, theirs)
+        if (scale := self._loss_scale()) is not None:
+            state["scaler"] = torch.tensor(scale, dtype=torch.float64)
+        return state
 
+    @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` returned, once it was filled."""
+        self.network.load_state_dict({key: state[f"network.{key}"] for key in self.network.state_dict()})
+        for name, parameter in self._trained.items():
+            kept = {theirs: state[f"optimizer.{ours}.{name}"] for ours, theirs in self._kept.items()}
+            self._keep(parameter, state[f"network.{name}"], kept)
+        if self._loss_scale() is not None:
+            scale, steps_since_overflow = state["scaler"].tolist()
+            self._set_loss_scale(scale, int(steps_since_overflow))
+
+    # What a strategy has of its own. Keys of optimiser state are torch's; a loss scale, where there is one, comes with
+    # the steps since an overflow or doubling.
+    _step: Callable[[], bool]
+    _optimizer_state: Callable[[nn.Parameter, str], Tensor]
+    _keep: Callable[[nn.Parameter, Tensor, dict[str, Tensor]], None]
+    _loss_scale: Callable[[], tuple[float, int] | None]
+    _set_loss_scale: Callable[[float, int], None]
+
+    def _weight(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach()
+
+
+def initial_state(parameter: Tensor, key: str) -> Tensor:
+    """What an optimiser keeps of a parameter before its first step, by torch's name."""
+    return torch.zeros(()) if key == "step" else torch.zeros_like(parameter, requires_grad=False)
 
 
 class _Rehearsed(nn.Module):
@@ -64,19 +109,15 @@ class _Rehearsed(nn.Module):
         return functools.reduce(torch.add, (p.sum() for p in self.network.parameters() if p.requires_grad))
 
 
-class DataParallel:
+class DataParallel(Strategy):
     """PyTorch's DistributedDataParallel, or the bare network on one rank, with autocast and loss scaling."""
 
     def __init__(self, network: Method, optimizer: torch.optim.Optimizer, *, precision: str, device: torch.device):
-        self.network = network
-        self.optimizer = optimizer
+        super().__init__(network, optimizer)
         self._device = device
         self._precision = precision
         self._dtype = torch.float64 if precision == "fp64" else torch.float32
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self._base_lrs = [group["lr"] for group in optimizer.param_groups]
-        self._trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-        self._kept = OPTIMIZER_STATE[type(optimizer)]
         self._wrapped: nn.Module = network
         self._idle: set[str] | None = None
 
@@ -110,9 +151,7 @@ class DataParallel:
         entering("gradient all-reduce")
         self._scaler.scale(loss).backward()
 
-    def step(self, learning_rate_factor: float) -> bool:
-        for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
-            group["lr"] = lr * learning_rate_factor
+    def _step(self) -> bool:
         scale_before = self._scaler.get_scale()
         self._scaler.step(self.optimizer)
         self._scaler.update()
@@ -120,25 +159,18 @@ class DataParallel:
         # The gradients are averages over ranks, so every rank sees the same overflow.
         return self._scaler.get_scale() >= scale_before
 
-    def state(self) -> dict[str, Tensor]:
-        average_local_statistics(self.network)
-        state = {f"network.{key}": tensor for key, tensor in self.network.state_dict().items()}
-        for name, parameter in self._trained.items():
-            for ours, theirs in self._kept.items():
-                # The optimiser makes its state at a parameter's first step, the same as starting from zero.
-                kept = self.optimizer.state[parameter].get(theirs)
-                zeros = torch.zeros(()) if ours == "step" else torch.zeros_like(parameter)
-                state[f"optimizer.{ours}.{name}"] = zeros if kept is None else kept
-        if self._scaler.is_enabled():
-            scaler = self._scaler.state_dict()
-            state["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
-        return state
+    def _optimizer_state(self, parameter: nn.Parameter, key: str) -> Tensor:
+        # The optimiser makes its state at a parameter's first step, the same as starting from zero.
+        kept = self.optimizer.state[parameter].get(key)
+        return initial_state(parameter, key) if kept is None else kept
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.network.load_state_dict({key: state[f"network.{key}"] for key in self.network.state_dict()})
-        for name, parameter in self._trained.items():
-            for ours, theirs in self._kept.items():
-                self.optimizer.state[parameter][theirs] = state[f"optimizer.{ours}.{name}"].detach()
-        if self._scaler.is_enabled():
-            scale, growth = state["scaler"].tolist()
-            self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": scale, "_growth_tracker": int(growth)})
+    def _keep(self, parameter: nn.Parameter, weight: Tensor, kept: dict[str, Tensor]) -> None:
+        self.optimizer.state[parameter].update({key: tensor.detach() for key, tensor in kept.items()})
+
+    def _loss_scale(self) -> tuple[float, int] | None:
+        scaler = self._scaler.state_dict()
+        return (scaler["scale"], scaler["_growth_tracker"]) if self._scaler.is_enabled() else None
+
+    def _set_loss_scale(self, scale: float, steps_since_overflow: int) -> None:
+        changed = {"scale": scale, "_growth_tracker": steps_since_overflow}
+        self._scaler.load_state_dict(self._scaler.state_dict() | changed)

@@ -1,12 +1,14 @@
 """What a run tells: metrics.jsonl, TensorBoard, one progress line, a log per rank."""
 
+import functools
 import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +106,20 @@ class Tracker:
     def metrics(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl and its numbers to TensorBoard; `record` has `step` and `epoch`.
 
-        A line is either a log step's, or an evaluation's, with its figures under `evaluation`.
+        A line is either a log step's, or an evaluation's, with its figures under `evaluation`. Collective: a disk that
+        is full ends all ranks with that text.
         """
-        if not self._active:
-            return
+        distributed.together(lambda: self._append(record) if self._active else None, METRICS)
+
+    def _append(self, record: dict[str, Any]) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        if self._writer is not None:
-            numbers = {key.replace("_", "/", 1): value for key, value in record.items() if key != "step"}
-            numbers |= {f"evaluation/{key}": value for key, value in record.get("evaluation", {}).items()}
-            for tag, value in numbers.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(tag, value, record["step"])
+        numbers = {key.replace("_", "/", 1): value for key, value in record.items() if key != "step"}
+        numbers |= {f"evaluation/{key}": value for key, value in record.get("evaluation", {}).items()}
+        for tag, value in numbers.items():
+            if self._writer is not None and isinstance(value, int | float):
+                add = functools.partial(self._writer.add_scalar, tag, value, record["step"])
+                self._writer = self._writer if _mirrored(add) else None
 
     def progress(self, step: int, epoch: str, figures: str, *, epoch_ended: bool) -> None:
         """Move the progress line to after `step`; where there is no terminal, print a line at an epoch's end."""
@@ -126,7 +130,10 @@ class Tracker:
         elif epoch_ended:
             seconds = time.monotonic() - self._started
             left = seconds / max(step + 1 - self._first_step, 1) * (self._total_steps - step - 1)
-            print(f"{epoch}  step {step + 1}/{self._total_steps}  {figures}  {_clock(left)} left", flush=True)
+            print(
+                f"{epoch}  step {step + 1}/{self._total_steps}  {figures}  {timedelta(seconds=round(left))} left",
+                flush=True,
+            )
 
     def close(self) -> None:
         """Flush and close; may be called twice."""
@@ -134,8 +141,18 @@ class Tracker:
             self._progress.stop()
             self._progress = None
         if self._writer is not None:
-            self._writer.close()
+            _mirrored(self._writer.close)
             self._writer = None
+
+
+def _mirrored(write: Callable[[], object]) -> bool:
+    """Whether TensorBoard's files could be written. A failure is told and no more: metrics.jsonl is the record."""
+    try:
+        write()
+    except OSError as error:
+        log.warning("TensorBoard's record ends here (%s); metrics.jsonl goes on", error)
+        return False
+    return True
 
 
 @contextmanager
@@ -146,16 +163,10 @@ def pictures_for_tensorboard(output_dir: Path, wanted: bool) -> Iterator[Summary
         yield writer
     finally:
         if writer is not None:
-            writer.close()
+            _mirrored(writer.close)
 
 
 def describe(evaluation: dict[str, Any]) -> str:
     """One line of figures in percent, each under its name."""
     names = {"mAP": "mAP", "mAP_stepwise": "stepwise mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10"}
     return "  ".join(f"{name} {100 * evaluation[key]:.1f}" for key, name in names.items())
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

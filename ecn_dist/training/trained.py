@@ -11,7 +11,7 @@ from ecn_dist import distributed
 from ecn_dist.config import Config
 from ecn_dist.errors import UserError
 from ecn_dist.models import Backbone, convert_batchnorm, load_backbone
-from ecn_dist.training import run_folder
+from ecn_dist.reporting.run_reader import CONFIG, WEIGHTS
 from ecn_dist.training.building import build_backbone
 from ecn_dist.training.checkpoint import META, CheckpointStore, damage, load
 
@@ -20,7 +20,7 @@ class Found(NamedTuple):
     """What is to be loaded, as rank 0 sees it."""
 
     config: Config
-    place: str | None  # within the path that was given; empty for the path itself, None for its newest checkpoint
+    place: str  # within the path that was given; empty for the path itself
     is_checkpoint: bool
 
 
@@ -31,10 +31,8 @@ def load_trained(path: Path, device: torch.device, config_file: Path | None = No
     weights. The configuration is `config_file`, or the config.yaml of the run that `path` is or lies in. Rank 0 reads
     it, and decides what is loaded. Raises `UserError` on all ranks where any of them does not see that. Collective.
     """
-    of_rank_0 = distributed.broadcast_object(distributed.together(lambda: _find(path, config_file)))
-    assert of_rank_0 is not None
-    config, place, is_checkpoint = of_rank_0
-    found = _newest_checkpoint(path) if place is None else path / place
+    config, place, is_checkpoint = distributed.on_main(lambda: _find(path, config_file))
+    found = path / place
     _check_seen(found, is_checkpoint)
     torch.manual_seed(config.seed)
     backbone = distributed.together(lambda: build_backbone(config))
@@ -49,49 +47,40 @@ def load_trained(path: Path, device: torch.device, config_file: Path | None = No
     return backbone.eval(), config
 
 
-def _find(path: Path, config_file: Path | None) -> Found | None:
-    """What `path` holds; None on other ranks than 0, whose view of the disk may differ and does not count."""
-    if not distributed.is_main():
-        return None
+def _find(path: Path, config_file: Path | None) -> Found:
+    """For rank 0: another rank's view of the disk may differ, and does not count."""
     config = configuration.load(config_file or _config_of(path))
     if (path / META).is_file():
         return Found(config, "", is_checkpoint=True)
     if path.is_file():
         return Found(config, "", is_checkpoint=False)
-    if (path / run_folder.WEIGHTS).is_file():
-        return Found(config, run_folder.WEIGHTS, is_checkpoint=False)
-    return Found(config, None, is_checkpoint=True)
+    if (path / WEIGHTS).is_file():
+        return Found(config, WEIGHTS, is_checkpoint=False)
+    if newest := CheckpointStore(path / "checkpoints").newest():
+        return Found(config, f"checkpoints/{newest.name}", is_checkpoint=True)
+    raise UserError(
+        f"{path} holds neither {WEIGHTS} nor a complete checkpoint; name the run folder that `train` wrote, one of its "
+        "checkpoints, or a file of weights"
+    )
 
 
 def _config_of(path: Path) -> Path:
     for folder in (path, *path.absolute().parents[:3]):
-        if (folder / run_folder.CONFIG).is_file():
-            return folder / run_folder.CONFIG
-    raise UserError(
-        f"{path}: neither it nor the folders above it hold a {run_folder.CONFIG}; name a run folder, or give --config"
-    )
-
-
-def _newest_checkpoint(path: Path) -> Path:
-    """The newest complete one of the run folder `path`, as rank 0 sees it. Collective."""
-    newest = CheckpointStore(path / "checkpoints").newest()
-    if newest is None:
-        raise UserError(
-            f"{path} holds neither {run_folder.WEIGHTS} nor a complete checkpoint; name the run folder that `train` "
-            "wrote, one of its checkpoints, or a file of weights",
-            on_all_ranks=True,
-        )
-    return path / "checkpoints" / newest.name
+        if (folder / CONFIG).is_file():
+            return folder / CONFIG
+    raise UserError(f"{path}: neither it nor the folders above it hold a {CONFIG}; name a run folder, or give --config")
 
 
 def _check_seen(found: Path, is_checkpoint: bool) -> None:
     """Raise `UserError` on all ranks where any does not see `found` as a whole. Collective."""
-    problem = damage(found) if is_checkpoint else None
-    if not is_checkpoint:
-        try:
+    problem = None
+    try:
+        if is_checkpoint:
+            problem = damage(found, contents=distributed.is_main())  # one rank is enough to read all of it
+        else:
             found.open("rb").close()
-        except OSError as error:
-            problem = error.strerror
+    except (OSError, UserError) as error:
+        problem = str(error)
     told = problem and f"rank {distributed.rank()} on host {socket.gethostname()} cannot use {found}: {problem}"
     problems = list(filter(None, distributed.gather_objects(told)))
     if problems:

@@ -69,17 +69,13 @@ class Trainer:
         """
         stop = StopRequest() if stop is None else stop
         continues = self.timeline.total_steps > self.step > 0 and not self.timeline.begins_epoch(self.step)
+        total, tensorboard = self.timeline.total_steps, self.config.logging.tensorboard
         tracker = distributed.together(
-            lambda: Tracker(
-                self.output_dir,
-                first_step=self.step,
-                total_steps=self.timeline.total_steps,
-                tensorboard=self.config.logging.tensorboard,
-            )
+            lambda: Tracker(self.output_dir, first_step=self.step, total_steps=total, tensorboard=tensorboard)
         )
         self.method.train()
         try:
-            while self.step < self.timeline.total_steps:
+            while self.step < total:
                 at = self.timeline.at(self.step)
                 distributed.at_step(at.number)
                 if self.timeline.begins_epoch(at.number) or continues:
@@ -87,6 +83,7 @@ class Trainer:
                     continues = False
                 batches, waited = self.feeder.next(at)
                 if self._agree(batches, stop):
+                    stop.signal = stop.signal or "another rank's signal"
                     self._save_and_stop()
                     return False
                 losses = self.train_step(batches, at)
@@ -122,7 +119,7 @@ class Trainer:
         if not at.source_only and not continues:
             figures = self.method.before_epoch(at.epoch, self.extract)
             if figures:
-                self._write_metrics(tracker, {"step": at.number, "epoch": at.epoch} | figures)
+                tracker.metrics({"step": at.number, "epoch": at.epoch} | figures)
             self.method.train()
             self.interval.started = time.monotonic()
         self.feeder.begin_epoch(at)
@@ -139,7 +136,7 @@ class Trainer:
         if ends_epoch and after_epoch is not None:
             evaluation = after_epoch(at.epoch)
             if evaluation is not None:
-                self._write_metrics(tracker, {"step": at.number, "epoch": at.epoch, "evaluation": evaluation})
+                tracker.metrics({"step": at.number, "epoch": at.epoch, "evaluation": evaluation})
             self.method.train()
             self.interval.started = time.monotonic()
             saves |= (self.keep.best and evaluation is not None) or at.epoch in self.keep.epochs
@@ -176,6 +173,7 @@ class Trainer:
             "timeline": self.timeline.in_meta(),
             "sizes": self.method.sizes(),
             "data": self.data,
+            "device": self.interval.losses.device.type,
             "config": flatten(self.config),
         }
         self.checkpoints.save(self.step, self._state(), meta | (about or {}))
@@ -209,7 +207,11 @@ class Trainer:
             )
         self.method.resize(meta.get("sizes", {}))
         state = self._state()
+        # A run that was not in fp16 has no loss scale to hand over: ours stays as it begins.
+        scaler = state.pop("scaler", None) if meta.get("config", {}).get("precision") != "fp16" else None
         load(checkpoint, state)
+        if scaler is not None:
+            state["scaler"] = scaler
         self.step = self.saved_step = meta["step"]
         self.skipped_steps = meta["skipped_steps"]
         self.replaced_pictures = meta.get("replaced_pictures", 0)
@@ -282,7 +284,7 @@ class Trainer:
         }
         if not at.source_only:
             record |= self.method.health()
-        self._write_metrics(tracker, record)
+        tracker.metrics(record)
         alone = f"source-only epoch {at.epoch + self.timeline.source_only_epochs}"
         figures = f"loss {loss:.4f}  {images_per_second:.0f} images/s"
         name = alone if at.source_only else f"epoch {at.epoch}"
@@ -300,12 +302,5 @@ class Trainer:
             )
 
     def _remedy(self) -> str:
-        return (
-            f"the newest checkpoint in {self.checkpoints.folder} is from before. Lower optim.lr or optim.backbone_lr, "
-            "or add optim.warmup_epochs"
-        )
-
-    @staticmethod
-    def _write_metrics(tracker: Tracker, record: dict[str, Any]) -> None:
-        """On rank 0; a disk that is full ends all ranks with that text."""
-        distributed.together(lambda: tracker.metrics(record), "metrics.jsonl")
+        saved = f"the newest checkpoint in {self.checkpoints.folder} is from before. " if self.saved_step else ""
+        return f"{saved}Lower optim.lr or optim.backbone_lr, or add optim.warmup_epochs"

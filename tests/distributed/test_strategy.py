@@ -28,19 +28,25 @@ def new_network() -> ECN:
     return ecn_network(height=HEIGHT, width=WIDTH, embedding_dim=DIM, num_identities=IDENTITIES)
 
 
-def make(engine: str, precision: str = "fp32", seed: int = 0) -> Strategy:
+def make(engine: str, precision: str = "fp32", seed: int = 0, adam: bool = False) -> Strategy:
     torch.manual_seed(seed)
     network = new_network()
     convert_batchnorm(network, "sync", CPU)
-    groups = network.parameter_groups(lr=0.05, backbone_lr=0.02)
-    sgd = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer: torch.optim.Optimizer
+    if adam:
+        groups = network.parameter_groups(lr=1e-3, backbone_lr=4e-4)
+        # An eps of its default size would divide the rounding of gradients close to 0.
+        optimizer = torch.optim.Adam(groups, weight_decay=5e-4, eps=1e-4)
+    else:
+        groups = network.parameter_groups(lr=0.05, backbone_lr=0.02)
+        optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, nesterov=True)
     network.train()
     if engine == "ddp":
-        strategy = DataParallel(network, sgd, precision=precision, device=CPU)
+        strategy = DataParallel(network, optimizer, precision=precision, device=CPU)
         strategy.begin_phase(source_only=False)
         return strategy
     stage, batch = int(engine.removeprefix("zero-")), BATCH // distributed.world_size()
-    return DeepSpeed(network, sgd, precision=precision, zero_stage=stage, batch_size=batch, device=CPU)
+    return DeepSpeed(network, optimizer, precision=precision, zero_stage=stage, batch_size=batch, device=CPU)
 
 
 def run(strategy: Strategy, memory: ExemplarMemory, steps: range) -> list[list[float]]:
@@ -89,13 +95,16 @@ def test_deepspeed_equals_ddp(ranks, engine: str) -> None:
     ranks(2).run(check_equal_to_ddp, engine)
 
 
-def check_handed_over(first: str, second: str) -> None:
+def check_handed_over(first: str, second: str, adam: bool = False) -> None:
     """Half the steps under one engine, the rest under another that took over its state, and no state of its own."""
-    unbroken, memory = make("ddp"), memory_of("ddp")
+    unbroken, memory = make("ddp", adam=adam), memory_of("ddp")
     expected = run(unbroken, memory, range(STEPS))
-    before, memory = make(first), memory_of(first)
+    before, memory = make(first, adam=adam), memory_of(first)
     run(before, memory, range(STEPS // 2))
-    after = make(second, seed=1)
+    after = make(second, seed=1, adam=adam)
+    if adam:
+        steps = {tensor.item() for key, tensor in plain(before).items() if key.startswith("optimizer.step.")}
+        assert steps == {STEPS // 2}
     after.load_state(plain(before))
     torch.testing.assert_close(plain(after), plain(before), rtol=0, atol=0)
     rest = run(after, memory, range(STEPS // 2, STEPS))
@@ -106,6 +115,20 @@ def check_handed_over(first: str, second: str) -> None:
 @pytest.mark.parametrize(("first", "second"), [("ddp", "zero-2"), ("zero-1", "ddp"), ("zero-2", "zero-0")])
 def test_state_is_the_same_under_either_engine(ranks, first: str, second: str) -> None:
     ranks(2).run(check_handed_over, first, second)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("ddp", "ddp"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.deepspeed)
+            for pair in (("ddp", "zero-2"), ("zero-1", "ddp"), ("zero-2", "zero-0"), ("zero-0", "zero-1"))
+        ),
+    ],
+)
+def test_state_of_adam_is_the_same_under_either_engine(ranks, first: str, second: str) -> None:
+    ranks(2).run(check_handed_over, first, second, True)
 
 
 def check_bf16_equal_to_ddp(engine: str) -> None:

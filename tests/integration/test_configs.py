@@ -14,7 +14,7 @@ from torch import Tensor
 from ecn_dist import config as configuration
 from ecn_dist.config import Config
 from ecn_dist.models import Backbone
-from ecn_dist.training.tracking import read_metrics
+from ecn_dist.reporting.run_reader import read_metrics
 from tests.dataset_folders import pack_folder, write_market
 from tests.integration.conftest import REPOSITORY
 from tests.integration.training import train_on

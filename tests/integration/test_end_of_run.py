@@ -83,7 +83,13 @@ def test_killed_at_the_end_and_continued_after_it(ranks, small_domains: Domains,
     # What goes on and is cut off is its newest checkpoint, with its own configuration, and without results.
     assert train_on(ranks, 2, [*options, *allow], stop_rank=0, stop_step=11) == {EXIT_PREEMPTED}
     assert not drawn(run)
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "logs", "metrics.jsonl"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "config.yaml",
+        "logs",
+        "metrics.jsonl",
+    ]
     newest = CheckpointStore(run / "checkpoints").newest()
     assert newest is not None
     assert newest.name > "step-00000010"

@@ -7,8 +7,8 @@ import pytest
 from ecn_dist.evaluate import main as evaluate
 from ecn_dist.methods import METHODS, Entry
 from ecn_dist.report import main as report
+from ecn_dist.reporting.run_reader import read_metrics
 from ecn_dist.train import main as train
-from ecn_dist.training.tracking import read_metrics
 from tests.integration.conftest import Domains
 from tests.integration.training import SHORT, assert_equal_runs, checkpoint_steps
 from tests.toy_method import ToyOptions

@@ -2,6 +2,8 @@
 
 import json
 import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +80,11 @@ def test_the_newest_are_kept(store: CheckpointStore) -> None:
 
 def test_the_best_and_stated_epochs_are_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, Keep(newest=1, best=True, epochs=(0, 4)))
-    figures: list[dict[str, Any] | None] = [None, {"mAP": 0.2}, {"mAP": 0.5}, {"mAP": 0.3}, None, {"mAP": 0.4}]
-    for epoch, evaluation in enumerate(figures):
+    # The trapezoid's area is largest where all pictures tie, at epoch 3.
+    areas = {1: (0.2, 0.2), 2: (0.5, 0.5), 3: (0.6, 0.3), 5: (0.4, 0.4)}
+    for epoch in range(6):
+        area, stepwise = areas.get(epoch, (0.0, 0.0))
+        evaluation = {"mAP": area, "mAP_stepwise": stepwise} if epoch in areas else None
         store.save(epoch, state(), {"ended_epoch": epoch, "evaluation": evaluation})
     assert names(store) == [f"step-0000000{epoch}" for epoch in (0, 2, 4, 5)]
 
@@ -178,3 +183,85 @@ def test_nothing_in_it_is_pickled(store: CheckpointStore) -> None:
     assert files == [META, "shard-00001-model-00001-of-00001.safetensors"]
     meta = json.loads((store.folder / "step-00000001" / META).read_text())
     assert meta["files"] == {files[1]: (store.folder / "step-00000001" / files[1]).stat().st_size}
+
+
+@pytest.mark.parametrize("content", ["flipped", "zeros"])
+def test_a_shard_of_other_content_makes_way_for_the_older_one(store: CheckpointStore, content: str) -> None:
+    for step in (1, 2):
+        store.save(step, state(), {})
+    shard = next((store.folder / "step-00000002").glob("*.safetensors"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if content == "flipped" else bytes(len(whole)))
+    assert damage(shard.parent, contents=False) is None
+    assert f"its {shard.name} is not as it was written" in str(damage(shard.parent))
+    assert store.newest() == store.folder / "step-00000001"
+
+
+def test_a_stray_file_is_damage(store: CheckpointStore) -> None:
+    store.save(1, state(), {})
+    (store.folder / "step-00000001" / "stray.safetensors").write_bytes(b"rubbish")
+    assert "does not know its stray.safetensors" in str(damage(store.folder / "step-00000001"))
+
+
+def test_checkpoints_of_release_0_1_are_read(store: CheckpointStore) -> None:
+    """They are known by having neither a version nor sha256s."""
+    store.save(1, state(2.0), {})
+    path = store.folder / "step-00000001" / META
+    meta = json.loads(path.read_text())
+    assert meta.keys() >= {"version", "sha256"}
+    path.write_text(json.dumps({key: meta[key] for key in ("step", "world_size", "files")}))
+    assert store.newest() == path.parent
+    filled = state(0.0)
+    load(path.parent, filled)
+    assert (filled["weight"] == 2.0).all()
+
+
+@pytest.mark.parametrize("version", [3, "2", None])
+def test_a_later_version_is_refused_and_not_passed_over(store: CheckpointStore, version: object) -> None:
+    store.save(1, state(), {})
+    store.save(2, state(), {})
+    path = store.folder / "step-00000002" / META
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": version}))
+    with pytest.raises(UserError, match=rf"format version {version!r}.*up to 2"):
+        store.newest()
+
+
+def test_what_is_set_aside_twice_gets_a_free_name(store: CheckpointStore) -> None:
+    for _ in range(3):
+        store.save(1, state(), {})
+        store.save(2, state(), {})
+        store.set_aside_after(1)
+    aside = ["superseded-2-step-00000002", "superseded-3-step-00000002", "superseded-step-00000002"]
+    assert names(store) == ["step-00000001", *aside]
+    assert store.complete() == [store.folder / "step-00000001"]
+
+
+def test_an_old_one_that_cannot_be_removed_is_no_failed_save(
+    store: CheckpointStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecn_dist.training.checkpoint.log.propagate", True)
+    for step in (1, 2):
+        store.save(step, state(), {})
+    (store.folder / "tmp-step-00000001").mkdir()  # in the way of the new name, and not empty
+    (store.folder / "tmp-step-00000001" / "file").touch()
+    store.save(3, state(), {})
+    assert "an old checkpoint could not be removed" in caplog.text
+    assert store.newest() == store.folder / "step-00000003"
+
+
+def test_an_interrupt_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    """The thread that writes is waited for: cut off inside torch it would abort the process."""
+    code = f"""
+import sys, time, torch
+from pathlib import Path
+from ecn_dist import distributed
+from ecn_dist.training.checkpoint import CheckpointStore
+write = distributed.PendingSave.write
+distributed.PendingSave.write = lambda part: (time.sleep(1), write(part))[1]
+store = CheckpointStore(Path({str(tmp_path)!r}), asynchronous=True)
+store.save(1, {{"weight": torch.zeros(1000)}}, {{}})
+sys.exit(130)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")
+    assert len(list((tmp_path / "tmp-step-00000001").glob("*.safetensors"))) == 1

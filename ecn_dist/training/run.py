@@ -1,0 +1,294 @@
+"""The run folder: who may write into it, from which checkpoint its run goes on, and how it ends."""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import IO, Any, Self
+
+import torch
+
+from ecn_dist import distributed
+from ecn_dist.config import Config, dump, flatten, load
+from ecn_dist.errors import UserError
+from ecn_dist.files import atomic_file, write_atomically
+from ecn_dist.reporting.run_reader import (
+    CARD,
+    CONFIG,
+    FIGURES,
+    METRICS,
+    REPORT,
+    SUMMARY,
+    WEIGHTS,
+    read_mapping,
+    read_metrics,
+)
+from ecn_dist.training.checkpoint import CheckpointStore, damage, read_meta
+from ecn_dist.training.tracking import log
+
+FINISHED = "finished"  # in the summary; one without it was written as the last thing of a run
+LOCK = ".lock"  # held by rank 0, whose process and host it names
+_SECONDS_UNTIL_SEEN = 5.0  # a network file system shows new files late
+
+# Options that change how a run goes, not what comes out of it. The data are known by their index, not by their place,
+# and of the device its kind counts, which is in the checkpoints.
+_NO_RESULT = ("output_dir", "device", "timeout_seconds", "resume", "resume_changed", "data.workers", "source", "target")
+_NO_RESULT_SECTIONS = ("checkpoint.", "evaluation.", "logging.", "data.cache")
+# In full precision an engine is like a number of ranks: another order of the same sums.
+_ROUNDING_ONLY = ("engine", "deepspeed.zero_stage")
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """The options, as `flatten` gives them, that change results and differ: `key: stored -> wanted`.
+
+    An option that the stored ones lack is younger than they are, and had its default's effect.
+    """
+    # As they come back from a file: tuples as lists.
+    before, after = (json.loads(json.dumps(options)) for options in (flatten(Config()) | stored, wanted))
+    no_result = _NO_RESULT + (_ROUNDING_ONLY if after["precision"] in ("fp32", "fp64") else ())
+    return [
+        f"{key}: {before[key]} -> {value}"
+        for key, value in after.items()
+        if before[key] != value and key not in no_result and not key.startswith(_NO_RESULT_SECTIONS)
+    ]
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run of this folder came to its end. Raises `UserError` for a summary that cannot be read."""
+    summary = read_mapping(folder / SUMMARY)
+    return summary is not None and bool(summary.get(FINISHED, True))
+
+
+class Run:
+    """One run and its folder: `claim`, `checkpoint`, `begin`, and `finish` at its end.
+
+    As a context manager it gives the folder back to other processes. The methods raise `UserError` on all ranks alike.
+    """
+
+    def __init__(self, config: Config, data: dict[str, str], device: str = "cpu") -> None:
+        """`data` has the fingerprints of source and target; `device` is the kind of the ranks' devices."""
+        self.config, self.data, self.device = config, data, device
+        self.folder = Path(config.output_dir)
+        self.store = CheckpointStore(self.folder / "checkpoints")
+        self._lock: IO[str] | None = None
+        self._owner = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def claim(self) -> bool:
+        """Make the folder this run's own; False where this very run is there already, finished. Collective.
+
+        A folder that holds a run is only looked at: `begin` changes it, once it is certain that the run goes on. Raises
+        `UserError` where the folder holds another run or a running one, where `resume` cannot be followed, and where a
+        rank does not see the folder.
+        """
+
+        def on_main() -> bool:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise UserError(f"output_dir: {self.folder} is a file; name a folder")
+            if not self._is_to_train():
+                return False
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock_folder()
+            if not self._is_to_train():  # another process may have trained it in the meantime
+                return False
+            if not (self.folder / CONFIG).is_file():
+                write_atomically(self.folder / CONFIG, dump(self.config))
+            return True
+
+        is_to_train = distributed.on_main(on_main)
+        if is_to_train:
+            owner = distributed.broadcast_object(self._owner)
+            distributed.together(lambda: self._check_shared(owner))
+        return is_to_train
+
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to continue from, or None for a fresh start, in a claimed folder. Collective.
+
+        Raises `UserError` where the checkpoint that `resume` names is none, or was written with other data or options,
+        unless `resume_changed` allows that. What killed runs left of checkpoints is removed.
+        """
+
+        def on_main() -> Path | None:
+            self.store.remove_unfinished()
+            if self.config.resume == "never":
+                return None
+            checkpoint = self.store.newest() if self.config.resume == "auto" else self._named(Path(self.config.resume))
+            if checkpoint is not None:
+                self._check_same_training(checkpoint)
+            return checkpoint
+
+        return distributed.on_main(on_main)
+
+    def begin(self, checkpoint: Path | None) -> None:
+        """Training begins from `checkpoint`: what an earlier end left goes. Collective.
+
+        Weights, card, figures and report of an earlier end are not of this configuration, and a run cut off from here
+        on is known by its checkpoints, of which later ones get other names; config.yaml is this run's. Call it when
+        nothing can refuse the run any more.
+        """
+
+        def on_main() -> None:
+            read_metrics(self.folder / METRICS)  # a broken one refuses the run now, while everything is there
+            with atomic_file(self.folder / CONFIG) as file:
+                file.write(dump(self.config).encode())
+                file.flush()
+                try:
+                    if checkpoint is not None and checkpoint.absolute().parent == self.store.folder.absolute():
+                        for aside in self.store.set_aside_after(read_meta(checkpoint)["step"]):
+                            log.warning("%s is of another continuation, and kept under this name", aside)
+                    self._remove_results()
+                except OSError as error:
+                    raise UserError(
+                        f"output_dir: {self.folder} cannot be written ({error}); mend that, or name another"
+                    ) from error
+
+        distributed.on_main(on_main)
+
+    def finish(self, summary: dict[str, Any], *, finished: bool) -> None:
+        """Write summary.json with the machine's description. Rank 0 only.
+
+        The report is made from it, so it is there before the report is: `finished` says that nothing more is to come.
+        """
+        machine = {
+            "host": platform.node(),
+            "cpu_count": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "accelerator": str(torch.accelerator.current_accelerator() or "none"),
+        }
+        text = json.dumps({FINISHED: finished} | summary | {"machine": machine}, indent=1)
+        write_atomically(self.folder / SUMMARY, text)
+
+    def _is_to_train(self) -> bool:
+        folder, resume = self.folder, self.config.resume
+        if not (folder / CONFIG).is_file():
+            if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+                raise UserError(
+                    f"output_dir: {folder} has files in it but no run; name a new folder, or empty this one"
+                )
+            return True
+        if not self._has_trained():
+            return True  # a mistake in the options or the data ended it before its first step
+        if resume == "never":
+            raise UserError(
+                f"output_dir: {folder} already holds a run, and resume is never; name a new folder, delete this one, "
+                "or continue it with --resume auto"
+            )
+        try:
+            stored = flatten(load(folder / CONFIG))
+        except UserError as error:
+            raise UserError(
+                f"output_dir: {folder / CONFIG} cannot be read ({error}); bring it back, or name a new folder"
+            ) from error
+        whole = self.store.complete()
+        changed = self._changed((read_meta(whole[-1]) if whole else {"data": self.data}) | {"config": stored})
+        if changed and self.config.resume_changed == "refuse":
+            raise UserError(
+                f"output_dir: {folder} already holds another run; these options differ: {'; '.join(changed)}. "
+                "Name a new folder, give the stored options to continue that run, or continue it with the new ones by "
+                "--resume_changed allow"
+            )
+        if changed or not is_finished(folder):
+            return True
+        if resume == "auto":
+            return False
+        raise UserError(
+            f"output_dir: {folder} holds this very run, finished; its results are in {folder / SUMMARY}. "
+            f"Name a new folder to train again from {resume}"
+        )
+
+    def _has_trained(self) -> bool:
+        metrics = self.folder / METRICS
+        return (
+            (metrics.is_file() and metrics.stat().st_size > 0)
+            or any(self.store.folder.glob("*step-*"))
+            or any((self.folder / name).is_file() for name in (SUMMARY, WEIGHTS))
+        )
+
+    def _changed(self, meta: dict[str, Any]) -> list[str]:
+        """What differs from what wrote a checkpoint of these meta data, and changes results."""
+        stored = meta.get("data") or {}
+        changed = [f"{domain}: other data" for domain in self.data if stored.get(domain) != self.data[domain]]
+        if meta.get("device", self.device) != self.device:  # they draw other dropout masks
+            changed.append(f"kind of device: {meta['device']} -> {self.device}")
+        return changed + differences(meta.get("config", {}), flatten(self.config))
+
+    def _check_same_training(self, checkpoint: Path) -> None:
+        changed = "; ".join(self._changed(read_meta(checkpoint)))
+        if changed and self.config.resume_changed == "refuse":
+            raise UserError(
+                f"{checkpoint} was written with other options; these differ: {changed}. Give the stored ones, "
+                "name a new output_dir, or continue with the new ones by --resume_changed allow"
+            )
+        if changed:
+            log.warning("continuing from %s with changes: %s", checkpoint, changed)
+
+    @staticmethod
+    def _named(path: Path) -> Path:
+        """The checkpoint that `resume` names; one that is damaged is an error, as nobody asked for another."""
+        if not (path / "checkpoints").is_dir():
+            if problem := damage(path):
+                raise UserError(f"resume: {path} cannot be used, as {problem}")
+            return path
+        if (newest := CheckpointStore(path / "checkpoints").newest()) is None:
+            raise UserError(
+                f"resume: {path} is neither a complete checkpoint nor a run folder with one; it takes auto, never, or "
+                "the path of either"
+            )
+        return newest
+
+    def _lock_folder(self) -> None:
+        """Hold the folder for as long as rank 0 lives: the lock is the system's, and ends with its process.
+
+        `flock` itself: where a file system has none, the file that `filelock` takes instead would outlive a kill.
+        """
+        lock = (self.folder / LOCK).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            owner = lock.read() or "another process"
+            lock.close()
+            raise UserError(
+                f"output_dir: {self.folder} is being written by {owner}; wait for its end, end it, or name a new folder"
+            ) from error
+        except OSError as error:
+            log.warning("output_dir: no lock keeps a second training out of %s (%s)", self.folder, error)
+        self._lock, self._owner = lock, f"process {os.getpid()} on {socket.gethostname()}"
+        lock.truncate(0)
+        lock.write(self._owner)
+        lock.flush()
+
+    def _check_shared(self, owner: str) -> None:
+        """Raise `UserError` where this rank does not see what rank 0 wrote."""
+        deadline = time.monotonic() + _SECONDS_UNTIL_SEEN
+        lock = self.folder / LOCK
+        while not lock.is_file() or lock.read_text(encoding="utf-8") != owner:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"output_dir: rank {distributed.rank()} on host {socket.gethostname()} does not see in "
+                    f"{self.folder} what rank 0 wrote there; it must lie on a file system that all hosts share"
+                )
+            time.sleep(0.1)
+
+    def _remove_results(self) -> None:
+        """The summary, which says that the run is finished, goes first, the weights last: a kill leaves no riddle."""
+        if not (self.folder / SUMMARY).is_file() and not (self.folder / WEIGHTS).is_file():
+            return  # the run has not come to its end yet, and a report or card was made by its user
+        for name in (SUMMARY, CARD, REPORT):
+            (self.folder / name).unlink(missing_ok=True)
+        if (self.folder / FIGURES).is_dir():
+            shutil.rmtree(self.folder / FIGURES)
+        (self.folder / WEIGHTS).unlink(missing_ok=True)

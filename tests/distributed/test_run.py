@@ -1,0 +1,49 @@
+"""The run folder on several ranks: what one of them finds is raised on all, and hosts must share it."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from ecn_dist import distributed
+from ecn_dist.config import Config
+from ecn_dist.errors import UserError
+from ecn_dist.training.run import Run
+
+
+def error_of_claim(folders: list[Path]) -> str:
+    with Run(Config(output_dir=str(folders[distributed.rank()])), {}) as run:
+        with pytest.raises(UserError) as raised:
+            run.claim()
+        assert raised.value.on_all_ranks
+    return str(raised.value)
+
+
+def test_hosts_that_do_not_share_the_folder(ranks, tmp_path: Path) -> None:
+    """Each rank with its own, in which another run has been before."""
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders[1:]:
+        with Run(Config(output_dir=str(folder)), {}) as run:
+            assert run.claim()
+    (folders[1] / ".lock").write_text("process 1 on another host")
+    said = set(ranks(2).run(error_of_claim, folders))
+    assert len(said) == 1
+    assert f"rank 1 on host {socket.gethostname()} does not see in {folders[1]}" in said.pop()
+
+
+def check_rank_0_cannot_remove(folder: Path) -> None:
+    """What killed runs left and rank 0 cannot remove."""
+    with Run(Config(output_dir=str(folder)), {}) as run:
+        assert run.claim()
+        if distributed.is_main():
+            run.store.folder.mkdir()
+            (run.store.folder / "tmp-step-00000001").touch()  # no folder
+        with pytest.raises(UserError, match="tmp-step-00000001") as raised:
+            run.checkpoint()
+        assert raised.value.on_all_ranks
+
+
+def test_an_error_of_rank_0_alone_is_raised_on_all(ranks, tmp_path: Path) -> None:
+    ranks(2).run(check_rank_0_cannot_remove, tmp_path / "run")
+    (tmp_path / "file").touch()
+    assert len(set(ranks(2).run(error_of_claim, [tmp_path / "file"] * 2))) == 1

@@ -1,0 +1,51 @@
+"""What is told of a run where a disk fails."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from ecn_dist.errors import UserError
+from ecn_dist.reporting.run_reader import METRICS, read_metrics
+from ecn_dist.training.tracking import SummaryWriter, Tracker
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def new_tracker(folder: Path, *, first_step: int = 0, tensorboard: bool = False) -> Tracker:
+    return Tracker(folder, first_step=first_step, total_steps=10, tensorboard=tensorboard)
+
+
+def test_a_full_disk_under_tensorboard_ends_its_record_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ecn_dist.training.tracking.log.propagate", True)
+    tracker = new_tracker(tmp_path, tensorboard=True)
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    for step in range(2):
+        tracker.metrics({"step": step, "epoch": 0, "loss": 1.0})
+    tracker.close()
+    assert [line["step"] for line in read_metrics(tmp_path / METRICS)] == [0, 1]
+    assert caplog.text.count("TensorBoard's record ends here") == 1
+
+
+def test_a_full_disk_under_the_metrics_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = new_tracker(tmp_path)
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: .*No space left") as raised:
+        tracker.metrics({"step": 0, "epoch": 0})
+    assert raised.value.on_all_ranks
+
+
+def test_a_continued_record_drops_only_what_comes_again(tmp_path: Path) -> None:
+    lines = ['{"step": 0}', '{"step": 5}', '{"step": 6}', '{"st']
+    (tmp_path / METRICS).write_text("\n".join(lines))
+    new_tracker(tmp_path, first_step=6)
+    assert [line["step"] for line in read_metrics(tmp_path / METRICS)] == [0, 5]
+    broken = "\n".join([lines[0], lines[3], lines[1]])
+    (tmp_path / METRICS).write_text(broken)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2"):
+        new_tracker(tmp_path, first_step=6)
+    assert (tmp_path / METRICS).read_text() == broken
