@@ -1,7 +1,8 @@
 """All figures of a run, by one call, and its report."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +33,28 @@ class ImageWriter(Protocol):
         """Record one picture."""
 
 
+@dataclass
+class _Figures:
+    """A run's figures/, and TensorBoard's writer, which gets the same pixels."""
+
+    folder: Path
+    writer: ImageWriter | None
+    step: int | None
+    written: list[Path] = field(default_factory=list)
+
+    def add(self, name: str, figure: Figure, title: str, caption: str) -> None:
+        pixels = pixels_of(figure)
+        png = png_of(pixels, title=title, caption=caption)
+        self.written.append(write_atomically(self.folder / f"{name}.png", png))
+        if self.writer is not None:
+            self.writer.add_image(f"figures/{name}", pixels, self.step, dataformats="HWC")
+
+    def draw(self, drawing: Callable[[], None]) -> list[Path]:
+        """Let rank 0 draw; an error of it is raised on all ranks. Collective."""
+        distributed.together(lambda: drawing() if distributed.is_main() else None, f"the figures in {self.folder}")
+        return self.written
+
+
 def write_figures(
     run_folder: Path,
     evaluation: Evaluation,
@@ -45,25 +68,26 @@ def write_figures(
     `indices` has the shard folder "target", and perhaps "source". Collective; rank 0 draws.
     """
     reader = ShardReader()
-
-    def domain(name: str, split: SplitIndex) -> Domain:
-        return Domain(name, split.camids, lambda row: reader.read_picture(split, row), split.pids)
+    train, query, gallery = (indices["target"].split(name) for name in ("train", "query", "gallery"))
 
     def read_copy(row: int, camera: int) -> Image.Image | None:
         return reader.read_picture(train, row, camera) if train.members["length"][row, camera] else None
 
-    train, query, gallery = (indices["target"].split(name) for name in ("train", "query", "gallery"))
     write_run_figures(
         run_folder,
         evaluation,
         read_query=lambda row: reader.read_picture(query, row),
         read_gallery=lambda row: reader.read_picture(gallery, row),
-        domains=[domain(name, index.split("train")) for name, index in sorted(indices.items())],  # target is the last
+        domains=[_domain(name, indices[name].split("train"), reader) for name in sorted(indices)],  # target is the last
         read_copy=read_copy if train.has_styles else None,
         writer=writer,
         step=step,
     )
     distributed.together(lambda: write_report(run_folder) if distributed.is_main() else None, "the report")
+
+
+def _domain(name: str, split: SplitIndex, reader: ShardReader) -> Domain:
+    return Domain(name, split.camids, lambda row: reader.read_picture(split, row), split.pids)
 
 
 def write_run_figures(
@@ -97,46 +121,41 @@ def write_run_figures(
     """
     result, answers = evaluation.result, Answers(evaluation)
 
-    def chosen(kind: Kind, count: int) -> list[int]:
-        return choose_queries(result.average_precision, answers.pids_Q, count, kind, seed)
+    def lists_of(kind: Kind, count: int, top: int) -> list:
+        return answers.lists(choose_queries(result.average_precision, answers.pids_Q, count, kind, seed), top)
 
-    lists = {kind: answers.lists(chosen(kind, queries), top) for kind in _KINDS}
-    failed = answers.lists(chosen("worst", failures), 1)
+    lists = {kind: lists_of(kind, queries, top) for kind in _KINDS}
+    failed = lists_of("worst", failures, 1)
     counted = np.flatnonzero(~np.isnan(result.average_precision))
     sample = np.random.default_rng(seed).permutation(counted)[:SAMPLE]
     findings: dict[str, Any] = {"first_answers": answers.first(sample.tolist())}
-    folder, written = Path(run_folder) / FIGURES, []
-
-    def add(name: str, figure: Figure, title: str, caption: str) -> None:
-        pixels = pixels_of(figure)
-        written.append(write_atomically(folder / f"{name}.png", png_of(pixels, title=title, caption=caption)))
-        if writer is not None:
-            writer.add_image(f"figures/{name}", pixels, step, dataformats="HWC")
+    figures = _Figures(Path(run_folder) / FIGURES, writer, step)
 
     def draw() -> None:
-        """What rank 0 does alone; no collective."""
         among = f"of {result.num_valid_queries:,} queries"
         junk = "" if evaluation.camera_free else " Pictures of the same person by the same camera are left out."
         for kind, words in _KINDS.items():
             title, caption = f"Ranked lists: {kind} queries", f"{words} {among}, one a person.{junk}"
             sheet = sheets.draw_ranked_lists(lists[kind], read_query, read_gallery, title=title, subtitle=caption)
-            add(f"ranked_{kind}", sheet, title, f"{caption} AP is by the trapezoid rule.")
+            figures.add(f"ranked_{kind}", sheet, title, f"{caption} AP is by the trapezoid rule.")
         caption = f"Worst {among}: the query, what came first instead, and the best placed true match."
-        add("failures", sheets.draw_failures(failed, read_query, read_gallery, subtitle=caption), "Failures", caption)
+        sheet = sheets.draw_failures(failed, read_query, read_gallery, subtitle=caption)
+        figures.add("failures", sheet, "Failures", caption)
         caption = f"The share {among} with a true match among the first k; mean of their highest precision at a recall."
-        add("cmc", curves.draw_result(result), "Cumulative matching, and precision and recall", caption)
+        figures.add("cmc", curves.draw_result(result), "Cumulative matching, and precision and recall", caption)
         if (pairs := result.camera_pairs) is not None:
             caption = "Row: the query's camera; column: the camera of the gallery. By the trapezoid rule."
-            add("camera_pairs", curves.draw_camera_pairs(pairs), "mAP by camera pair", caption)
+            figures.add("camera_pairs", curves.draw_camera_pairs(pairs), "mAP by camera pair", caption)
             findings["weakest_camera_pairs"] = curves.weakest_camera_pairs(pairs)
-        write_atomically(folder / FINDINGS, json.dumps(findings, indent=1) + "\n")
+        write_atomically(figures.folder / FINDINGS, json.dumps(findings, indent=1) + "\n")
         if domains:
-            add("domains", sheets.draw_domains(domains, seed=seed), "The domains by camera", "Training pictures.")
+            sheet = sheets.draw_domains(domains, seed=seed)
+            figures.add("domains", sheet, "The domains by camera", "Training pictures.")
         if domains and read_copy is not None:
             caption = f"Pictures of {domains[-1].name}, each with its copies in the style of the other cameras."
-            add("style_copies", sheets.draw_style_copies(domains[-1], read_copy, seed=seed), "Style copies", caption)
+            sheet = sheets.draw_style_copies(domains[-1], read_copy, seed=seed)
+            figures.add("style_copies", sheet, "Style copies", caption)
         if rows := merge_steps(read_metrics(Path(run_folder) / METRICS)):
-            add("training", curves.draw_training_curves(rows), *TRAINING)
+            figures.add("training", curves.draw_training_curves(rows), *TRAINING)
 
-    distributed.together(lambda: draw() if distributed.is_main() else None, f"the figures in {folder}")
-    return written
+    return figures.draw(draw)

@@ -20,7 +20,7 @@ MAX_CAMERAS = 8  # more do not fit a page
 
 @dataclass(frozen=True)
 class Domain:
-    """Pictures of one domain, by row. Where no pid is known (None, or all below 0) its columns are no persons."""
+    """Pictures of one domain, by row; pids below 0, and None, are not known."""
 
     name: str
     camids: np.ndarray
@@ -42,38 +42,30 @@ class Domain:
 def draw_ranked_lists(
     lists: Sequence[RankedList], read_query: ReadPicture, read_gallery: ReadPicture, *, title: str, subtitle: str
 ) -> Figure:
-    """One row a query: the query, then its nearest gallery pictures with rank and camera.
-
-    `read_query` and `read_gallery` give the picture of a row of the queries, of the whole gallery.
-    """
+    """One row a query, with its nearest gallery pictures; `read_query` and `read_gallery` read by row of the whole."""
     rows = []
     for ranked in lists:
-        facts = [f"query {ranked.query}", *([] if ranked.camid is None else [f"camera {ranked.camid}"])]
+        facts = [f"query {ranked.query}", "" if ranked.camid is None else f"camera {ranked.camid}"]
         facts += [f"AP {100 * ranked.average_precision:.1f} %"]
         facts += [f"{ranked.num_right} true match{'es' * (ranked.num_right != 1)}"]
         facts += [f"first at rank {ranked.first_right.rank:,}"] if ranked.first_right else []
         answers = [_answer(match, read_gallery) for match in ranked.matches]
-        rows.append(Row("\n".join(facts), [Cell(read_query(ranked.query), "query", "query"), *answers]))
-    if not rows:
-        rows = [Row("", [Cell(words="No query has a true match.")])]
+        rows.append(Row("\n".join(filter(None, facts)), [Cell(read_query(ranked.query), "query", "query"), *answers]))
+    rows = rows or [Row("", [Cell(words="No query has a true match.")])]
     return montage(rows, title=title, subtitle=f"{subtitle} {LEGEND}")
 
 
 def draw_failures(
     lists: Sequence[RankedList], read_query: ReadPicture, read_gallery: ReadPicture, *, subtitle: str, columns: int = 3
 ) -> Figure:
-    """For each query: its picture, the wrong picture that came first, and the true match that should have.
-
-    Lists whose first answer is right are left out: they are no failures.
-    """
+    """For each query whose first answer is wrong: it, that answer, and the true match that should have been first."""
     blocks: list[list[Cell]] = []
     for ranked in lists:
         if ranked.matches and not ranked.matches[0].right and ranked.first_right:
             words = f"query {ranked.query}\nAP {100 * ranked.average_precision:.1f} %"
             pair = (_answer(match, read_gallery) for match in (ranked.matches[0], ranked.first_right))
             blocks.append([Cell(read_query(ranked.query), words, "query"), *pair])
-    if not blocks:
-        blocks = [[Cell(words="None among these queries: a true match came first every time.")]]
+    blocks = blocks or [[Cell(words="None among these queries: a true match came first every time.")]]
     rows = [
         Row("", [cell for block in blocks[at : at + columns] for cell in (*block, Cell())][:-1])
         for at in range(0, len(blocks), columns)
@@ -92,33 +84,26 @@ def draw_answers(queries: Sequence[tuple[str, Image.Image, Sequence[Answer]]], *
     def short(name: str) -> str:
         return name if len(name) <= 16 else "…" + name[-15:]
 
-    rows = [
-        Row(
-            "",
-            [Cell(picture, f"query\n{short(name)}", "query")]
-            + [
-                Cell(shown, f"{rank}: {far:.3f}\n{short(of)}") for rank, (of, far, shown) in enumerate(answers, start=1)
-            ],
-        )
-        for name, picture, answers in queries
-    ]
+    rows = []
+    for name, picture, answers in queries:
+        cells = [Cell(shown, f"{at}: {far:.3f}\n{short(of)}") for at, (of, far, shown) in enumerate(answers, start=1)]
+        rows.append(Row("", [Cell(picture, f"query\n{short(name)}", "query"), *cells]))
     return montage(rows, title="Nearest pictures", subtitle=subtitle)
 
 
 def draw_domains(domains: Sequence[Domain], *, per_camera: int = 8, seed: int = 0) -> Figure:
     """The domains side by side, one line a camera; where pids are known, one column is one person."""
-    lines: list[list[Cell]] = [[] for _ in range(max([0, *(len(domain.shown_cameras()) for domain in domains)]))]
-    heads: list[str] = []
-    about = []
+    num_lines = max([0, *(len(domain.shown_cameras()) for domain in domains)])
+    lines: list[list[Cell]] = [[] for _ in range(num_lines)]
+    heads, about = [], []
     for domain in domains:
-        cameras = domain.shown_cameras()
+        cameras, of_all = domain.shown_cameras(), len(np.unique(domain.camids))
         picked = pick_by_camera(np.asarray(domain.camids), domain.known_pids, cameras, per_camera, seed)
         for at, line in enumerate(lines):
             rows = picked[at].tolist() if at < len(cameras) else [NO_PICTURE] * per_camera
             label = Cell(words=f"cam {cameras[at]}" if at < len(cameras) else "")
             line += [label, *(Cell() if row == NO_PICTURE else Cell(domain.read(row)) for row in rows)]
         heads += [domain.name, *[""] * per_camera]
-        of_all = len(np.unique(domain.camids))
         some = f" ({len(cameras)} of {of_all} cameras shown)" if of_all > len(cameras) else ""
         about.append(f"{domain.name}: {len(domain.camids):,} pictures{some}")
     people = all(domain.known_pids is not None for domain in domains)
@@ -128,28 +113,26 @@ def draw_domains(domains: Sequence[Domain], *, per_camera: int = 8, seed: int = 
 
 
 def draw_style_copies(domain: Domain, read_copy: ReadCopy, *, count: int = 6, seed: int = 0) -> Figure:
-    """One line a picture: the original, then its copy in each camera's style.
+    """One line a picture, from each camera in turn: the original, then its copy in each other camera's style.
 
     `read_copy(row, camera)` gives the copy, or None where there is none; it is not asked for a picture's own camera.
-    The originals go round the cameras.
     """
     camids, cameras = np.asarray(domain.camids), domain.shown_cameras()
     people = np.arange(len(camids)) if domain.known_pids is None else domain.known_pids
     order = np.random.default_rng(seed).permutation(len(camids))
     lines, seen = [], set()
+
+    def copy(row: int, camera: int) -> Cell:
+        if camera == camids[row]:
+            return Cell(words="its own\ncamera")
+        return Cell(words="no copy") if (found := read_copy(row, camera)) is None else Cell(found)
+
     for turn in range(count):
         of_camera = [row for row in order[camids[order] == cameras[turn % len(cameras)]] if people[row] not in seen]
         for row in map(int, of_camera[:1]):
             seen.add(people[row])
-            copies = [
-                Cell(words="its own\ncamera")
-                if camera == camids[row]
-                else Cell(copy, "")
-                if (copy := read_copy(row, camera)) is not None
-                else Cell(words="no copy")
-                for camera in cameras
-            ]
-            lines.append(Row(f"camera {camids[row]}", [Cell(domain.read(row), "", "query"), *copies]))
+            cells = [Cell(domain.read(row), "", "query"), *(copy(row, camera) for camera in cameras)]
+            lines.append(Row(f"camera {camids[row]}", cells))
     subtitle = "Each original, and its copies in the style of the other cameras."
     heads = ["original", *(f"cam {camera}" for camera in cameras)]
     return montage(lines, title=f"Style copies: {domain.name}", subtitle=subtitle, heads=heads)
@@ -158,10 +141,9 @@ def draw_style_copies(domain: Domain, read_copy: ReadCopy, *, count: int = 6, se
 def pick_by_camera(
     camids: np.ndarray, pids: np.ndarray | None, cameras: Sequence[int], count: int, seed: int
 ) -> np.ndarray:
-    """(cameras, count) rows to show, `NO_PICTURE` where there is none.
+    """(cameras, count) rows to show, `NO_PICTURE` where there is none: any, or with pids a column of each person.
 
-    With pids a column is one person: those whom most of `cameras` have seen come first, equals in a random order. So
-    what differs down a column is the camera. Without pids every cell is any picture of its camera.
+    Persons whom most of `cameras` have seen come first, equals in a random order.
     """
     rows = np.full((len(cameras), count), NO_PICTURE, dtype=np.int64)
     order = np.random.default_rng(seed).permutation(len(camids))
