@@ -86,6 +86,36 @@ def write_figures(
     distributed.together(lambda: write_report(run_folder) if distributed.is_main() else None, "the report")
 
 
+def write_cluster_figures(
+    run_folder: str | Path,
+    train: SplitIndex,
+    labels: np.ndarray,
+    *,
+    writer: ImageWriter | None = None,
+    step: int | None = None,
+) -> list[Path]:
+    """Draw some of the clusters into RUN/figures/clusters.png; return what was written.
+
+    Args:
+        run_folder: the run's.
+        train: the split that was clustered, usually the target's training pictures.
+        labels: (n,) integers by exemplar index, as `Method.labels` gives them: the cluster, below 0 for an outlier.
+        writer, step: as in `write_figures`.
+
+    It needs no evaluation. Call it before `write_figures`, which writes the report, or write that again. Raises
+    `UserError`, on all ranks, for a picture that cannot be read. Collective; rank 0 draws and returns the path.
+    """
+    figures, domain = _Figures(Path(run_folder) / FIGURES, writer, step), _domain("target", train, ShardReader())
+
+    def draw() -> None:
+        sheet = sheets.draw_clusters(np.asarray(labels)[train.indices], domain.pids, domain.camids, domain.read)
+        mixed = "of the most people" if domain.known_pids is not None else "across the most cameras"
+        caption = f"The largest, the smallest and those mixed {mixed}, with some of their pictures, as last clustered."
+        figures.add("clusters", sheet, "Clusters", caption)
+
+    return figures.draw(draw)
+
+
 def _domain(name: str, split: SplitIndex, reader: ShardReader) -> Domain:
     return Domain(name, split.camids, lambda row: reader.read_picture(split, row), split.pids)
 

@@ -34,11 +34,15 @@ _WIDTH, _HEIGHT, _GAP, _WORDS, _LABEL, _EDGE = 0.74, 1.48, 0.1, 0.32, 1.05, 0.1 
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture and up to two lines of words below it; without a picture, the words alone."""
+    """A picture and up to two lines of words below it, in a frame of `color`; without a picture, the words alone.
+
+    A verdict has a colour of its own.
+    """
 
     picture: Image.Image | None = None
     words: str = ""
     verdict: Verdict = ""
+    color: str = "none"
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def montage(rows: Sequence[Row], *, title: str, subtitle: str = "", heads: Seque
             axes = figure.add_subplot(grid[line, column], xticks=[], yticks=[], facecolor=PAPER)
             if line == 0 and column < len(heads):
                 axes.set_title(heads[column], fontsize=8, fontweight="bold", color=INK)
-            color, dashes, sign = FRAMES.get(cell.verdict, ("none", "-", ""))
+            color, dashes, sign = FRAMES.get(cell.verdict, (cell.color, "-", ""))
             for spine in axes.spines.values():
                 spine.set(color=color, linestyle=dashes, linewidth=2.0)
             if cell.picture is None:

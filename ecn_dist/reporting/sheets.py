@@ -1,5 +1,6 @@
 """The sheets of pictures of a run, each a montage: which pictures stand where, and what is written at them."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ecn_dist.reporting.montage import LEGEND, Cell, Row, montage
+from ecn_dist.clustering.quality import cross_camera_share
+from ecn_dist.reporting.montage import FAINT_INK, LEGEND, Cell, Row, montage
 from ecn_dist.reporting.ranked import Match, RankedList
 
 ReadPicture = Callable[[int], Image.Image]
@@ -16,6 +18,7 @@ Answer = tuple[str, float, Image.Image]  # name, distance, picture
 
 NO_PICTURE = -1
 MAX_CAMERAS = 8  # more do not fit a page
+PEOPLE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c7a00")  # frames of people in a cluster
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,65 @@ def draw_style_copies(domain: Domain, read_copy: ReadCopy, *, count: int = 6, se
     subtitle = "Each original, and its copies in the style of the other cameras."
     heads = ["original", *(f"cam {camera}" for camera in cameras)]
     return montage(lines, title=f"Style copies: {domain.name}", subtitle=subtitle, heads=heads)
+
+
+def draw_clusters(
+    labels: np.ndarray,
+    pids: np.ndarray | None,
+    camids: np.ndarray,
+    read_picture: ReadPicture,
+    *,
+    count: int = 3,
+    members: int = 10,
+) -> Figure:
+    """The largest clusters, the smallest, and the most mixed, one a line; equals by number.
+
+    Args:
+        labels: (n,) the cluster of each picture; below 0: of none.
+        pids: (n,) people, below 0 or None where they are not known. With them a cluster is the more mixed the less its
+            most frequent person has of it, and the people of a line are lettered and framed by colour; without them,
+            the more of its pairs are by two cameras.
+        camids: (n,) cameras.
+        read_picture: gives the picture of a row.
+        count: clusters of each kind.
+        members: pictures of a cluster; of more, some of every part in order of people and cameras.
+    """
+    known = Domain("", camids, read_picture, pids).known_pids
+    people = np.full(len(labels), -1) if known is None else known
+    by_label, (found, starts) = np.argsort(labels, kind="stable"), np.unique(np.sort(labels), return_index=True)
+    rows_of = {of: rows for of, rows in zip(found.tolist(), np.split(by_label, starts[1:]), strict=False) if of >= 0}
+    mixing = {label: _mixing(people[rows], camids[rows], known is not None) for label, rows in rows_of.items()}
+    by_size = sorted(rows_of, key=lambda label: -len(rows_of[label]))
+    kinds = {"large": by_size[:count], "small": by_size[count:][::-1][:count]}
+    rest = [label for label in rows_of if label not in kinds["large"] + kinds["small"] and mixing[label] > 0]
+    kinds["mixed"] = sorted(rest, key=lambda label: -mixing[label])[:count]
+    lines = []
+    for kind, label in ((kind, label) for kind, chosen in kinds.items() for label in chosen):
+        rows = rows_of[label]
+        counted = Counter(pid for pid in people[rows].tolist() if pid >= 0)
+        letters = {pid: at for at, (pid, _) in enumerate(counted.most_common())}
+        order = sorted(rows.tolist(), key=lambda row: (letters.get(int(people[row]), len(rows)), camids[row]))
+        places = np.linspace(0, len(order) - 1, min(members, len(order))).round().astype(int)
+        cells = []
+        for row in (order[place] for place in places):
+            at = letters.get(int(people[row]))
+            color = "none" if at is None else PEOPLE[at] if at < len(PEOPLE) else FAINT_INK
+            person = "" if at is None else f"{chr(ord('A') + at) if at < 26 else at + 1} · "
+            cells.append(Cell(read_picture(row), f"{person}cam {camids[row]}", color=color))
+        facts = [f"{kind}: cluster {label}", f"{len(rows):,} pictures", f"{len(np.unique(camids[rows])):,} cameras"]
+        lines.append(Row("\n".join(facts + ([f"{len(letters):,} people"] if known is not None else [])), cells))
+    lines = lines or [Row("", [Cell(words="No clusters: all pictures are outliers.")])]
+    frames = " A letter and colour is one person of its line." if known is not None else ""
+    subtitle = f"{len(rows_of):,} clusters, {int((labels < 0).sum()):,} outliers of {len(labels):,} pictures.{frames}"
+    return montage(lines, title="Clusters", subtitle=subtitle)
+
+
+def _mixing(pids: np.ndarray, camids: np.ndarray, by_pids: bool) -> float:
+    """How mixed a cluster is, 0..1: by its most frequent person, else by its pairs of cameras."""
+    if not by_pids:
+        return cross_camera_share(np.zeros(len(camids), dtype=np.int64), camids)
+    known = pids[pids >= 0]
+    return 1 - np.unique(known, return_counts=True)[1].max() / len(known) if len(known) else 0.0
 
 
 def pick_by_camera(
