@@ -1,8 +1,7 @@
 """All figures of a run, by one call, and its report."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +22,7 @@ from ecn_dist.reporting.run_reader import FIGURES, METRICS, merge_steps, read_me
 from ecn_dist.reporting.sheets import Domain, ReadCopy, ReadPicture
 
 SAMPLE = 500  # queries whose first answers are looked at
+Drawn = tuple[str, Figure, str, str]  # name of the file, figure, title, caption
 _KINDS: dict[Kind, str] = {"best": "The highest AP", "worst": "The lowest AP", "random": "Any"}
 
 
@@ -33,26 +33,19 @@ class ImageWriter(Protocol):
         """Record one picture."""
 
 
-@dataclass
-class _Figures:
-    """A run's figures/, and TensorBoard's writer, which gets the same pixels."""
+def _write(run_folder: str | Path, drawn: Iterator[Drawn], writer: ImageWriter | None, step: int | None) -> list[Path]:
+    """Let rank 0 draw, into figures/ and for TensorBoard; an error of it is raised on all ranks. Collective."""
+    folder, written = Path(run_folder) / FIGURES, []
 
-    folder: Path
-    writer: ImageWriter | None
-    step: int | None
-    written: list[Path] = field(default_factory=list)
+    def write() -> None:
+        for name, figure, title, caption in drawn if distributed.is_main() else ():
+            pixels = pixels_of(figure)
+            written.append(write_atomically(folder / f"{name}.png", png_of(pixels, title=title, caption=caption)))
+            if writer is not None:
+                writer.add_image(f"figures/{name}", pixels, step, dataformats="HWC")
 
-    def add(self, name: str, figure: Figure, title: str, caption: str) -> None:
-        pixels = pixels_of(figure)
-        png = png_of(pixels, title=title, caption=caption)
-        self.written.append(write_atomically(self.folder / f"{name}.png", png))
-        if self.writer is not None:
-            self.writer.add_image(f"figures/{name}", pixels, self.step, dataformats="HWC")
-
-    def draw(self, drawing: Callable[[], None]) -> list[Path]:
-        """Let rank 0 draw; an error of it is raised on all ranks. Collective."""
-        distributed.together(lambda: drawing() if distributed.is_main() else None, f"the figures in {self.folder}")
-        return self.written
+    distributed.together(write, f"the figures in {folder}")
+    return written
 
 
 def write_figures(
@@ -105,15 +98,15 @@ def write_cluster_figures(
     It needs no evaluation. Call it before `write_figures`, which writes the report, or write that again. Raises
     `UserError`, on all ranks, for a picture that cannot be read. Collective; rank 0 draws and returns the path.
     """
-    figures, domain = _Figures(Path(run_folder) / FIGURES, writer, step), _domain("target", train, ShardReader())
+    domain, labels = _domain("target", train, ShardReader()), np.asarray(labels)[train.indices]
 
-    def draw() -> None:
-        sheet = sheets.draw_clusters(np.asarray(labels)[train.indices], domain.pids, domain.camids, domain.read)
+    def draw() -> Iterator[Drawn]:
+        sheet = sheets.draw_clusters(labels, domain.pids, domain.camids, domain.read)
         mixed = "of the most people" if domain.known_pids is not None else "across the most cameras"
         caption = f"The largest, the smallest and those mixed {mixed}, with some of their pictures, as last clustered."
-        figures.add("clusters", sheet, "Clusters", caption)
+        yield "clusters", sheet, "Clusters", caption
 
-    return figures.draw(draw)
+    return _write(run_folder, draw(), writer, step)
 
 
 def _domain(name: str, split: SplitIndex, reader: ShardReader) -> Domain:
@@ -159,33 +152,31 @@ def write_run_figures(
     counted = np.flatnonzero(~np.isnan(result.average_precision))
     sample = np.random.default_rng(seed).permutation(counted)[:SAMPLE]
     findings: dict[str, Any] = {"first_answers": answers.first(sample.tolist())}
-    figures = _Figures(Path(run_folder) / FIGURES, writer, step)
 
-    def draw() -> None:
+    def draw() -> Iterator[Drawn]:
         among = f"of {result.num_valid_queries:,} queries"
         junk = "" if evaluation.camera_free else " Pictures of the same person by the same camera are left out."
         for kind, words in _KINDS.items():
             title, caption = f"Ranked lists: {kind} queries", f"{words} {among}, one a person.{junk}"
             sheet = sheets.draw_ranked_lists(lists[kind], read_query, read_gallery, title=title, subtitle=caption)
-            figures.add(f"ranked_{kind}", sheet, title, f"{caption} AP is by the trapezoid rule.")
+            yield f"ranked_{kind}", sheet, title, f"{caption} AP is by the trapezoid rule."
         caption = f"Worst {among}: the query, what came first instead, and the best placed true match."
         sheet = sheets.draw_failures(failed, read_query, read_gallery, subtitle=caption)
-        figures.add("failures", sheet, "Failures", caption)
+        yield "failures", sheet, "Failures", caption
         caption = f"The share {among} with a true match among the first k; mean of their highest precision at a recall."
-        figures.add("cmc", curves.draw_result(result), "Cumulative matching, and precision and recall", caption)
+        yield "cmc", curves.draw_result(result), "Cumulative matching, and precision and recall", caption
         if (pairs := result.camera_pairs) is not None:
             caption = "Row: the query's camera; column: the camera of the gallery. By the trapezoid rule."
-            figures.add("camera_pairs", curves.draw_camera_pairs(pairs), "mAP by camera pair", caption)
+            yield "camera_pairs", curves.draw_camera_pairs(pairs), "mAP by camera pair", caption
             findings["weakest_camera_pairs"] = curves.weakest_camera_pairs(pairs)
-        write_atomically(figures.folder / FINDINGS, json.dumps(findings, indent=1) + "\n")
+        write_atomically(Path(run_folder) / FIGURES / FINDINGS, json.dumps(findings, indent=1) + "\n")
         if domains:
-            sheet = sheets.draw_domains(domains, seed=seed)
-            figures.add("domains", sheet, "The domains by camera", "Training pictures.")
+            yield "domains", sheets.draw_domains(domains, seed=seed), "The domains by camera", "Training pictures."
         if domains and read_copy is not None:
             caption = f"Pictures of {domains[-1].name}, each with its copies in the style of the other cameras."
             sheet = sheets.draw_style_copies(domains[-1], read_copy, seed=seed)
-            figures.add("style_copies", sheet, "Style copies", caption)
+            yield "style_copies", sheet, "Style copies", caption
         if rows := merge_steps(read_metrics(Path(run_folder) / METRICS)):
-            figures.add("training", curves.draw_training_curves(rows), *TRAINING)
+            yield "training", curves.draw_training_curves(rows), *TRAINING
 
-    return figures.draw(draw)
+    return _write(run_folder, draw(), writer, step)

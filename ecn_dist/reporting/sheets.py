@@ -184,7 +184,7 @@ def draw_clusters(
             color = "none" if at is None else PEOPLE[at] if at < len(PEOPLE) else FAINT_INK
             person = "" if at is None else f"{chr(ord('A') + at) if at < 26 else at + 1} · "
             cells.append(Cell(read_picture(row), f"{person}cam {camids[row]}", color=color))
-        facts = [f"{kind}: cluster {label}", f"{len(rows):,} pictures", f"{len(np.unique(camids[rows])):,} cameras"]
+        facts = [kind, f"cluster {label}", f"{len(rows):,} pictures", f"{len(np.unique(camids[rows])):,} cameras"]
         lines.append(Row("\n".join(facts + ([f"{len(letters):,} people"] if known is not None else [])), cells))
     lines = lines or [Row("", [Cell(words="No clusters: all pictures are outliers.")])]
     frames = " A letter and colour is one person of its line." if known is not None else ""

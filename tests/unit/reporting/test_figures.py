@@ -61,7 +61,7 @@ def test_figure_of_clusters_goes_by_exemplar_index(tmp_path: Path) -> None:
     drawn = draw_clusters(split.indices // 6, split.pids, split.camids, read_picture)
     np.testing.assert_array_equal(np.asarray(Image.open(written)), pixels_of(drawn))
     words = [text.get_text() for text in drawn.texts]
-    assert [line.splitlines()[0] for line in words[2:]] == ["large: cluster 0", "large: cluster 1"]
+    assert [line.splitlines()[:2] for line in words[2:]] == [["large", "cluster 0"], ["large", "cluster 1"]]
     assert all("6 pictures" in line for line in words[2:])
 
 

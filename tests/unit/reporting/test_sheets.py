@@ -191,9 +191,9 @@ def test_cluster_sheet_shows_large_small_and_mixed_clusters_and_their_people() -
     words = words_of(figure)
     # The largest, of one person; the smallest; and of the others the most mixed, half one person and half another.
     for text in (
-        "large: cluster 0\n9 pictures\n3 cameras\n1 people",
-        "small: cluster 5\n2 pictures",
-        "mixed: cluster 2",
+        "large\ncluster 0\n9 pictures\n3 cameras\n1 people",
+        "small\ncluster 5\n2 pictures",
+        "mixed\ncluster 2",
     ):
         assert text in words
     assert "6 clusters, 2 outliers of 26 pictures" in words
@@ -214,8 +214,8 @@ def test_cluster_sheet_without_pids_takes_those_across_cameras_as_mixed() -> Non
     for pids in (None, np.full(len(labels), -1)):
         figure = draw_clusters(labels, pids, camids, plain_picture, count=1)
         words = words_of(figure)
-        assert "mixed: cluster 1" in words  # its only pair is by two cameras
-        assert "mixed: cluster 3" not in words_of(draw_clusters(labels, pids, camids, plain_picture, count=2))
+        assert "mixed\ncluster 1" in words  # its only pair is by two cameras
+        assert "mixed\ncluster 3" not in words_of(draw_clusters(labels, pids, camids, plain_picture, count=2))
         assert "people" not in words
         assert {axes.spines["left"].get_edgecolor()[3] for axes in figure.axes} == {0.0}  # no frames
     assert "all pictures are outliers" in words_of(draw_clusters(np.full(3, -1), None, camids[:3], plain_picture))
