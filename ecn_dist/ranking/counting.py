@@ -1,11 +1,9 @@
 """How many gallery pictures are closer to a query than each of its true matches: exact, no sort, no Q x G matrix.
 
-All that the metrics need of a ranking is, for each true match, the number of other pictures before it. A chunk of
-the gallery is multiplied with a block of queries, and every entry of the product (an approximate squared distance) is
-looked up in a table of its query: the line of distances is cut into fine buckets, and a bucket that no true match's
-distance is near (within the product's error) says at once how many true matches are closer. Pictures in the other
-buckets, about one in a hundred, are placed by a search among the true matches; those that stay within the error of
-one, about one in a thousand, have their exact score computed.
+A chunk of the gallery is multiplied with a block of queries, and every entry (an approximate squared distance) looked
+up in a table of its query: the line of distances is cut into fine buckets, and one that no true match is near (within
+the product's error) says at once how many true matches are closer. Pictures in the other buckets, about one in a
+hundred, are placed by a search; those still within the error of a match have their exact score computed.
 
 Shape letters: R queries of a block, G gallery pictures on this rank, n pictures of a chunk, C groups of the gallery
 (cameras, or one), T true matches of the query that has most (the others are padded), B buckets, P pairs.
@@ -42,10 +40,7 @@ class TrueMatches:
     def gather(
         cls, labels: Labels, queries: Tensor, pairs: tuple[Tensor, Tensor], score: Score, first_position: int
     ) -> "TrueMatches":
-        """Score the true ones among this rank's `pairs` of one identity, and share them. Two all-gathers of the pairs.
-
-        `first_position` is the place of this rank's first picture in the whole gallery.
-        """
+        """Score the true ones among this rank's `pairs` of one identity, and share them. Two all-gathers."""
         places, pictures = pairs
         true = labels.gallery_cameras[pictures] != labels.query_cameras[queries[places]]
         places, pictures = places[true], pictures[true]
@@ -76,31 +71,24 @@ class TrueMatches:
         return matches, torch.stack([values.gather(1, kept) for values in counts])
 
 
-@dataclass(frozen=True)
 class Gallery:
     """This rank's gallery in the order in which it is scanned: chunk after chunk, each of one group."""
 
-    order: Tensor  # (G,) rows in the order of the scan
-    place: Tensor  # (G,) the inverse of `order`
-    chunks: list[tuple[int, int, int]]  # group, first place, one past the last
-    num_groups: int
-    first_position: int  # place of this rank's first picture in the whole gallery
-
-    @classmethod
-    def plan(cls, groups: Tensor, num_groups: int, chunk: int, first_position: int) -> "Gallery":
+    def __init__(self, groups: Tensor, num_groups: int, chunk: int, first_position: int) -> None:
         """Chunks of at most `chunk` pictures, each of one of the `groups` (G,) 0..C-1."""
-        order = groups.argsort(stable=True)
+        self.num_groups, self.first_position = num_groups, first_position  # place of its first picture in the whole
+        self.order = groups.argsort(stable=True)  # (G,) rows in the order of the scan
+        self._place = self.order.argsort()
         ends = torch.bincount(groups, minlength=num_groups).cumsum(0).tolist()
-        chunks = [
+        self.chunks = [  # group, first place, one past the last
             (group, at, min(at + chunk, end))
             for group, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
             for at in range(start, end, chunk)
         ]
-        return cls(order, order.argsort(), chunks, num_groups, first_position)
 
     def cut(self, pairs: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
         """For each chunk, of pairs of something and gallery rows (P,), the something and the place in the scan."""
-        places, order = self.place[pairs[1]].sort()
+        places, order = self._place[pairs[1]].sort()
         others = pairs[0][order]
         bounds = torch.tensor([span[1:] for span in self.chunks], dtype=torch.int64, device=places.device)
         cuts = torch.searchsorted(places, bounds.reshape(-1, 2)).tolist()
@@ -108,13 +96,16 @@ class Gallery:
 
 
 class Buckets:
-    """The line of squared distances of each query of a block, cut at its true matches.
+    """The lines of a block's queries, cut at its true matches; a distance² x lies at MARGIN + scale (x - origin).
 
-    A squared distance x of a query lies at `MARGIN` + `scale` (x - `origin`) on its line. Lines are B long.
+    Args:
+        squared: the true matches' squared distances (R, T).
+        valid: (R, T) which of them are no padding.
+        error: the product's (R,).
+        num_buckets: B, the length of every line.
     """
 
     def __init__(self, squared: Tensor, valid: Tensor, error: Tensor, num_buckets: int) -> None:
-        """From the true matches' squared distances (R, T), which are true matches, and the product's error (R,)."""
         self.num_buckets = num_buckets
         rows, self.num_matches = squared.shape
         last = squared.masked_fill(~valid, -torch.inf).amax(1)
@@ -137,9 +128,8 @@ class Buckets:
         self._codes = (2 * below + near + self.codes_per_row * row).flatten()
         self._first_bucket = num_buckets * row
 
-        # Ends of the stretches near each match, on one line for all rows. Where stretches overlap the ends are not in
-        # order, but a search still stops between one that is below and one that is above: at an even place no
-        # stretch is around, since the ends of one kind are in order.
+        # Ends of the stretches near each match, on one line for all rows. Overlapping ones put the ends out of order,
+        # but a search still stops where no stretch is around if its place is even: ends of one kind are in order.
         ends = torch.stack([line - reach, line + reach], dim=2).flatten(1).clamp(0.0, float(num_buckets))
         self._ends = (ends + num_buckets * row).flatten()
 
@@ -157,15 +147,19 @@ class Buckets:
 Watch = Callable[[Tensor, Buckets, Tensor, Tensor], None]
 
 
+@dataclass(frozen=True)
 class CloserCounter:
-    """Counts pictures of this rank before the true matches of queries."""
+    """Counts pictures of this rank before the true matches of queries.
 
-    def __init__(
-        self, space: ProductSpace, score: Score, gallery: Gallery, scratch: Scratch, watch: Watch | None = None
-    ) -> None:
-        """`watch` is shown every product: places on the lines (R, n), infinite where there is no pair to count; the
-        lines; gallery rows; query rows (R,)."""
-        self._space, self._score, self._gallery, self._scratch, self._watch = space, score, gallery, scratch, watch
+    `watch` is shown every product: places on the lines (R, n), infinite where there is no pair to count; the lines;
+    gallery rows; query rows (R,).
+    """
+
+    space: ProductSpace
+    score: Score
+    gallery: Gallery
+    scratch: Scratch
+    watch: Watch | None = None
 
     def count(self, queries: Tensor, matches: TrueMatches, left_out: tuple[Tensor, Tensor], num_buckets: int) -> Tensor:
         """For each true match of `queries` (R,), this rank's pictures of each group before it: (3, C, R, T) int64.
@@ -173,8 +167,8 @@ class CloserCounter:
         Counted three ways: closer; as close or closer; closer, or as close and earlier in the gallery. `left_out` are
         places in `queries` and gallery rows, both (P,): the true matches themselves and the junk.
         """
-        space, gallery = self._space, self._gallery
-        squared = self._score.squared_distance(queries, matches.score) * space.factor**2
+        space, gallery = self.space, self.gallery
+        squared = self.score.squared_distance(queries, matches.score) * space.factor**2
         # Beside the product's error, the rounding of a large origin and of a lowered place.
         largest = squared.masked_fill(~matches.valid, 0.0).abs().amax(1)
         error = space.error_bound(queries) + 4 * UNIT_ROUNDOFF * largest
@@ -185,13 +179,13 @@ class CloserCounter:
         exact = squared.new_zeros((3, *shape, lines.num_matches + 1), dtype=torch.int64)
         for (group, first, last), out in zip(gallery.chunks, gallery.cut(left_out), strict=True):
             pictures = gallery.order[first:last]
-            line = space.multiply(left, pictures, self._scratch)
-            lowering = self._score.lowering(queries, pictures)
+            line = space.multiply(left, pictures, self.scratch)
+            lowering = self.score.lowering(queries, pictures)
             if lowering is not None:
                 line[:, : last - first] -= lowering * (space.factor**2 * lines.scale[:, None])
             line[out[0], out[1] - first] = torch.inf
-            if self._watch is not None:
-                self._watch(line, lines, pictures, queries)
+            if self.watch is not None:
+                self.watch(line, lines, pictures, queries)
             code = lines.lookup(line)
             codes[group] += torch.bincount(code, minlength=codes.shape[1])
             unsure = code.bitwise_and_(1).bool().nonzero().squeeze(1)
@@ -202,7 +196,7 @@ class CloserCounter:
                 near = code.bitwise_and(1).bool()
                 row, column = row[near], (entries - row * line.shape[1])[near]
                 picture = pictures[column]
-                scores = self._score.of_pairs(queries[row], picture)
+                scores = self.score.of_pairs(queries[row], picture)
                 _add_exact(exact[:, group], matches, row, scores, gallery.first_position + picture)
         # An even code is that of pictures between matches; odd ones were placed by their exact score.
         sure = codes.view(*shape, -1)[:, :, ::2]

@@ -1,8 +1,8 @@
 """Distances between features: exact for chosen pairs, and approximate with a bound on the error by a float32 product.
 
-A float32 product is the fast way to all distances, but its last bits depend on the shape of the product and on the
-machine, and small distances between long vectors cancel. So a product only decides what its error cannot change;
-for the few pairs that are left the distance itself is computed, in float64, from the difference of the features.
+The last bits of a float32 product depend on its shape and on the machine, and small distances between long vectors
+cancel in it. So it only decides what its error cannot change; the few pairs left are computed from the features'
+difference in float64.
 
 Shape letters: Q queries, R queries of a block, G gallery pictures on this rank, D feature length, P pairs, n pictures
 of a chunk, T true matches of the query that has most.
@@ -20,9 +20,7 @@ from ecn_dist import distributed
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 # Of a computed squared distance beside its dot product: of shift, scale and factors, and of the sum of three terms.
 ROUNDINGS = 10.0
-# Of a dot product, in one call of BLAS, whose kernels sum them up before they add what was there: a long sum is less
-# exact, and its error, when bounded for whatever the features are, leaves many more pairs to the exact distances.
-TERMS = 256
+TERMS = 256  # of a dot product in one call of BLAS: a long sum is less exact, and leaves more pairs to exact distances
 NORM_TERMS = 64  # of a norm, summed up in float32; these sums are added in float64
 SAMPLE = 4096  # pictures whose mean is near enough to that of all
 ALIGNMENT = 16  # columns of a product; BLAS libraries take half as long again for a result whose rows are not aligned
@@ -105,9 +103,8 @@ class PairDistances:
 class ProductSpace:
     """Features shifted to about mean 0 and scaled to norms of at most 1, for squared distances by a product.
 
-    What all features share only costs precision; neither shift nor scale changes an order. A distance times `factor`
-    is a distance in these units. Collectives: two small all-reduces when it is made; where features are not finite
-    every rank raises a `UserError`.
+    What all features share only costs precision. A distance times `factor` is one in these units. Collectives: two
+    small all-reduces when it is made; where features are not finite every rank raises a `UserError`.
     """
 
     def __init__(self, query_features: Tensor, gallery_features: Tensor, device: torch.device, chunk: int) -> None:
@@ -121,7 +118,7 @@ class ProductSpace:
         self._gallery_norms = self._norms(gallery_features, chunk)
         largest = torch.stack([norms.max() for norms in (self._query_norms, self._gallery_norms) if len(norms)]).max()
         if distributed.any_rank(not torch.isfinite(largest)):
-            _raise_not_finite(query_features, gallery_features, chunk)
+            _raise_not_finite(query_features, gallery_features)
         largest = distributed.all_reduce(largest, "max")
         self.factor = 1.0 / float(largest) if largest > 0 else 1.0
 
@@ -146,8 +143,7 @@ class ProductSpace:
         `origin` and `scale` (Q,) are float64, one for each of `queries` (int64 rows).
         """
         side = torch.empty((len(queries), self.dim + 2), dtype=torch.float32, device=self._device)
-        features = self._query_features.index_select(0, queries.to(self._query_features.device))
-        features = self._shift(features)
+        features = self._shift(self._query_features.index_select(0, queries.to(self._query_features.device)))
         side[:, : self.dim] = features.mul_((-2 * self.factor * scale[:, None]).to(features.dtype))
         side[:, self.dim] = scale
         side[:, self.dim + 1] = scale * ((self._query_norms[queries] * self.factor).square() - origin) + start
@@ -177,9 +173,8 @@ class ProductSpace:
     def error_bound(self, queries: Tensor) -> Tensor:
         """How far (Q,) a squared distance from a query can be off after the product, in these units; above zero.
 
-        Always holds (Higham 2002, section 4.2): n terms summed in any order, and then b such sums, are off by at most
-        gamma |q| |g| with gamma = m u / (1 - m u), m = n + b. The sums' roundings mostly cancel, down to about sqrt(m),
-        but not where the entries of the features are all equal or nearly so: there they repeat.
+        Always holds (Higham 2002, section 4.2): n terms summed in any order, then b such sums, are off by at most gamma
+        |q| |g| with gamma = m u / (1 - m u), m = n + b; about so much where the features' entries are all nearly equal.
         """
         norms = self._query_norms[queries] * self.factor  # those of the gallery are at most 1
         num_roundings = min(self.dim, TERMS) + -(-self.dim // TERMS)
@@ -199,14 +194,11 @@ class Scratch:
         self.product = torch.zeros(self.max_queries * self.chunk, dtype=torch.float32, device=device)
 
 
-def _raise_not_finite(query_features: Tensor, gallery_features: Tensor, chunk: int) -> None:
+def _raise_not_finite(query_features: Tensor, gallery_features: Tensor) -> None:
     """Say which features are not finite. Collective."""
     bad = None
     for name, features in (("gallery", gallery_features), ("query", query_features)):
-        for start, part in enumerate(features.split(chunk)):
-            rows = (~torch.isfinite(part).all(1)).nonzero()
-            if len(rows):
-                bad = f"{name} features are not finite, first in row {start * chunk + int(rows[0])}; check the network"
-                break
+        if len(rows := (~torch.isfinite(features).all(1)).nonzero()):
+            bad = f"{name} features are not finite, first in row {int(rows[0])}; check the network"
     distributed.raise_together(bad)
     distributed.raise_together("features are so large that their distances overflow")

@@ -65,12 +65,9 @@ def evaluate_backbone(
     options: RankingOptions = RankingOptions(),
 ) -> Evaluation:
     """CMC, mAP and mINP on the query and gallery of `index`; every picture is embedded once. Collective."""
-    query, gallery = (
-        extract_split(backbone, index.split(name), size, device=device, precision=precision)
-        for name in ("query", "gallery")
-    )
-    query = query.gathered()
-    camera_free = options.camera_free or index.num_cameras == 1
+    splits = (index.split(name) for name in ("query", "gallery"))
+    part, gallery = (extract_split(backbone, of, size, device=device, precision=precision) for of in splits)
+    query, camera_free = part.gathered(), options.camera_free or index.num_cameras == 1
     query_features = query.features
     if options.expand_queries:
         query_features = expand_queries(query_features, gallery.features, options.expand_queries, gallery_sharded=True)

@@ -14,8 +14,7 @@ from ecn_dist import distributed
 from ecn_dist.data import EvaluationStream, SplitIndex
 from ecn_dist.models import Backbone, autocast, normalized_features
 
-Embed = Callable[[Tensor], Tensor]
-"""Images (b V, 3, H, W) -> features (b V, D)."""
+Embed = Callable[[Tensor], Tensor]  # images (b V, 3, H, W) -> features (b V, D)
 
 
 class LabelledImages(Protocol):
@@ -47,9 +46,8 @@ class FeatureSet:
 
     def gathered(self) -> "FeatureSet":
         """All ranks' pictures on every rank, in rank order. Collective."""
-        return FeatureSet(
-            *(distributed.all_gather_uneven_rows(part) for part in (self.features, self.pids, self.camids))
-        )
+        parts = (self.features, self.pids, self.camids)
+        return FeatureSet(*(distributed.all_gather_uneven_rows(part) for part in parts))
 
 
 def extract_split(

@@ -60,25 +60,19 @@ def _check_same_queries(facts: tuple) -> None:
         raise UserError(f"every rank must give the same queries, but they differ: {shown}", on_all_ranks=True)
 
 
+Given = tuple[int, Tensor, Tensor | None]
+
+
 class Labels:
     """Who is who among the queries and this rank's gallery, on the device of computation.
 
     query_pids, query_cameras (Q,); gallery_pids, gallery_cameras (G,); camids (C,): the camids, ascending, whose places
     are the cameras' numbers on all ranks. Without camids (None) all queries are of one camera and the gallery of
-    another, so that nothing is junk, and `camids` is empty.
+    another, so that nothing is junk, and `camids` is empty. Query and gallery are given as the number of features, pids
+    and camids; what does not fit is a `UserError` on every rank. Collectives: gathers of errors and camids.
     """
 
-    def __init__(
-        self,
-        query: tuple[int, Tensor, Tensor | None],
-        gallery: tuple[int, Tensor, Tensor | None],
-        gallery_sharded: bool,
-        device: torch.device,
-    ) -> None:
-        """Each given as the number of features, pids and camids. Collectives: gathers of errors and camids.
-
-        A `UserError` on every rank if anything does not fit.
-        """
+    def __init__(self, query: Given, gallery: Given, gallery_sharded: bool, device: torch.device) -> None:
         error = None
         if (query[2] is None) != (gallery[2] is None):
             error = "camids are given for only one of query and gallery; give both, or None for both"
@@ -97,11 +91,8 @@ class Labels:
         self.query_pids, self.gallery_pids = tensor(query[1]), tensor(gallery[1], part)
         _check_same_queries((f"{len(self.query_pids)} queries", f"sum of pids {int(self.query_pids.sum())}"))
         if query[2] is None or gallery[2] is None:
-            self.query_cameras, self.gallery_cameras = (
-                torch.zeros_like(self.query_pids),
-                torch.ones_like(self.gallery_pids),
-            )
-            self.camids = self.query_pids[:0]
+            self.query_cameras, self.camids = torch.zeros_like(self.query_pids), self.query_pids[:0]
+            self.gallery_cameras = torch.ones_like(self.gallery_pids)
         else:
             camids = tensor(query[2]), tensor(gallery[2], part)
             known = distributed.gather_objects(torch.cat(camids).unique().tolist())

@@ -29,8 +29,7 @@ class QueryMeasures:
 def measure(matches: TrueMatches, counts: Tensor, num_levels: int = 2) -> QueryMeasures:
     """The figures of a ranking, from the pictures before each true match: `counts` (3, R, T) of `CloserCounter`.
 
-    A point of the precision-recall curve is a distance, with all pictures up to it. Between the points of two true
-    matches only false ones are added, so recall stands still while precision falls: the trapezoid that ends at a true
+    Between the points of two true matches recall stands still while precision falls: the trapezoid that ends at a true
     match begins at the precision just before it. The curve begins at precision 1 if the first picture is true, else 0.
     """
     strictly, or_equal, in_order = counts.double().unbind(0)
@@ -66,16 +65,12 @@ def measure(matches: TrueMatches, counts: Tensor, num_levels: int = 2) -> QueryM
 
 
 class ClosestFalsePairs:
-    """The `num_kept` closest false pairs of this rank, by the product's distances; about 60 bytes for each.
-
-    Kept while the products go by, so that one threshold can be found that accepts few pairs of two people (junk apart).
-    """
+    """The `num_kept` closest false pairs (junk apart) of this rank, by the products that go by; 60 bytes for each."""
 
     def __init__(self, num_kept: int, num_pictures: int, device: torch.device) -> None:
         # Some more than needed, so that the product's error cannot push out one that belongs here.
-        self._capacity = num_kept + max(1024, num_kept // 16)
+        self._capacity, self._threshold = num_kept + max(1024, num_kept // 16), float("inf")
         self._num_pictures = num_pictures
-        self._threshold = float("inf")
         self._squared = torch.empty(0, dtype=torch.float64, device=device)
         self._pairs = torch.empty(0, dtype=torch.int64, device=device)  # query row * num_pictures + gallery row
 

@@ -1,13 +1,13 @@
 """The nearest gallery pictures of each query: exact, in bounded memory, no Q x G matrix. And query expansion by them.
 
-Products propose candidates, a few more than asked for; the distances of the candidates are computed exactly. Where
-more pictures than these lie within the product's error of the last neighbour, as equal ones do, a second pass computes
-the distances of all of them.
+Products propose candidates, a few more than asked for, whose distances are computed exactly. Where more pictures lie
+within the product's error of the last neighbour, as equal ones do, a second pass computes the distances of them all.
 
 Shape letters: Q queries, R queries of a block, G gallery pictures, n pictures of a chunk, k neighbours, c candidates.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,14 +76,8 @@ def expand_queries(
     """
     if num_neighbors < 1:
         raise UserError(f"query expansion by {num_neighbors} neighbours; at least 1 is needed", on_all_ranks=True)
-    _, places = nearest_pictures(
-        query_features,
-        gallery_features,
-        num_neighbors,
-        gallery_sharded=gallery_sharded,
-        device=device,
-        memory_budget=memory_budget,
-    )
+    given: Any = {"gallery_sharded": gallery_sharded, "device": device, "memory_budget": memory_budget}
+    _, places = nearest_pictures(query_features, gallery_features, num_neighbors, **given)
     query_features, gallery_features = torch.as_tensor(query_features), torch.as_tensor(gallery_features)
     first = first_of_part(len(gallery_features)) if gallery_sharded else 0
     places = places.to(gallery_features.device) - first
@@ -95,9 +89,7 @@ def expand_queries(
     if gallery_sharded:
         total = distributed.all_reduce(total)
     mean = (total + query_features) / (1 + places.shape[1])
-    if normalize:
-        mean = torch.nn.functional.normalize(mean)
-    return mean.to(query_features.dtype)
+    return (torch.nn.functional.normalize(mean) if normalize else mean).to(query_features.dtype)
 
 
 class NeighborSearch:

@@ -1,8 +1,7 @@
 """Retrieval metrics of queries against a gallery: mAP, CMC, mINP and more (METHOD.md, "Evaluation").
 
-Exact, in bounded memory: true matches first, then exact counts of the pictures before them (counting.py), then the
-figures (measures.py). Queries never all meet all gallery features at once: a rank multiplies blocks of queries with
-chunks of its own part of the gallery, and the counts add up.
+True matches first, then exact counts of the pictures before them (counting.py), then the figures (measures.py). A rank
+multiplies blocks of queries with chunks of its own part of the gallery, and the counts add up.
 
 Shape letters: Q queries, G gallery pictures, D feature length, C cameras, K CMC length, L recall levels, R queries of
 a block, n pictures of a chunk, B buckets.
@@ -118,10 +117,9 @@ def evaluate_ranking(
             raise UserError("a table of camera pairs needs camids", on_all_ranks=True)
         evaluation = _Evaluation(query, gallery, first_position, labels, camera_pairs, memory_budget)
         if rerank is not None:
-            part = slice(first_position, first_position + len(gallery))
-            whole = (
-                distributed.all_gather_uneven_rows(gallery) if gallery_sharded else torch.as_tensor(gallery_features)
-            )
+            part, whole = slice(first_position, first_position + len(gallery)), torch.as_tensor(gallery_features)
+            if gallery_sharded:
+                whole = distributed.all_gather_uneven_rows(gallery)
             encodings = Encodings(query, whole, rerank, device, memory_budget)
             evaluation.score = RerankedScore(encodings, evaluation.distances, part)
             false_positive_rates = ()
@@ -136,8 +134,7 @@ class _Evaluation:
     ) -> None:
         self.device = labels.query_pids.device
         self.labels, self.camids, self.budget = labels, labels.camids, budget
-        self.num_groups = len(labels.camids) if by_camera else 1
-        self.by_camera = by_camera
+        self.by_camera, self.num_groups = by_camera, len(labels.camids) if by_camera else 1
         self.num_true = labels.count_true()
         if not self.num_true.any():
             raise UserError(
@@ -150,7 +147,7 @@ class _Evaluation:
         self.distances = PairDistances(query, gallery, self.device)
         self.score: Score = self.distances
         groups = labels.gallery_cameras if by_camera else torch.zeros_like(labels.gallery_cameras)
-        self.gallery = Gallery.plan(groups, self.num_groups, self.scratch.chunk, first_position)
+        self.gallery = Gallery(groups, self.num_groups, self.scratch.chunk, first_position)
 
     def run(self, num_ranks: int, false_positive_rates: Sequence[float]) -> RankingResult:
         valid, num_different = self.num_true > 0, self.labels.count_different()

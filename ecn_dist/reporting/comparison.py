@@ -26,25 +26,24 @@ def comparison_table(comparison: Comparison) -> dict[str, Any]:
     `bar` is the length of the bar behind a row's name, in percent: its first measure.
     """
     values = {
-        key: [
-            [value for run in runs if (value := number(run.get(key))) is not None] for runs in comparison.rows.values()
-        ]
-        for key in MEASURES
+        name: {key: [value for run in runs if (value := number(run.get(key))) is not None] for key in MEASURES}
+        for name, runs in comparison.rows.items()
     }
-    shown = [key for key in MEASURES if any(values[key])]
-    best = {key: max(statistics.fmean(found) for found in values[key] if found) for key in shown}
+    means = {name: {key: statistics.fmean(of[key]) for key in MEASURES if of[key]} for name, of in values.items()}
+    shown = [key for key in MEASURES if any(key in of for of in means.values())]
+    best = {key: max(of[key] for of in means.values() if key in of) for key in shown}
     rows = []
-    for line, (name, runs) in enumerate(comparison.rows.items()):
-        cells, bar = [], "0"
-        for key in shown:
-            found = values[key][line]
-            mean = statistics.fmean(found) if found else None
-            spread = f"{100 * statistics.stdev(found):.1f}" if len(found) > 1 else ""
-            is_best = mean == best[key] and len(comparison.rows) > 1
-            cells.append({"mean": "" if mean is None else percent(mean), "spread": spread, "best": is_best})
-            if key == shown[0] and mean is not None:
-                bar = f"{100 * min(max(mean, 0.0), 1.0):.1f}"
-        rows.append({"name": name, "seeds": len(runs), "cells": cells, "bar": bar})
+    for name, runs in comparison.rows.items():
+        cells = [
+            {
+                "mean": percent(means[name][key]) if key in means[name] else "",
+                "spread": percent(statistics.stdev(values[name][key])) if len(values[name][key]) > 1 else "",
+                "best": means[name].get(key) == best[key] and len(comparison.rows) > 1,
+            }
+            for key in shown
+        ]
+        bar = min(max(means[name].get(shown[0], 0.0), 0.0), 1.0) if shown else 0.0
+        rows.append({"name": name, "seeds": len(runs), "cells": cells, "bar": percent(bar)})
     return {
         "title": comparison.title,
         "note": comparison.note,
@@ -56,8 +55,7 @@ def comparison_table(comparison: Comparison) -> dict[str, Any]:
 
 def read_comparison(path: Path) -> Comparison | None:
     """The comparison that an earlier report kept; None where there is none."""
-    found = read_mapping(path)
-    if found is None:
+    if (found := read_mapping(path)) is None:
         return None
     try:
         comparison = Comparison(**found)

@@ -4,6 +4,7 @@ Shape letters: C cameras; the first C of a table is the query's camera, the seco
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,30 +24,34 @@ STYLE: Any = {
     "figure.facecolor": PAPER,
     "figure.dpi": DPI,
     "figure.constrained_layout.use": True,
+    "font.size": 8,
     "axes.facecolor": PAPER,
     "axes.grid": True,
-    "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": FAINT_INK,
-    "axes.labelsize": 8.5,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.prop_cycle": cycler(color=["#0b6fa8", "#d1670a", "#00845f", "#8a4f9e"])
     + cycler(linestyle=["-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5))]),
     "grid.color": "#e3e4e0",
-    "legend.fontsize": 8,
     "legend.edgecolor": "none",
     "legend.facecolor": PAPER,
-    "lines.linewidth": 1.6,
+    "lines.markersize": 3,
     "text.color": INK,
     "text.parse_math": False,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
 }
 MAX_POINTS = 200  # of a drawn training curve; longer ones are shown as means of equal parts
 MAX_PANELS = 12
+# The panels that come first, with the keys that stand in them; any other key has a panel of its own.
+_PANELS = {
+    "loss": r"loss(_.*)?",
+    "evaluation": r"evaluation .*",
+    "learning rate": r"lr(_.*)?",
+    "clusters, outliers": r"clusters|outliers",
+    "cluster size": r"cluster_size_.*",
+}
 
 
 @matplotlib.rc_context(STYLE)
@@ -56,51 +61,47 @@ def draw_result(result: RankingResult, *, ranks: int = 20) -> Figure:
     left, right = figure.subplots(1, 2)
     left.set(title="Cumulative matching (CMC)", xlabel="rank", ylabel="queries matched within rank, percent")
     percent = 100 * np.asarray(result.cmc)[:ranks]
-    left.plot(np.arange(1, len(percent) + 1), percent, marker="o", markersize=3)
+    left.plot(np.arange(1, len(percent) + 1), percent, marker="o")
     for rank in (1, 5, 10):
         at = (rank, percent[rank - 1])
-        left.annotate(f"rank-{rank}: {at[1]:.1f}", at, (5, -12), textcoords="offset points", fontsize=8)
-    left.set(xlim=(0.5, ranks + 0.5), xticks=[1, *range(5, ranks + 1, 5)])
-    right.set(title="Precision and recall", xlabel="recall, percent", ylabel="precision, percent", xlim=(0, 100))
+        left.annotate(f"rank-{rank}: {at[1]:.1f}", at, (5, -12), textcoords="offset points")
+    left.set(xlim=(0.5, ranks + 0.5), xticks=[1, *range(5, ranks + 1, 5)], ylim=(0, 103))
+    right.set(title="Precision and recall", xlabel="recall, percent", ylabel="precision, percent")
+    right.set(xlim=(0, 100), ylim=(0, 103))
     right.plot(100 * result.recall_levels, 100 * result.precision_at_recall)
-    for axes in (left, right):
-        axes.set_ylim(0, 103)
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def draw_camera_pairs(pairs: CameraPairs) -> Figure:
     """mAP as percentages on colour; below it, for up to 8 cameras, how many queries it stands on."""
-    num_cameras, few = len(pairs.camids), len(pairs.camids) <= 8
-    side = max(num_cameras * (0.62 if few else 0.46), 2.2)
+    camids, few = pairs.camids.tolist(), len(pairs.camids) <= 8
+    side = max(len(camids) * (0.62 if few else 0.46), 2.2)
     figure = Figure(figsize=(side + 1.9, side + 1.15))
     axes = figure.subplots()
     axes.set(title="mAP by camera pair, percent", xlabel="camera of the gallery", ylabel="camera of the query")
     axes.grid(False)
     colors = matplotlib.colormaps["cividis"].with_extremes(bad=PAPER)  # the same to colour-blind readers
     image = axes.imshow(np.ma.masked_invalid(100 * pairs.mAP), vmin=0.0, vmax=100.0, cmap=colors)
-    axes.set_xticks(range(num_cameras), pairs.camids.tolist())
-    axes.set_yticks(range(num_cameras), pairs.camids.tolist())
+    axes.set_xticks(range(len(camids)), camids)
+    axes.set_yticks(range(len(camids)), camids)
     for (query, gallery), value in np.ndenumerate(pairs.mAP):
-        known = not np.isnan(value)
-        words = f"{100 * value:.0f}" if known else "-"
-        if known and few:
-            words += f"\nn {pairs.num_valid_queries[query, gallery]:,}"
-        ink = FAINT_INK if not known else "white" if value < 0.55 else INK
+        words, ink = "-", FAINT_INK
+        if not np.isnan(value):
+            words, ink = f"{100 * value:.0f}", "white" if value < 0.55 else INK
+            words += f"\nn {pairs.num_valid_queries[query, gallery]:,}" if few else ""
         axes.text(gallery, query, words, ha="center", va="center", fontsize=7, color=ink)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=22, pad=0.03)
-    bar.outline.set_visible(False)
+    figure.colorbar(image, ax=axes, shrink=0.8, aspect=22, pad=0.03).outline.set_visible(False)
     return figure
 
 
 def weakest_camera_pairs(pairs: CameraPairs, count: int = 3) -> list[dict[str, Any]]:
     """The `count` lowest mAPs that are not NaN, lowest first."""
-    values = pairs.mAP.flatten()
-    order = np.argsort(values, kind="stable")[: min(count, int((~np.isnan(values)).sum()))]
-    names, size = pairs.camids.tolist(), len(pairs.camids)
+    names = pairs.camids.tolist()
+    known = [(at, float(value)) for at, value in np.ndenumerate(pairs.mAP) if not np.isnan(value)]
     return [
-        {"query_camera": names[at // size], "gallery_camera": names[at % size], "value": float(values[at])}
-        for at in order.tolist()
+        {"query_camera": names[query], "gallery_camera": names[gallery], "value": value}
+        for (query, gallery), value in sorted(known, key=lambda pair: pair[1])[:count]
     ]
 
 
@@ -108,30 +109,34 @@ def weakest_camera_pairs(pairs: CameraPairs, count: int = 3) -> list[dict[str, A
 def draw_training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Every number of a run's metrics.jsonl over the steps, in small panels.
 
-    Losses stand together, as do learning rates, the measures of evaluations made while training, and clusters with
-    outliers; any other key has a panel of its own. Where a line lacks a key, or has no number, the curve has no point.
-    Panels of nothing but zeros are left out. Shaded: the epochs on the source alone, which are those below 0.
+    Losses stand together, as do learning rates, the measures of evaluations made while training, clusters with
+    outliers, and clusters' sizes; any other key has a panel of its own. Where a line lacks a key, or has no number,
+    the curve has no point. Panels of nothing but zeros are left out. Shaded: the epochs on the source alone, which are
+    those below 0.
     """
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
-        evaluation = row.get("evaluation")
-        measured = evaluation if isinstance(evaluation, Mapping) else {}
+        measured = found if isinstance(found := row.get("evaluation"), Mapping) else {}
         shown = {f"evaluation {key}": measured.get(key) for key in ("mAP", "mAP_stepwise", "rank1")}
         for key, value in {**row, **shown}.items():
             at, y = number(row.get("step")), number(value)
             if at is not None and y is not None and key not in ("step", "epoch"):
-                panels.setdefault(_panel_of(key), {}).setdefault(key, []).append((at, y))
-    spoken = [name for name in panels if name in _FIRST or any(y for line in panels[name].values() for _, y in line)]
-    names = sorted(spoken, key=lambda name: (name not in _FIRST, _FIRST.index(name) if name in _FIRST else 0))
-    names = names[:MAX_PANELS]
+                name = next((name for name, keys in _PANELS.items() if re.fullmatch(keys, key)), key.replace("_", " "))
+                panels.setdefault(name, {}).setdefault(key, []).append((at, y))
+    spoken = [name for name in panels if name not in _PANELS and any(y for of in panels[name].values() for _, y in of)]
+    names = [*(name for name in _PANELS if name in panels), *spoken][:MAX_PANELS]
     columns = min(max(len(names), 1), 3)
     lines = max(math.ceil(len(names) / columns), 1)
     figure = Figure(figsize=(max(3.3 * columns, 5.2), 2.3 * lines))
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True).flatten()
+    grid[0].set_title("" if names else "No number was logged")
     for axes, name in zip(grid, names, strict=False):
         axes.set_title(name)
         for key, points in panels[name].items():
-            _curve(axes, key, points)
+            if len(points) > MAX_POINTS:
+                points = [tuple(part.mean(axis=0)) for part in np.array_split(np.array(points), MAX_POINTS)]
+            label = key.removeprefix("evaluation ").replace("_", " ")
+            axes.plot(*np.array(points).T, label=label, marker="o" if len(points) <= 30 else None)
         if len(panels[name]) > 1:
             axes.legend()
         _shade_source_only(axes, rows, in_words=name == names[0])
@@ -139,31 +144,7 @@ def draw_training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.tick_params(labelbottom=True)
     for axes in grid[max(len(names), 1) :]:
         axes.set_axis_off()
-    if not names:
-        grid[0].set_title("No number was logged")
     return figure
-
-
-_FIRST = ["loss", "evaluation", "learning rate", "clusters, outliers"]
-
-
-def _panel_of(key: str) -> str:
-    if key == "loss" or key.startswith("loss_"):
-        return "loss"
-    if key == "lr" or key.startswith("lr_"):
-        return "learning rate"
-    if key in ("clusters", "outliers"):
-        return "clusters, outliers"
-    return "evaluation" if key.startswith("evaluation ") else key.replace("_", " ")
-
-
-def _curve(axes: Axes, key: str, points: list[tuple[float, float]]) -> None:
-    if len(points) > MAX_POINTS:
-        parts = np.array_split(np.array(points), MAX_POINTS)
-        points = [tuple(part.mean(axis=0)) for part in parts]
-    marker = "o" if len(points) <= 30 else None
-    label = key.removeprefix("evaluation ").replace("_", " ")
-    axes.plot(*np.array(points).T, label=label, marker=marker, markersize=3)
 
 
 def _shade_source_only(axes: Axes, rows: Sequence[Mapping[str, Any]], *, in_words: bool) -> None:

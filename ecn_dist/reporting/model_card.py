@@ -23,7 +23,7 @@ from ecn_dist.reporting.run_reader import CARD, CONFIG, SUMMARY, WEIGHTS, read_m
 
 NAME = CARD
 UNKNOWN = "unknown"
-_PLACES = ("Source, labelled", "Target, unlabelled", "Network")  # of the report's words; the card has its own
+_ELSEWHERE = ("Source, labelled", "Target, unlabelled", "Network")  # of the report's words; the card has its own
 # What says where something is or how it was run, and nothing about the model.
 _NO_RECIPE = ("source", "target", "output_dir", "resume", "resume_changed", "device", "timeout_seconds")
 _NO_RECIPE_SECTIONS = ("data.", "checkpoint.", "evaluation.", "logging.")
@@ -32,12 +32,11 @@ _RECIPE_OF_DATA = ("data.camera_style", "data.random_erasing")
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model beside its configuration."""
+    """What is known of a model beside its configuration: summary.json of its run, if it speaks of these weights, and a
+    sentence for where there is no result."""
 
     summary: Mapping[str, Any] | None
-    """summary.json of its run, if these weights are those that it speaks of"""
     why_unknown: str = "The target had no query and gallery to evaluate on."
-    """a sentence, for where there is no result"""
 
 
 def fingerprint(index: ShardIndex) -> str:
@@ -47,15 +46,12 @@ def fingerprint(index: ShardIndex) -> str:
 
 def describe_data(index: ShardIndex) -> dict[str, Any]:
     """What a card tells of a shard folder; `train` keeps it in summary.json under data.source and data.target."""
-    splits = {
-        name: {key: split.get(key) for key in ("samples", "num_identities", "distractors")}
-        for name, split in index.about["splits"].items()
-    }
+    told = ("samples", "num_identities", "distractors")
     return {
         "layout": index.layout,
         "num_cameras": index.num_cameras,
         "camera_style": index.about.get("camera_style"),
-        "splits": splits,
+        "splits": {name: {key: of.get(key) for key in told} for name, of in index.about["splits"].items()},
         "fingerprint": fingerprint(index),
     }
 
@@ -66,17 +62,18 @@ def facts_of(path: Path, config_file: Path | None = None) -> Facts:
     A run's summary speaks of its exported weights alone: not of a checkpoint, and not of weights found elsewhere.
     """
     folder = path if path.is_dir() else path.parent
-    weights = folder / WEIGHTS
-    if config_file is not None and config_file.absolute() != (folder / CONFIG).absolute():
-        return Facts(None, "The weights were given apart from their run folder, so its results are not known.")
-    if path.is_file() and path != weights:
-        return Facts(
-            None, f"The weights come from another file than a run's {WEIGHTS}, and no evaluation of it is known."
-        )
-    if not (folder / CONFIG).is_file() or not weights.is_file() or path not in (folder, weights):
-        return Facts(None, "The weights are those of a checkpoint within a run, which was not evaluated by itself.")
-    summary = read_mapping(folder / SUMMARY)
-    return Facts(None, f"The run folder has no {SUMMARY}.") if summary is None else Facts(summary)
+    config, weights = folder / CONFIG, folder / WEIGHTS
+    if config_file is not None and config_file.absolute() != config.absolute():
+        why = "The weights were given apart from their run folder, so its results are not known."
+    elif path.is_file() and path != weights:
+        why = f"The weights come from another file than a run's {WEIGHTS}, and no evaluation of it is known."
+    elif not config.is_file() or not weights.is_file() or path not in (folder, weights):
+        why = "The weights are those of a checkpoint within a run, which was not evaluated by itself."
+    elif (summary := read_mapping(folder / SUMMARY)) is None:
+        why = f"The run folder has no {SUMMARY}."
+    else:
+        return Facts(summary)
+    return Facts(None, why)
 
 
 def has_card(path: Path, model: str) -> bool:
@@ -112,9 +109,13 @@ def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> str
         fingerprint=fingerprint_backbone(backbone, options["data.height"], options["data.width"]),
         data={name: data.get(name) for name in ("source", "target")},
         method=words.method(options),
-        recipe=[line for line in words.trained(options) if line[0] not in _PLACES]
+        recipe=[line for line in words.trained(options) if line[0] not in _ELSEWHERE]
         + [(name, words.count(summary.get(key)) or UNKNOWN) for key, name in counts],
-        kept=[(key, value) for key, value in options.items() if _is_recipe(key)],
+        kept=[
+            (key, value)
+            for key, value in options.items()
+            if key in _RECIPE_OF_DATA or not (key in _NO_RECIPE or key.startswith(_NO_RECIPE_SECTIONS))
+        ],
         results=words.measures(evaluation),
         collapse=words.collapse(evaluation),
         num_queries=words.count(evaluation.get("num_valid_queries")) or UNKNOWN,
@@ -125,14 +126,9 @@ def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> str
     return text.rstrip() + "\n"
 
 
-def _is_recipe(key: str) -> bool:
-    return key in _RECIPE_OF_DATA or not (key in _NO_RECIPE or key.startswith(_NO_RECIPE_SECTIONS))
-
-
 def _without_place(weights: str) -> str:
     """Where the initial weights came from, without the folders of somebody's disk or the keys of a URL."""
     if weights in ("imagenet", "none"):
         return weights
-    if weights.startswith(("http://", "https://", "pipe:")):
-        return words.shown(weights)
-    return f"file {PurePosixPath(weights).name}"
+    is_url = weights.startswith(("http://", "https://", "pipe:"))
+    return words.shown(weights) if is_url else f"file {PurePosixPath(weights).name}"

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,16 +29,20 @@ FRAMES: dict[Verdict, tuple[str, str, str]] = {  # colour, dashes, sign
     "wrong": ("#cc3311", "--", "✗ "),
 }
 LEGEND = "✓ solid frame: the same person; ✗ dashed frame: another person."
-_WIDTH, _HEIGHT, _GAP, _WORDS, _LABEL = 0.74, 1.48, 0.1, 0.32, 1.05  # inches, of a cell and what is around it
+_WIDTH, _HEIGHT, _GAP, _WORDS, _LABEL, _EDGE = 0.74, 1.48, 0.1, 0.32, 1.05, 0.1  # inches, of a cell and around it
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture and up to two lines of words below it; without a picture, the words alone."""
+    """A picture and up to two lines of words below it, in a frame of `color`; without a picture, the words alone.
+
+    A verdict has a colour of its own.
+    """
 
     picture: Image.Image | None = None
     words: str = ""
     verdict: Verdict = ""
+    color: str = "none"
 
 
 @dataclass(frozen=True)
@@ -52,50 +56,36 @@ class Row:
 def montage(rows: Sequence[Row], *, title: str, subtitle: str = "", heads: Sequence[str] = ()) -> Figure:
     """The rows below each other, each picture whole in its own proportions. `heads` stand above the columns."""
     columns = max([1, *(len(row.cells) for row in rows)])
-    label = _LABEL if any(row.words for row in rows) else 0.1
-    width = max(label + columns * (_WIDTH + _GAP) + 0.1, 5.2)
+    left = _LABEL if any(row.words for row in rows) else _EDGE
+    right = left + columns * (_WIDTH + _GAP) - _GAP
+    width = max(right + 2 * _EDGE, 5.2)
     lines = textwrap.wrap(subtitle, round(15 * width))
     top = 0.5 + 0.16 * len(lines) + (0.22 if heads else 0.0)
-    height = top + max(len(rows), 1) * (_HEIGHT + _WORDS) + 0.1
+    height = top + max(len(rows), 1) * (_HEIGHT + _WORDS) + _EDGE
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
-    figure.text(0.15 / width, 1 - 0.12 / height, title, fontsize=11, fontweight="bold", color=INK, va="top")
-    words = "\n".join(lines)
-    figure.text(0.15 / width, 1 - 0.38 / height, words, fontsize=8, color=FAINT_INK, va="top", parse_math=False)
+    edge = 1.5 * _EDGE / width
+    figure.text(edge, 1 - 0.12 / height, title, fontsize=11, fontweight="bold", color=INK, va="top")
+    about: Any = {"va": "top", "parse_math": False}
+    figure.text(edge, 1 - 0.38 / height, "\n".join(lines), fontsize=8, color=FAINT_INK, **about)
+    bottom, spaces = (_EDGE + _WORDS) / height, {"wspace": _GAP / _WIDTH, "hspace": _WORDS / _HEIGHT}
+    sides = {"left": left / width, "right": right / width, "top": 1 - top / height, "bottom": bottom}
+    grid = figure.add_gridspec(max(len(rows), 1), columns, **sides, **spaces)
     for line, row in enumerate(rows):
-        y = height - top - line * (_HEIGHT + _WORDS)
-        figure.text(
-            0.15 / width,
-            (y - 0.02) / height,
-            row.words,
-            fontsize=7,
-            color=INK,
-            va="top",
-            linespacing=1.4,
-            parse_math=False,
-        )
+        at = grid[line, 0].get_position(figure).y1
+        figure.text(edge, at, row.words, fontsize=7, color=INK, linespacing=1.4, **about)
         for column, cell in enumerate(row.cells):
-            x = label + column * (_WIDTH + _GAP)
-            place = (x / width, (y - _HEIGHT) / height, _WIDTH / width, _HEIGHT / height)
-            head = heads[column] if line == 0 and column < len(heads) else ""
-            _draw(figure, place, cell, head)
+            axes = figure.add_subplot(grid[line, column], xticks=[], yticks=[], facecolor=PAPER)
+            if line == 0 and column < len(heads):
+                axes.set_title(heads[column], fontsize=8, fontweight="bold", color=INK)
+            color, dashes, sign = FRAMES.get(cell.verdict, (cell.color, "-", ""))
+            for spine in axes.spines.values():
+                spine.set(color=color, linestyle=dashes, linewidth=2.0)
+            if cell.picture is None:
+                axes.text(0.5, 0.5, cell.words, size=7, color=FAINT_INK, ha="center", va="center", parse_math=False)
+            else:
+                axes.imshow(np.asarray(cell.picture.convert("RGB")))
+                axes.set_xlabel(sign + cell.words, fontsize=6.5, color=INK, linespacing=1.3, parse_math=False)
     return figure
-
-
-def _draw(figure: Figure, place: tuple[float, float, float, float], cell: Cell, head: str) -> None:
-    axes = figure.add_axes(place)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_facecolor(PAPER)
-    axes.set_title(head, fontsize=8, fontweight="bold", color=INK)
-    color, dashes, sign = FRAMES.get(cell.verdict, ("none", "-", ""))
-    for spine in axes.spines.values():
-        spine.set(color=color, linestyle=dashes, linewidth=2.0)
-    if cell.picture is None:
-        axes.text(0.5, 0.5, cell.words, fontsize=7, color=FAINT_INK, ha="center", va="center", parse_math=False)
-        return
-    axes.imshow(np.asarray(cell.picture.convert("RGB")))
-    words = sign + cell.words
-    axes.set_xlabel(words, fontsize=6.5, color=INK, labelpad=3, linespacing=1.3, parse_math=False)
 
 
 def pixels_of(figure: Figure) -> np.ndarray:

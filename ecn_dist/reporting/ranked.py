@@ -3,6 +3,7 @@
 Shape letters: Q queries, G gallery pictures, n chosen queries.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,12 +34,9 @@ class RankedList:
     query: int
     camid: int | None
     average_precision: float
-    matches: tuple[Match, ...]
-    """The nearest gallery pictures, in order."""
-    first_right: Match | None
-    """The nearest true match; None where the gallery has none."""
-    num_right: int
-    """How many true matches the gallery has."""
+    matches: tuple[Match, ...]  # the nearest gallery pictures, in order
+    first_right: Match | None  # the nearest true match; None where the gallery has none
+    num_right: int  # true matches in the gallery
 
 
 class Answers:
@@ -46,16 +44,10 @@ class Answers:
 
     def __init__(self, evaluation: Evaluation) -> None:
         """Collective: the labels of the gallery are gathered."""
-        part, self._evaluation = evaluation.gallery_part, evaluation
-        self.pids_Q, self.pids_G, self.camids_Q, self.camids_G = (
-            labels.cpu().numpy()
-            for labels in (
-                evaluation.query.pids,
-                distributed.all_gather_uneven_rows(part.pids),
-                evaluation.query.camids,
-                distributed.all_gather_uneven_rows(part.camids),
-            )
-        )
+        query, part, self._evaluation = evaluation.query, evaluation.gallery_part, evaluation
+        pids, camids = (distributed.all_gather_uneven_rows(labels) for labels in (part.pids, part.camids))
+        labels = (query.pids, pids, query.camids, camids)
+        self.pids_Q, self.pids_G, self.camids_Q, self.camids_G = (values.cpu().numpy() for values in labels)
 
     def lists(self, queries: Sequence[int], top: int) -> list[RankedList]:
         """The `top` nearest of each of `queries`, and its nearest true match. Equal distances keep gallery order.
@@ -66,39 +58,32 @@ class Answers:
             return []
         result, known = self._evaluation.result, not self._evaluation.camera_free
         junk_nG = self._junk(queries)
-        _, rows_nk = nearest_pictures(
-            self._evaluation.query.features[list(queries)],
-            self._evaluation.gallery_part.features,
-            top + int(junk_nG.sum(1).max()),
-            gallery_sharded=True,
-        )
+        features, gallery = self._evaluation.query.features[list(queries)], self._evaluation.gallery_part.features
+        _, rows_nk = nearest_pictures(features, gallery, top + int(junk_nG.sum(1).max()), gallery_sharded=True)
+
+        def match(query: int, row: int, rank: int) -> Match:
+            right = bool(self.pids_G[row] == self.pids_Q[query])
+            return Match(row, rank, right, int(self.camids_G[row]) if known else None)
+
         lists = []
         for query, rows, junk_G in zip(queries, rows_nk.cpu().numpy(), junk_nG, strict=True):
-
-            def match(row: int, rank: int, query: int = query) -> Match:
-                camid = int(self.camids_G[row]) if known else None
-                return Match(row, rank, bool(self.pids_G[row] == self.pids_Q[query]), camid)
-
-            kept = rows[~junk_G[rows]][:top].tolist()
-            first, rank = int(result.first_match[query]), result.first_match_rank[query]
-            lists.append(
-                RankedList(
-                    query,
-                    int(self.camids_Q[query]) if known else None,
-                    float(result.average_precision[query]),
-                    tuple(match(row, at) for at, row in enumerate(kept, start=1)),
-                    match(first, int(rank)) if first >= 0 else None,
-                    int(result.num_matches[query]),
-                )
+            first = int(result.first_match[query])
+            ranked = RankedList(
+                query,
+                camid=int(self.camids_Q[query]) if known else None,
+                average_precision=float(result.average_precision[query]),
+                matches=tuple(match(query, row, at + 1) for at, row in enumerate(rows[~junk_G[rows]][:top].tolist())),
+                first_right=match(query, first, int(result.first_match_rank[query])) if first >= 0 else None,
+                num_right=int(result.num_matches[query]),
             )
+            lists.append(ranked)
         return lists
 
     def _junk(self, queries: Sequence[int]) -> np.ndarray:
         """(n, G) who is left out."""
-        if self._evaluation.camera_free:
-            return np.zeros((len(queries), len(self.pids_G)), bool)
         chosen = list(queries)
-        return (self.pids_Q[chosen, None] == self.pids_G) & (self.camids_Q[chosen, None] == self.camids_G)
+        same = (self.pids_Q[chosen, None] == self.pids_G) & (self.camids_Q[chosen, None] == self.camids_G)
+        return same & (not self._evaluation.camera_free)
 
     def first(self, queries: Sequence[int]) -> dict[str, Any]:
         """Of these queries that have a true match: how many have a wrong first answer, and how many of those are by the
@@ -129,10 +114,9 @@ def choose_queries(
     precision = np.asarray(average_precision_Q, dtype=np.float64)
     order = np.random.default_rng(seed).permutation(np.flatnonzero(~np.isnan(precision)))
     if kind != "random":
-        key = precision[order] if kind == "worst" else -precision[order]
-        order = order[np.argsort(key, kind="stable")]
-    turn: dict[int, int] = {}  # how often a person came before: first all people once, then again
-    turns = np.empty(len(order), dtype=np.int64)
-    for position, pid in enumerate(np.asarray(pids_Q)[order].tolist()):
-        turns[position] = turn[pid] = turn.get(pid, -1) + 1
+        order = order[np.argsort(precision[order] * (1 if kind == "worst" else -1), kind="stable")]
+    turns, seen = [], Counter[int]()  # how often a person came before: first all people once, then again
+    for pid in np.asarray(pids_Q)[order].tolist():
+        turns.append(seen[pid])
+        seen[pid] += 1
     return order[np.argsort(turns, kind="stable")][:count].tolist()

@@ -10,7 +10,6 @@ import json
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from PIL import Image, features
@@ -25,32 +24,43 @@ from ecn_dist.reporting.run_reader import FIGURES, REPORT, FigureFile, RunFolder
 
 COMPARISON, FINDINGS = "comparison.json", "findings.json"
 TRAINING = ("Training", "From metrics.jsonl. Long curves are shown as means of equal parts.")
-# Which figures stand in which part of the page, in this order; the rest come last.
-_PLACES = {
-    "result": ("cmc",),
-    "failures": ("failures", "camera_pairs", "ranked_worst"),
-    "lists": ("ranked_best", "ranked_random"),
-    "training": ("training",),
-    "data": ("domains", "style_copies"),
+# The parts of the page, and which figures stand in them; all others stand in "more".
+_PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "trained": ("What was trained", ()),
+    "result": ("How well it does", ("cmc",)),
+    "failures": ("Where it fails", ("failures", "camera_pairs", "ranked_worst")),
+    "lists": ("Ranked lists", ("ranked_best", "ranked_random")),
+    "clusters": ("Clusters", ("clusters",)),
+    "training": ("Training", ("training",)),
+    "data": ("Data", ("domains", "style_copies")),
+    "more": ("More pictures", ()),
+    "configuration": ("Configuration", ()),
+    "machine": ("Machine", ()),
 }
+_OPTIONAL = ("lists", "clusters", "data", "more")  # left out where they would be empty
 
 
 def write_report(
     run_folder: str | Path, *, comparison: Comparison | None = None, output: str | Path | None = None
 ) -> Path:
-    """Write the report of `run_folder` (by default RUN/report.html) and return its path; complete or not there.
+    """Write the report of a run, complete or not at all. The training curves are drawn anew from metrics.jsonl.
 
-    The training curves are drawn anew from metrics.jsonl; the other pictures are those of RUN/figures/. `comparison`
-    is kept as RUN/comparison.json, so that a later report of the run shows it too; with an `output` nothing is written
-    into the run. Raises `UserError` for a folder that is no run folder, and for a file in it that cannot be read.
+    Args:
+        run_folder: as `train` leaves it, finished or not; the other pictures are those of its figures/.
+        comparison: kept as RUN/comparison.json, so that a later report of the run shows it too.
+        output: where to write, by default RUN/report.html; with it nothing is written into the run.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        UserError: for a folder that is no run folder, and for a file in it that cannot be read.
     """
     path = Path(run_folder)
     page = render_report(read_run(path), comparison or read_comparison(path / COMPARISON))
-    if output is not None:
-        return write_atomically(output, page)
-    if comparison is not None:
+    if output is None and comparison is not None:
         write_atomically(path / COMPARISON, json.dumps(asdict(comparison), indent=1) + "\n")
-    return write_atomically(path / REPORT, page)
+    return write_atomically(path / REPORT if output is None else output, page)
 
 
 def render_report(run: RunFolder, comparison: Comparison | None = None) -> str:
@@ -61,14 +71,19 @@ def render_report(run: RunFolder, comparison: Comparison | None = None) -> str:
         title, caption = TRAINING
         drawn = png_of(pixels_of(draw_training_curves(run.metrics)), title=title, caption=caption)
         figures["training"] = read_figure("training", drawn)
-    placed = {
-        place: [_picture(figures.pop(name)) for name in names if name in figures] for place, names in _PLACES.items()
+    pictures = {
+        part: [(figure, _uri(figure)) for name in names if (figure := figures.pop(name, None))]
+        for part, (_, names) in _PARTS.items()
     }
+    pictures["more"] = [(figure, _uri(figure)) for figure in figures.values()]
+    clusters = words.clusters(run.metrics)
+    empty = [part for part in _OPTIONAL if not pictures[part] and not (part == "clusters" and clusters)]
     config = words.flat(run.config or {})
     return template("report.html.j2", escape=True).render(
         name=run.path.resolve().name,
         css=resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8"),
         version=__version__,
+        titles={part: title for part, (title, _) in _PARTS.items() if part not in empty},
         notices=[notice for notice in (words.state(run), words.collapse(run.evaluation)) if notice],
         method=words.method(config),
         trained=words.trained(config),
@@ -76,11 +91,12 @@ def render_report(run: RunFolder, comparison: Comparison | None = None) -> str:
         measures=words.measures(run.evaluation),
         num_queries=words.count(run.evaluation.get("num_valid_queries")),
         failures=words.failures(run.evaluation, findings),
+        clusters=clusters,
         comparison=None if comparison is None else comparison_table(comparison),
         training=words.training(run),
         machine=words.machine(run, config),
         config=[(key, words.shown(value)) for key, value in config.items()],
-        pictures=placed | {"more": [_picture(figure) for figure in figures.values()]},
+        pictures=pictures,
     )
 
 
@@ -92,15 +108,12 @@ def template(name: str, *, escape: bool) -> jinja2.Template:
     return environment.from_string(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
 
 
-def _picture(figure: FigureFile) -> dict[str, Any]:
-    """As it is, or as WebP where that is smaller: sheets of photographs shrink to a fifth."""
+def _uri(figure: FigureFile) -> str:
+    """The picture as it is, or as WebP where that is smaller: sheets of photographs shrink to a fifth."""
     kind, data = "png", figure.data
     if features.check("webp"):
         buffer = io.BytesIO()
-        with Image.open(io.BytesIO(figure.data)) as image:
-            image.convert("RGB").save(buffer, format="WEBP", quality=90)
-        if len(as_webp := buffer.getvalue()) < len(figure.data) / 2:
-            kind, data = "webp", as_webp
-    uri = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-    shown = {key: getattr(figure, key) for key in ("name", "title", "caption", "width", "height")}
-    return shown | {"uri": uri}
+        Image.open(io.BytesIO(data)).convert("RGB").save(buffer, format="WEBP", quality=90)
+        if len(buffer.getvalue()) < len(data) / 2:
+            kind, data = "webp", buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -81,13 +81,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row, why = json.loads(line), "with a number `step`"
         except (ValueError, RecursionError) as error:
             if at == len(lines):
                 break
-            raise UserError(f"{path}: line {at} is no JSON object ({error}); remove that line") from error
+            row, why = None, f"({error})"
         if not isinstance(row, dict) or number(row.get("step")) is None:
-            raise UserError(f"{path}: line {at} is no JSON object with a number `step`; remove that line")
+            raise UserError(f"{path}: line {at} is no JSON object {why}; remove that line")
         rows.append(row)
     return rows
 
@@ -109,9 +109,9 @@ def read_figure(name: str, data: bytes) -> FigureFile:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
         image.load()
-        words: Mapping[str, Any] = getattr(image, "text", {})
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{FIGURES}/{name}.png: is no readable PNG ({error}); remove it, or draw it again") from error
+    words: Mapping[str, Any] = getattr(image, "text", {})
     title = str(words.get("Title") or name.replace("_", " "))
     return FigureFile(name, title, str(words.get("Description") or ""), *image.size, data)
 

@@ -1,5 +1,6 @@
 """The sheets of pictures of a run, each a montage: which pictures stand where, and what is written at them."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ecn_dist.reporting.montage import LEGEND, Cell, Row, montage
+from ecn_dist.clustering.quality import cross_camera_share
+from ecn_dist.reporting.montage import FAINT_INK, LEGEND, Cell, Row, montage
 from ecn_dist.reporting.ranked import Match, RankedList
 
 ReadPicture = Callable[[int], Image.Image]
@@ -16,11 +18,12 @@ Answer = tuple[str, float, Image.Image]  # name, distance, picture
 
 NO_PICTURE = -1
 MAX_CAMERAS = 8  # more do not fit a page
+PEOPLE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c7a00")  # frames of people in a cluster
 
 
 @dataclass(frozen=True)
 class Domain:
-    """Pictures of one domain, by row. Where no pid is known (None, or all below 0) its columns are no persons."""
+    """Pictures of one domain, by row; pids below 0, and None, are not known."""
 
     name: str
     camids: np.ndarray
@@ -42,38 +45,30 @@ class Domain:
 def draw_ranked_lists(
     lists: Sequence[RankedList], read_query: ReadPicture, read_gallery: ReadPicture, *, title: str, subtitle: str
 ) -> Figure:
-    """One row a query: the query, then its nearest gallery pictures with rank and camera.
-
-    `read_query` and `read_gallery` give the picture of a row of the queries, of the whole gallery.
-    """
+    """One row a query, with its nearest gallery pictures; `read_query` and `read_gallery` read by row of the whole."""
     rows = []
     for ranked in lists:
-        facts = [f"query {ranked.query}", *([] if ranked.camid is None else [f"camera {ranked.camid}"])]
+        facts = [f"query {ranked.query}", "" if ranked.camid is None else f"camera {ranked.camid}"]
         facts += [f"AP {100 * ranked.average_precision:.1f} %"]
         facts += [f"{ranked.num_right} true match{'es' * (ranked.num_right != 1)}"]
         facts += [f"first at rank {ranked.first_right.rank:,}"] if ranked.first_right else []
         answers = [_answer(match, read_gallery) for match in ranked.matches]
-        rows.append(Row("\n".join(facts), [Cell(read_query(ranked.query), "query", "query"), *answers]))
-    if not rows:
-        rows = [Row("", [Cell(words="No query has a true match.")])]
+        rows.append(Row("\n".join(filter(None, facts)), [Cell(read_query(ranked.query), "query", "query"), *answers]))
+    rows = rows or [Row("", [Cell(words="No query has a true match.")])]
     return montage(rows, title=title, subtitle=f"{subtitle} {LEGEND}")
 
 
 def draw_failures(
     lists: Sequence[RankedList], read_query: ReadPicture, read_gallery: ReadPicture, *, subtitle: str, columns: int = 3
 ) -> Figure:
-    """For each query: its picture, the wrong picture that came first, and the true match that should have.
-
-    Lists whose first answer is right are left out: they are no failures.
-    """
+    """For each query whose first answer is wrong: it, that answer, and the true match that should have been first."""
     blocks: list[list[Cell]] = []
     for ranked in lists:
         if ranked.matches and not ranked.matches[0].right and ranked.first_right:
             words = f"query {ranked.query}\nAP {100 * ranked.average_precision:.1f} %"
             pair = (_answer(match, read_gallery) for match in (ranked.matches[0], ranked.first_right))
             blocks.append([Cell(read_query(ranked.query), words, "query"), *pair])
-    if not blocks:
-        blocks = [[Cell(words="None among these queries: a true match came first every time.")]]
+    blocks = blocks or [[Cell(words="None among these queries: a true match came first every time.")]]
     rows = [
         Row("", [cell for block in blocks[at : at + columns] for cell in (*block, Cell())][:-1])
         for at in range(0, len(blocks), columns)
@@ -92,33 +87,26 @@ def draw_answers(queries: Sequence[tuple[str, Image.Image, Sequence[Answer]]], *
     def short(name: str) -> str:
         return name if len(name) <= 16 else "…" + name[-15:]
 
-    rows = [
-        Row(
-            "",
-            [Cell(picture, f"query\n{short(name)}", "query")]
-            + [
-                Cell(shown, f"{rank}: {far:.3f}\n{short(of)}") for rank, (of, far, shown) in enumerate(answers, start=1)
-            ],
-        )
-        for name, picture, answers in queries
-    ]
+    rows = []
+    for name, picture, answers in queries:
+        cells = [Cell(shown, f"{at}: {far:.3f}\n{short(of)}") for at, (of, far, shown) in enumerate(answers, start=1)]
+        rows.append(Row("", [Cell(picture, f"query\n{short(name)}", "query"), *cells]))
     return montage(rows, title="Nearest pictures", subtitle=subtitle)
 
 
 def draw_domains(domains: Sequence[Domain], *, per_camera: int = 8, seed: int = 0) -> Figure:
     """The domains side by side, one line a camera; where pids are known, one column is one person."""
-    lines: list[list[Cell]] = [[] for _ in range(max([0, *(len(domain.shown_cameras()) for domain in domains)]))]
-    heads: list[str] = []
-    about = []
+    num_lines = max([0, *(len(domain.shown_cameras()) for domain in domains)])
+    lines: list[list[Cell]] = [[] for _ in range(num_lines)]
+    heads, about = [], []
     for domain in domains:
-        cameras = domain.shown_cameras()
+        cameras, of_all = domain.shown_cameras(), len(np.unique(domain.camids))
         picked = pick_by_camera(np.asarray(domain.camids), domain.known_pids, cameras, per_camera, seed)
         for at, line in enumerate(lines):
             rows = picked[at].tolist() if at < len(cameras) else [NO_PICTURE] * per_camera
             label = Cell(words=f"cam {cameras[at]}" if at < len(cameras) else "")
             line += [label, *(Cell() if row == NO_PICTURE else Cell(domain.read(row)) for row in rows)]
         heads += [domain.name, *[""] * per_camera]
-        of_all = len(np.unique(domain.camids))
         some = f" ({len(cameras)} of {of_all} cameras shown)" if of_all > len(cameras) else ""
         about.append(f"{domain.name}: {len(domain.camids):,} pictures{some}")
     people = all(domain.known_pids is not None for domain in domains)
@@ -128,40 +116,96 @@ def draw_domains(domains: Sequence[Domain], *, per_camera: int = 8, seed: int = 
 
 
 def draw_style_copies(domain: Domain, read_copy: ReadCopy, *, count: int = 6, seed: int = 0) -> Figure:
-    """One line a picture: the original, then its copy in each camera's style.
+    """One line a picture, from each camera in turn: the original, then its copy in each other camera's style.
 
     `read_copy(row, camera)` gives the copy, or None where there is none; it is not asked for a picture's own camera.
-    The originals go round the cameras.
     """
     camids, cameras = np.asarray(domain.camids), domain.shown_cameras()
     people = np.arange(len(camids)) if domain.known_pids is None else domain.known_pids
     order = np.random.default_rng(seed).permutation(len(camids))
     lines, seen = [], set()
+
+    def copy(row: int, camera: int) -> Cell:
+        if camera == camids[row]:
+            return Cell(words="its own\ncamera")
+        return Cell(words="no copy") if (found := read_copy(row, camera)) is None else Cell(found)
+
     for turn in range(count):
         of_camera = [row for row in order[camids[order] == cameras[turn % len(cameras)]] if people[row] not in seen]
         for row in map(int, of_camera[:1]):
             seen.add(people[row])
-            copies = [
-                Cell(words="its own\ncamera")
-                if camera == camids[row]
-                else Cell(copy, "")
-                if (copy := read_copy(row, camera)) is not None
-                else Cell(words="no copy")
-                for camera in cameras
-            ]
-            lines.append(Row(f"camera {camids[row]}", [Cell(domain.read(row), "", "query"), *copies]))
+            cells = [Cell(domain.read(row), "", "query"), *(copy(row, camera) for camera in cameras)]
+            lines.append(Row(f"camera {camids[row]}", cells))
     subtitle = "Each original, and its copies in the style of the other cameras."
     heads = ["original", *(f"cam {camera}" for camera in cameras)]
     return montage(lines, title=f"Style copies: {domain.name}", subtitle=subtitle, heads=heads)
 
 
+def draw_clusters(
+    labels: np.ndarray,
+    pids: np.ndarray | None,
+    camids: np.ndarray,
+    read_picture: ReadPicture,
+    *,
+    count: int = 3,
+    members: int = 10,
+) -> Figure:
+    """The largest clusters, the smallest, and the most mixed, one a line; equals by number.
+
+    Args:
+        labels: (n,) the cluster of each picture; below 0: of none.
+        pids: (n,) people, below 0 or None where they are not known. With them a cluster is the more mixed the less its
+            most frequent person has of it, and the people of a line are lettered and framed by colour; without them,
+            the more of its pairs are by two cameras.
+        camids: (n,) cameras.
+        read_picture: gives the picture of a row.
+        count: clusters of each kind.
+        members: pictures of a cluster; of more, some of every part in order of people and cameras.
+    """
+    known = Domain("", camids, read_picture, pids).known_pids
+    people = np.full(len(labels), -1) if known is None else known
+    by_label, (found, starts) = np.argsort(labels, kind="stable"), np.unique(np.sort(labels), return_index=True)
+    rows_of = {of: rows for of, rows in zip(found.tolist(), np.split(by_label, starts[1:]), strict=False) if of >= 0}
+    mixing = {label: _mixing(people[rows], camids[rows], known is not None) for label, rows in rows_of.items()}
+    by_size = sorted(rows_of, key=lambda label: -len(rows_of[label]))
+    kinds = {"large": by_size[:count], "small": by_size[count:][::-1][:count]}
+    rest = [label for label in rows_of if label not in kinds["large"] + kinds["small"] and mixing[label] > 0]
+    kinds["mixed"] = sorted(rest, key=lambda label: -mixing[label])[:count]
+    lines = []
+    for kind, label in ((kind, label) for kind, chosen in kinds.items() for label in chosen):
+        rows = rows_of[label]
+        counted = Counter(pid for pid in people[rows].tolist() if pid >= 0)
+        letters = {pid: at for at, (pid, _) in enumerate(counted.most_common())}
+        order = sorted(rows.tolist(), key=lambda row: (letters.get(int(people[row]), len(rows)), camids[row]))
+        places = np.linspace(0, len(order) - 1, min(members, len(order))).round().astype(int)
+        cells = []
+        for row in (order[place] for place in places):
+            at = letters.get(int(people[row]))
+            color = "none" if at is None else PEOPLE[at] if at < len(PEOPLE) else FAINT_INK
+            person = "" if at is None else f"{chr(ord('A') + at) if at < 26 else at + 1} · "
+            cells.append(Cell(read_picture(row), f"{person}cam {camids[row]}", color=color))
+        facts = [kind, f"cluster {label}", f"{len(rows):,} pictures", f"{len(np.unique(camids[rows])):,} cameras"]
+        lines.append(Row("\n".join(facts + ([f"{len(letters):,} people"] if known is not None else [])), cells))
+    lines = lines or [Row("", [Cell(words="No clusters: all pictures are outliers.")])]
+    frames = " A letter and colour is one person of its line." if known is not None else ""
+    subtitle = f"{len(rows_of):,} clusters, {int((labels < 0).sum()):,} outliers of {len(labels):,} pictures.{frames}"
+    return montage(lines, title="Clusters", subtitle=subtitle)
+
+
+def _mixing(pids: np.ndarray, camids: np.ndarray, by_pids: bool) -> float:
+    """How mixed a cluster is, 0..1: by its most frequent person, else by its pairs of cameras."""
+    if not by_pids:
+        return cross_camera_share(np.zeros(len(camids), dtype=np.int64), camids)
+    known = pids[pids >= 0]
+    return 1 - np.unique(known, return_counts=True)[1].max() / len(known) if len(known) else 0.0
+
+
 def pick_by_camera(
     camids: np.ndarray, pids: np.ndarray | None, cameras: Sequence[int], count: int, seed: int
 ) -> np.ndarray:
-    """(cameras, count) rows to show, `NO_PICTURE` where there is none.
+    """(cameras, count) rows to show, `NO_PICTURE` where there is none: any, or with pids a column of each person.
 
-    With pids a column is one person: those whom most of `cameras` have seen come first, equals in a random order. So
-    what differs down a column is the camera. Without pids every cell is any picture of its camera.
+    Persons whom most of `cameras` have seen come first, equals in a random order.
     """
     rows = np.full((len(cameras), count), NO_PICTURE, dtype=np.int64)
     order = np.random.default_rng(seed).permutation(len(camids))

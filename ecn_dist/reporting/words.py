@@ -1,10 +1,7 @@
-"""What a report says of a run, as plain words and numbers: no HTML here.
-
-Every function takes what the run left behind and returns strings; what is missing is left out.
-"""
+"""What a report says of a run, in plain words and numbers: no HTML here. What is missing is left out."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ecn_dist.methods import describe
@@ -20,6 +17,7 @@ MEASURES = {
     "tpr_at_fpr_0.001": ("TPR at FPR 1e-3", "pairs of one person accepted where 1 of 1,000 pairs of two people is"),
     "tpr_at_fpr_0.0001": ("TPR at FPR 1e-4", "the same where 1 of 10,000 pairs of two people is accepted"),
 }
+Lines = list[tuple[str, str]]
 
 
 def state(run: RunFolder) -> str:
@@ -27,9 +25,7 @@ def state(run: RunFolder) -> str:
     if run.evaluation:
         return ""
     if run.summary is not None:
-        return (
-            "This run has ended, and has no evaluation: its target has no query and gallery, or it was not asked for."
-        )
+        return "This run has ended without an evaluation: its target has no query and gallery, or it was not asked for."
     last = run.metrics[-1].get("step") if run.metrics else None
     upto = f"what it wrote up to step {last}" if last is not None else "what it wrote so far"
     return f"This run has not ended, or was stopped before its end: there is no summary.json. Shown is {upto}."
@@ -43,22 +39,20 @@ def method(config: Mapping[str, Any]) -> str:
         return ""
 
 
-def trained(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+def trained(config: Mapping[str, Any]) -> Lines:
     """The few options that say what was trained."""
 
     def of(key: str, words: str = "{}") -> str:
         return words.format(shown(config[key])) if config.get(key) is not None else ""
 
-    epochs = of("epochs")
-    if config.get("optim.source_only_epochs"):
-        epochs = f"{of('optim.source_only_epochs')} on the source alone, then {epochs}"
+    first = f"{of('optim.source_only_epochs')} on the source alone, then "
     lines = {
         "Source, labelled": of("source"),
         "Target, unlabelled": of("target"),
         "Network": ", ".join(filter(None, (of("model.arch"), of("model.weights", "weights: {}")))),
         "Embedding": of("model.embedding_dim", "{} numbers"),
-        "Input": f"{of('data.height')} x {of('data.width')} pixels" if of("data.height") else "",
-        "Epochs": epochs,
+        "Input": of("data.height") and f"{of('data.height')} x {of('data.width')} pixels",
+        "Epochs": (first if config.get("optim.source_only_epochs") else "") + of("epochs"),
         "Global batch": of("global_batch_size", "{} pictures of each domain"),
         "Precision": of("precision"),
         "Seed": of("seed"),
@@ -66,18 +60,16 @@ def trained(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in lines.items() if value]
 
 
-def headline(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+def headline(evaluation: Mapping[str, Any]) -> Lines:
+    """The four measures on top of a report: name, percent."""
     found = {name: value for name, value, _ in measures(evaluation)}
     return [(name, found[name]) for name in ("rank-1", "mAP, trapezoid", "mAP, step-wise", "mINP") if name in found]
 
 
 def measures(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, percent, meaning."""
-    return [
-        (name, percent(value), meaning)
-        for key, (name, meaning) in MEASURES.items()
-        if (value := number(evaluation.get(key))) is not None
-    ]
+    values = {key: number(evaluation.get(key)) for key in MEASURES}
+    return [(MEASURES[key][0], percent(value), MEASURES[key][1]) for key, value in values.items() if value is not None]
 
 
 def collapse(evaluation: Mapping[str, Any]) -> str:
@@ -94,32 +86,23 @@ def collapse(evaluation: Mapping[str, Any]) -> str:
 
 def failures(evaluation: Mapping[str, Any], findings: Mapping[str, Any]) -> list[str]:
     """Sentences on where the ranking fails."""
-    sentences = []
-    for key, words in (
-        ("rank1", "of the queries have another person at rank 1."),
-        ("rank10", "have no true match among the first 10."),
-    ):
-        if (share := number(evaluation.get(key))) is not None:
-            sentences.append(f"{percent(1.0 - share)} percent {words}")
-    answers = findings.get("first_answers")
-    answers = answers if isinstance(answers, Mapping) else {}
+    misses = {"rank1": "of the queries have another person at rank 1", "rank10": "have no true match in the first 10"}
+    shares = [(number(evaluation.get(key)), words) for key, words in misses.items()]
+    sentences = [f"{percent(1 - share)} percent {words}." for share, words in shares if share is not None]
+    answers, pairs = findings.get("first_answers"), findings.get("weakest_camera_pairs")
     wrong, own, chance, among = (
-        number(answers.get(key)) for key in ("num_wrong", "num_wrong_own_camera", "own_camera_share", "num_queries")
+        number(answers.get(key)) if isinstance(answers, Mapping) else None
+        for key in ("num_wrong", "num_wrong_own_camera", "own_camera_share", "num_queries")
     )
     if wrong and own is not None and chance is not None and among is not None:
-        by_camera = (
-            "Too few to say why."
-            if wrong < 10
-            else "Much more than chance: pictures are still told apart by camera."
-            if own / wrong > 1.5 * chance
-            else "So the camera alone does not explain them."
-        )
+        by_camera = "So the camera alone does not explain them."
+        if own / wrong > 1.5 * chance:
+            by_camera = "Much more than chance: pictures are still told apart by camera."
         sentences.append(
             f"Of {wrong:,.0f} wrong first answers (among {among:,.0f} queries looked at), {percent(own / wrong)} "
             f"percent come from the query's own camera, which took {percent(chance)} percent of the gallery. "
-            + by_camera
+            + ("Too few to say why." if wrong < 10 else by_camera)
         )
-    pairs = findings.get("weakest_camera_pairs")
     named = [
         f"{pair.get('query_camera')} against {pair.get('gallery_camera')} ({percent(value)})"
         for pair in (pairs if isinstance(pairs, list) else [])
@@ -130,42 +113,59 @@ def failures(evaluation: Mapping[str, Any], findings: Mapping[str, Any]) -> list
     return sentences
 
 
-def training(run: RunFolder) -> list[tuple[str, str]]:
-    summary, lines = run.summary or {}, []
-    for key, name, form in (
-        ("steps", "Steps", "{:,.0f}"),
-        ("epochs", "Epochs", "{:,.0f}"),
-        ("world_size", "Ranks", "{:,.0f}"),
-        ("images_per_second", "Images per second, all ranks", "{:,.1f}"),
-    ):
-        if (value := number(summary.get(key))) is not None:
-            lines.append((name, form.format(value)))
-    if (seconds := number(summary.get("wall_seconds"))) is not None:
-        lines.append(("Time", duration(seconds)))
-    last = {key: value for row in run.metrics for key, value in row.items() if number(value) is not None}
+_SUMMARY: dict[str, tuple[str, Callable[[float], str]]] = {
+    "steps": ("Steps", "{:,.0f}".format),
+    "epochs": ("Epochs", "{:,.0f}".format),
+    "world_size": ("Ranks", "{:,.0f}".format),
+    "images_per_second": ("Images per second, all ranks", "{:,.1f}".format),
+    "wall_seconds": ("Time", lambda seconds: duration(seconds)),
+}
+
+
+def training(run: RunFolder) -> Lines:
+    """How long it trained on what, and its last losses."""
+    values = {key: number((run.summary or {}).get(key)) for key in _SUMMARY}
+    lines = [(_SUMMARY[key][0], _SUMMARY[key][1](value)) for key, value in values.items() if value is not None]
+    last = {key: found for row in run.metrics for key, value in row.items() if (found := number(value)) is not None}
     losses = sorted(key for key in last if key == "loss" or key.startswith("loss_"))
     return lines + [(f"Last {key.replace('_', ' ')}", f"{last[key]:.4g}") for key in losses]
 
 
-def machine(run: RunFolder, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+def clusters(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences on a run's clusters, from its metrics; none where it made none."""
+    found = [row for row in rows if number(row.get("clusters")) is not None]
+
+    def at(row: Mapping[str, Any]) -> str:
+        epoch, outliers, size = (number(row.get(key)) for key in ("epoch", "outliers", "cluster_size_mean"))
+        sentence = f"epoch {epoch:.0f}, " if epoch is not None else ""
+        sentence += f"{row['clusters']:,.0f} clusters" + (f" of {size:.1f} pictures on average" if size else "")
+        return sentence + (f", and {outliers:,.0f} outliers" if outliers is not None else "")
+
+    ends = {"At first": found[:1], "At last": found[1:][-1:]}
+    sentences = [f"{when}: {at(row)}." for when, rows in ends.items() for row in rows]
+    amis = [value for row in found if (value := number(row.get("cluster_ami"))) is not None]
+    if amis:
+        sentences.append(
+            f"Agreement with the people (adjusted mutual information; 1: the same, 0: chance): {amis[0]:.3f} at first, "
+            f"{amis[-1]:.3f} at last, at best {max(amis):.3f}. Training sees nothing of it."
+        )
+    return sentences
+
+
+def machine(run: RunFolder, config: Mapping[str, Any]) -> Lines:
     """What the run wrote about its machine, with the options that speak of it."""
     recorded = (run.summary or {}).get("machine")
-    lines = [(key, shown(value)) for key, value in flat(recorded).items()] if isinstance(recorded, Mapping) else []
-    lines += [(key, shown(config[key])) for key in ("device", "precision", "engine") if key in config]
-    return [(key.replace("_", " "), value) for key, value in lines if value]
+    lines = [*flat(recorded).items()] if isinstance(recorded, Mapping) else []
+    lines += [(key, config[key]) for key in ("device", "precision", "engine") if key in config]
+    return [(key.replace("_", " "), shown(value)) for key, value in lines if shown(value)]
 
 
 def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"memory.momentum": 0.01, ...}"""
-
-    def entries() -> Iterator[tuple[str, Any]]:
-        for key, value in mapping.items():
-            if isinstance(value, Mapping):
-                yield from flat(value, f"{prefix}{key}.").items()
-            else:
-                yield f"{prefix}{key}", value
-
-    return dict(entries())
+    found: dict[str, Any] = {}
+    for key, value in mapping.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 _COMMAND = re.compile(r"pipe:.*", re.DOTALL)
@@ -175,10 +175,8 @@ _CREDENTIALS = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*://)(?:[^/\s]*@)?(?P<rest
 def shown(value: Any) -> str:
     """`value` as words, as reports are passed on: what may hold a key is left out, which is of a URL user, password and
     query, and of a source `pipe:COMMAND` the command."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return ""
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "yes", False: "no"}[value]
     return _CREDENTIALS.sub(r"\g<scheme>\g<rest>", _COMMAND.sub("pipe:(a command, not shown)", str(value)))
 
 
@@ -193,7 +191,6 @@ def count(value: Any) -> str:
 
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from ecn_dist.reporting.figures import write_run_figures
+from ecn_dist.data.reader import ShardReader
+from ecn_dist.reporting.figures import write_cluster_figures, write_run_figures
+from ecn_dist.reporting.montage import pixels_of
 from ecn_dist.reporting.run_reader import FigureFile, read_figure
-from ecn_dist.reporting.sheets import Domain
+from ecn_dist.reporting.sheets import Domain, draw_clusters
 from tests.picture_cases import evaluation_of, plain_picture, random_case
+from tests.tiny_shards import write_split
 
 RESULTS = ["ranked_best", "ranked_worst", "ranked_random", "failures", "cmc"]
 
@@ -42,6 +46,23 @@ def test_all_figures_of_a_run(tmp_path: Path) -> None:
     assert all(read(path).caption for path in written)
     logged = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     assert all(f"figures/{name}".encode() in logged for name in names)
+
+
+def test_figure_of_clusters_goes_by_exemplar_index(tmp_path: Path) -> None:
+    split = write_split(tmp_path, [7, 5], styles=False)
+    assert split.indices.tolist() != list(range(12))
+    labels = np.arange(12) // 6  # exemplars 0..5, and 6..11
+    (written,) = write_cluster_figures(tmp_path, split, labels)
+    assert written == tmp_path / "figures" / "clusters.png"
+    shown = read(written)
+    assert "of the most people" in shown.caption
+    reader = ShardReader()
+    read_picture = lambda row: reader.read_picture(split, row)  # noqa: E731
+    drawn = draw_clusters(split.indices // 6, split.pids, split.camids, read_picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(written)), pixels_of(drawn))
+    words = [text.get_text() for text in drawn.texts]
+    assert [line.splitlines()[:2] for line in words[2:]] == [["large", "cluster 0"], ["large", "cluster 1"]]
+    assert all("6 pictures" in line for line in words[2:])
 
 
 def test_figures_without_cameras(tmp_path: Path) -> None:

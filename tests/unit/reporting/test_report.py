@@ -163,7 +163,8 @@ def test_numbers_of_any_type_are_borne(run: Path, value: object) -> None:
     keys = ["steps", "epochs", "world_size", "images_per_second", "wall_seconds", "machine"]
     evaluation = dict.fromkeys([*EVALUATION, "collapsed_queries"], value)
     answers = dict.fromkeys(["num_queries", "num_wrong", "num_wrong_own_camera", "own_camera_share"], value)
-    rows = [{"step": 1, "epoch": value, "loss": value, "lr": value, "evaluation": value}]
+    metrics = ["epoch", "loss", "lr", "evaluation", "outliers", "cluster_size_mean", "cluster_ami"]
+    rows = [{"step": 1} | dict.fromkeys(metrics, value) | {"clusters": clusters} for clusters in (value, 3)]
     folder = run / "figures"
     folder.mkdir()
     pairs = [dict.fromkeys(["query_camera", "gallery_camera", "value"], value)]
@@ -185,6 +186,20 @@ def test_a_collapsed_network_is_named(run: Path) -> None:
     summary = {"evaluation": EVALUATION | {"collapsed_queries": 3368}}
     (run / "summary.json").write_text(json.dumps(summary))
     assert "3,368 of 3,368 queries have all gallery pictures at one distance" in Page(write_report(run)).text
+
+
+def test_clusters_are_told_in_words(run: Path) -> None:
+    assert "Clusters" not in Page(write_report(run)).text
+    rows: list[dict] = [{"step": 1, "epoch": 0, "clusters": 1234, "outliers": 56, "cluster_size_mean": 7.25}]
+    for row, words in (
+        ({"step": 1, "epoch": 0, "loss": 1.0}, "At first: epoch 0, 1,234 clusters of 7.2 pictures on average, and 56"),
+        ({"step": 5, "epoch": 1, "clusters": 700, "cluster_ami": 0.5}, "At last: epoch 1, 700 clusters."),
+        ({"step": 9, "epoch": 2, "clusters": 800, "outliers": 0, "cluster_ami": 0.25}, "800 clusters, and 0 outliers."),
+    ):
+        rows.append(row)
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert words in Page(write_report(run)).text
+    assert "0.500 at first, 0.250 at last, at best 0.500" in Page(write_report(run)).text
 
 
 def test_another_output_leaves_the_run_as_it_is(run: Path, tmp_path: Path) -> None:

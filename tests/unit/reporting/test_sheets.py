@@ -13,8 +13,10 @@ from ecn_dist.reporting.montage import Cell, Row, pixels_of, save_figure
 from ecn_dist.reporting.ranked import Match, RankedList
 from ecn_dist.reporting.run_reader import read_figure
 from ecn_dist.reporting.sheets import (
+    PEOPLE,
     Domain,
     draw_answers,
+    draw_clusters,
     draw_domains,
     draw_failures,
     draw_ranked_lists,
@@ -164,6 +166,59 @@ def test_style_sheet_asks_for_the_copies_of_other_cameras_only() -> None:
     for color in [color_of(row) for row in range(3)] + [color_of(1), color_of(10), color_of(20), color_of(21)]:
         assert area_of(pixels, color) > 10_000
     assert words_of(figure).count("no copy") == 2
+
+
+def cluster_case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, pids and camids: clusters 0..5 of 9, 2, 4, 3, 4 and 2 pictures, and two outliers."""
+    sizes = [9, 2, 4, 3, 4, 2]
+    labels = np.repeat([*range(6), -1], [*sizes, 2])
+    pids = np.repeat([7, 8, 7, 9, 5, 6, 4, 3, 1], [9, 2, 2, 2, 3, 2, 2, 2, 2])
+    camids = np.array([row % 3 for row in range(len(labels))])
+    camids[labels == 3] = 1  # one camera alone
+    return labels, pids, camids
+
+
+def test_cluster_sheet_shows_large_small_and_mixed_clusters_and_their_people() -> None:
+    labels, pids, camids = cluster_case()
+    shuffled = np.random.default_rng(0).permutation(len(labels))
+    read: list[int] = []
+
+    def read_picture(row: int) -> Image.Image:
+        read.append(row)
+        return plain_picture(int(shuffled[row]))
+
+    figure = draw_clusters(labels[shuffled], pids[shuffled], camids[shuffled], read_picture, count=1, members=4)
+    words = words_of(figure)
+    # The largest, of one person; the smallest; and of the others the most mixed, half one person and half another.
+    for text in (
+        "large\ncluster 0\n9 pictures\n3 cameras\n1 people",
+        "small\ncluster 5\n2 pictures",
+        "mixed\ncluster 2",
+    ):
+        assert text in words
+    assert "6 clusters, 2 outliers of 26 pictures" in words
+    shown = labels[shuffled[read]].tolist()
+    assert shown == [0] * 4 + [5] * 2 + [2] * 4
+    assert pids[shuffled[read]].tolist()[-4:] in ([7, 7, 9, 9], [9, 9, 7, 7])  # the people stand together
+    frames = [axes.spines["left"].get_edgecolor()[:3] for axes in figure.axes]
+    assert frames == [to_rgb(PEOPLE[at]) for at in [0] * 6 + [0, 0, 1, 1]]
+    signs = [axes.get_xlabel()[0] for axes in figure.axes]
+    assert signs == list("AAAAAAAABB")  # not by colour alone
+    pixels = pixels_of(figure)
+    for row in read:
+        assert area_of(pixels, color_of(int(shuffled[row]))) > 10_000
+
+
+def test_cluster_sheet_without_pids_takes_those_across_cameras_as_mixed() -> None:
+    labels, _, camids = cluster_case()
+    for pids in (None, np.full(len(labels), -1)):
+        figure = draw_clusters(labels, pids, camids, plain_picture, count=1)
+        words = words_of(figure)
+        assert "mixed\ncluster 1" in words  # its only pair is by two cameras
+        assert "mixed\ncluster 3" not in words_of(draw_clusters(labels, pids, camids, plain_picture, count=2))
+        assert "people" not in words
+        assert {axes.spines["left"].get_edgecolor()[3] for axes in figure.axes} == {0.0}  # no frames
+    assert "all pictures are outliers" in words_of(draw_clusters(np.full(3, -1), None, camids[:3], plain_picture))
 
 
 def test_a_figure_carries_its_words(tmp_path) -> None:
