@@ -11,7 +11,8 @@ from ecn_dist.models import average_local_statistics, export_weights
 from ecn_dist.ranking import EvaluationInput
 from ecn_dist.ranking.evaluating import Evaluation, evaluate_backbone, has_evaluation
 from ecn_dist.reporting import model_card, words
-from ecn_dist.reporting.figures import write_figures
+from ecn_dist.reporting.figures import write_cluster_figures, write_figures
+from ecn_dist.reporting.report import write_report
 from ecn_dist.reporting.run_reader import WEIGHTS
 from ecn_dist.training import tracking
 from ecn_dist.training.building import Domains
@@ -21,7 +22,7 @@ from ecn_dist.training.tracking import log
 from ecn_dist.training.trainer import Trainer
 
 
-def train(run: Run, trainer: Trainer, domains: Domains, device: torch.device, stop: StopRequest) -> bool:
+def train(run: Run, trainer: Trainer, domains: Domains, device: torch.device, stop: StopRequest | None = None) -> bool:
     """Train to the end, evaluate, and write exported weights, summary.json, figures and report. Collective.
 
     The report is made from summary.json, which says only at the very end that the run is finished. False where training
@@ -79,8 +80,15 @@ def train(run: Run, trainer: Trainer, domains: Domains, device: torch.device, st
         run.finish(summary, finished=False)
 
     distributed.on_main(card_and_summary, str(output_dir))
-    if evaluation is not None and config.logging.figures:
+    labels = method.labels("target")
+    if config.logging.figures and (evaluation is not None or labels is not None):
         with tracking.pictures_for_tensorboard(output_dir, config.logging.tensorboard) as writer:
-            write_figures(output_dir, evaluation, domains, writer=writer, step=trainer.step)
+            if labels is not None:
+                train_split = domains["target"].split("train")
+                write_cluster_figures(output_dir, train_split, labels, writer=writer, step=trainer.step)
+            if evaluation is None:
+                distributed.on_main(lambda: write_report(output_dir))
+            else:
+                write_figures(output_dir, evaluation, domains, writer=writer, step=trainer.step)
     distributed.on_main(lambda: run.finish(summary, finished=True))
     return True
