@@ -47,6 +47,7 @@ def train(run: Run, trainer: Trainer, domains: Domains, device: torch.device, st
         return figures
 
     started, first_step = time.monotonic(), trainer.step
+    stop = StopRequest() if stop is None else stop  # an unasked one is false
     if not trainer.fit(after_epoch, stop):
         log.info("asked to stop by %s: saved at step %d; the same command continues", stop.signal, trainer.step)
         distributed.barrier()

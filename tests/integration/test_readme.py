@@ -23,4 +23,4 @@ def test_ten_lines_of_python_train(small_domains: Domains, tmp_path: Path, monke
     exec(compile(lines, "README.md", "exec"), {})
     run = read_run(tmp_path / "runs" / "python")
     assert run.evaluation["mAP"] > 0
-    assert (run.folder / "report.html").is_file()
+    assert (run.path / "report.html").is_file()
