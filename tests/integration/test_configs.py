@@ -47,6 +47,8 @@ OF_METHOD = {
         "cluster.min_samples": 2,
         "cluster.k1_intra": 1,
         "cluster.k1_inter": 2,
+        "optim.lr": 0.0001,  # Adam takes whole steps where a gradient is nothing but rounding
+        "optim.backbone_lr": 0.0001,
     },
 }
 # What no shipped configuration has yet: groups that lie within a rank, and on 3 ranks across them.
@@ -109,7 +111,8 @@ def train(ranks: RankPool, world_size: int, options: list[str]) -> tuple[Tensor,
     assert train_on(ranks, world_size, options) == {0}
     run = Path(load(options).output_dir)
     lines = read_metrics(run / "metrics.jsonl")
-    losses = [[value or 0.0 for key, value in line.items() if key.startswith("loss")] for line in lines]
+    steps = [line for line in lines if "loss" in line]
+    losses = [[value or 0.0 for key, value in line.items() if key.startswith("loss")] for line in steps]
     return torch.tensor(losses, dtype=torch.float64), load_file(run / "weights.safetensors")
 
 
@@ -143,7 +146,9 @@ def test_deepspeed_runs_are_close_over_three_steps(ranks: RankPool, tiny: Tiny, 
     expected = None
     for world_size in (1, 2):
         # No neighbours: the choice of the k nearest leaps where float32 rounds two similarities into another order.
-        choices = {"precision": "fp32", "engine": "deepspeed", "loss.neighbors_from_epoch": "2"}
+        choices = {"precision": "fp32", "engine": "deepspeed"}
+        if load(["--config", str(file)]).method == "ecn":
+            choices["loss.neighbors_from_epoch"] = "2"
         options = scaled_options(file, tiny, tmp_path / str(world_size), **choices)
         losses, weights = train(ranks, world_size, options)
         expected = losses if expected is None else expected
