@@ -44,7 +44,7 @@ class DataConfig:
     width: Count = 128
     """width of the network's input in pixels"""
     camera_style: bool = True
-    """camera-invariance: a target picture appears in the style of a random camera (METHOD.md, w'C')"""
+    """camera-invariance: a target picture appears in the style of a random camera (docs/formulas.md)"""
     random_erasing: Annotated[float, Range(least=0, most=1)] = 0.5
     """probability of random erasing, both domains"""
     streams: Count = 16

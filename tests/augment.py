@@ -24,7 +24,7 @@ def augment_picture(
     width: int,
     random_erasing: float,
 ) -> Tensor:
-    """(3, H, W) float32: crop, resize, flip, normalise, erase, as METHOD.md, "Training", says."""
+    """(3, H, W) float32: crop, resize, flip, normalise, erase, as formulas.md, "Training", says."""
     top, left, crop_height, crop_width = transforms.crop_box(draws, picture.height, picture.width)
     picture = picture.crop((left, top, left + crop_width, top + crop_height))
     picture = picture.resize((width, height), Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""The memory's losses and updates (METHOD.md, METHODS.md), written plainly: float64, one process, loops."""
+"""The memory's losses and updates (formulas.md), written plainly: float64, one process, loops."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def neighbors(features: Tensor, rows: Tensor, num_neighbors: int) -> Tensor:
 
 
 def weights(features: Tensor, indices: Tensor, rows: Tensor, num_neighbors: int) -> Tensor:
-    """w of METHOD.md, (B, N): 1/k at the k nearest rows, then exactly 1 at the own row."""
+    """w of formulas.md, (B, N): 1/k at the k nearest rows, then exactly 1 at the own row."""
     result = torch.zeros(len(features), len(rows), dtype=torch.float64)
     for i, nearest in enumerate(neighbors(features, rows, num_neighbors).tolist()):
         for j in nearest:

@@ -57,7 +57,7 @@ class TrainStream:
         height, width: network input.
         augmentation: how pictures are varied; None resizes alone (bicubic), as for evaluation.
         style: which pictures show a sample: "real" (as it was taken), "random" (in the style of a uniformly drawn
-            camera; its own is the real one: METHOD.md, "Camera-invariance"), "other" (of a drawn other camera), or
+            camera; its own is the real one: formulas.md, "Camera-invariance"), "other" (of a drawn other camera), or
             "all" (V = C views: the real one, then the other cameras' in order, each with draws of its own).
         rank, world_size: which part of each global batch.
         workers: loader processes of this stream; 0 reads in this process.

@@ -1,4 +1,4 @@
-"""From a stored picture to network input, as METHOD.md, "Training", says.
+"""From a stored picture to network input, as formulas.md, "Training", says.
 
 A decoded uint8 array is cropped, flipped and resized by torch's vectorised uint8 kernels (`resize_into`); scaling,
 normalising and erasing are done in float32 for the whole batch, on the training device (`normalise_and_erase`).
@@ -52,9 +52,9 @@ class Augmentation:
     """How training pictures are varied; each is flipped with probability 0.5, and normalised.
 
     Args:
-        kind: "ecn" (METHOD.md, "Training": a random part of the picture, resized bilinearly; erased boxes have the area
+        kind: "ecn" (formulas.md, Training: a random part of the picture, resized bilinearly; erased boxes have the area
             0.02 .. 0.2 and are filled with ImageNet's mean in the already normalised image, as published) or "pad"
-            (METHODS.md, "Augmentation of the clustering family": resized bicubically, padded with black by 10 pixels at
+            (formulas.md, Augmentation of the clustering family: resized bicubically, padded with black by 10 pixels at
             height 256 in proportion, cropped at random; area 0.02 .. 0.4, filled with the mean).
         random_erasing: probability of erasing.
     """

@@ -54,7 +54,7 @@ class GatheredBatch:
         return self._indices.wait()
 
     def loss(self, num_neighbors: int = 0) -> Tensor:
-        """The target loss of METHOD.md, the mean over this rank's own batch rows.
+        """The target loss of formulas.md, the mean over this rank's own batch rows.
 
         Without neighbours it is the cross entropy of a softmax over all rows at the memory's temperature.
 
@@ -69,7 +69,7 @@ class GatheredBatch:
         return self._differentiable(target_loss, num_neighbors)
 
     def bank_loss(self, positives_bD: Tensor, num_neighbors: int = 0) -> Tensor:
-        """The loss of FMCL (METHODS.md), the mean over this rank's own batch rows.
+        """The loss of FMCL (formulas.md), the mean over this rank's own batch rows.
 
         The positive of a picture is given; neither its own row nor one that was never written takes part.
 
@@ -88,7 +88,7 @@ class GatheredBatch:
         return self._differentiable(bank_loss, positives_bD, num_neighbors)
 
     def proxy_loss(self, own_b2: Tensor, camids_b: Tensor, *, most_own: int, num_others: int = 50) -> Tensor:
-        """The camera-proxy loss of METHODS.md: the rows are proxies, those of one cluster side by side.
+        """The camera-proxy loss of formulas.md: the rows are proxies, those of one cluster side by side.
 
         It is this rank's part of the sum, times the number of ranks, so that the mean over ranks is the global loss.
 

@@ -5,11 +5,11 @@ With s_ij = x_i . v_j / temperature, L_i = log sum_j exp s_ij, and constant weig
     loss_i         = w_i L_i - sum_j w_ij s_ij
     d loss_i / d x = (w_i sum_j exp(s_ij - L_i) v_j - sum_j w_ij v_j) / temperature
 
-The target loss (METHOD.md: Losses) has weight 1 for the picture's own row and 1/k for each of its k nearest. The bank
-loss (METHODS.md: fmcl) leaves out the own row and those never written; in its place a positive e_i is given, with
+The target loss (formulas.md: Losses) has weight 1 for the picture's own row and 1/k for each of its k nearest. The bank
+loss (formulas.md: fmcl) leaves out the own row and those never written; in its place a positive e_i is given, with
 weight 1 and a place in the sum, and the k nearest rows have as weights the softmax among them.
 
-In the camera-proxy loss (METHODS.md: Camera proxies; Wang et al. 2021) picture i has its own proxies P_i, one for each
+In the camera-proxy loss (formulas.md: Camera proxies; Wang et al. 2021) picture i has its own proxies P_i, one for each
 camera of its cluster, and H_i, the most similar of the others; with n_i pictures of its camera in the global batch:
 
     loss           = sum_i 1/n_i (log sum_{q in P_i + H_i} exp s_iq - mean_{p in P_i} s_ip)

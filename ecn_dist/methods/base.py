@@ -50,7 +50,7 @@ class Feed:
     style: Literal["real", "random", "other", "all"] = "real"
     """as taken; in the style of a random camera; of a random other one; the picture with all its copies"""
     augmentation: Literal["ecn", "pad"] = "ecn"
-    """METHOD.md: Training, or METHODS.md: Augmentation of the clustering family"""
+    """docs/formulas.md: Training, or Augmentation of the clustering family"""
 
 
 @dataclass(frozen=True)

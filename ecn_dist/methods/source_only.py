@@ -29,7 +29,7 @@ class Embedding(nn.Module):
 
 
 class SourceHead(Method):
-    """A network with ECN's source head (METHOD.md: Network), for all methods that have epochs on the source alone."""
+    """A network with ECN's source head (formulas.md: Network), for all methods that have epochs on the source alone."""
 
     def __init__(self, setting: Setting, with_head: bool = True) -> None:
         """`with_head` False: there are no epochs on the source alone, and no head."""
@@ -49,7 +49,7 @@ class SourceHead(Method):
 
 
 class SourceOnly(SourceHead):
-    """Cross entropy on the labelled source alone (METHODS.md: source_only)."""
+    """Cross entropy on the labelled source alone (formulas.md: source_only)."""
 
     LOSSES = SOURCE_LOSSES
 

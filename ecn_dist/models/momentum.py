@@ -1,4 +1,4 @@
-"""A momentum encoder: the slowly moving mean of a network (METHODS.md; He et al. 2020, Tarvainen and Valpola 2017)."""
+"""A momentum encoder: the slowly moving mean of a network (formulas.md; He et al. 2020, Tarvainen and Valpola 2017)."""
 
 import copy
 from typing import Any

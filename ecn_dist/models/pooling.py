@@ -22,7 +22,8 @@ class GeM(nn.Module):
 
     def forward(self, map_bChw: Tensor) -> Tensor:
         """(b, C, h, w) -> (b, C, 1, 1) in its dtype."""
-        with torch.autocast(map_bChw.device.type, enabled=False):
+        # The meta device, on which costs are counted, knows no autocast.
+        with torch.autocast("cpu" if map_bChw.is_meta else map_bChw.device.type, enabled=False):
             values = map_bChw.to(self.p.dtype).clamp(min=FLOOR)
             largest = values.detach().amax((2, 3), keepdim=True)  # cancels out, in the gradient too
             means = (values / largest).pow(self.p).mean((2, 3), keepdim=True)

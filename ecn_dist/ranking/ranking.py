@@ -1,4 +1,4 @@
-"""Retrieval metrics of queries against a gallery: mAP, CMC, mINP and more (METHOD.md, "Evaluation").
+"""Retrieval metrics of queries against a gallery: mAP, CMC, mINP and more (formulas.md, "Evaluation").
 
 True matches first, then exact counts of the pictures before them (counting.py), then the figures (measures.py). A rank
 multiplies blocks of queries with chunks of its own part of the gallery, and the counts add up.

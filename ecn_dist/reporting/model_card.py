@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ecn_dist import methods
 from ecn_dist.data import ShardIndex
 from ecn_dist.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ecn_dist.errors import UserError
@@ -36,7 +37,7 @@ class Facts:
     sentence for where there is no result."""
 
     summary: Mapping[str, Any] | None
-    why_unknown: str = "The target had no query and gallery to evaluate on."
+    why_unknown: str = "There was no target with query and gallery to evaluate on."
 
 
 def fingerprint(index: ShardIndex) -> str:
@@ -108,13 +109,15 @@ def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> str
         num_features=backbone.num_features,
         fingerprint=fingerprint_backbone(backbone, options["data.height"], options["data.width"]),
         data={name: data.get(name) for name in ("source", "target")},
+        recorded=bool(data),
         method=words.method(options),
         recipe=[line for line in words.trained(options) if line[0] not in _ELSEWHERE]
         + [(name, words.count(summary.get(key)) or UNKNOWN) for key, name in counts],
         kept=[
             (key, value)
             for key, value in options.items()
-            if key in _RECIPE_OF_DATA or not (key in _NO_RECIPE or key.startswith(_NO_RECIPE_SECTIONS))
+            if (key in _RECIPE_OF_DATA or not (key in _NO_RECIPE or key.startswith(_NO_RECIPE_SECTIONS)))
+            and not methods.unread(options.get("method", "ecn"), key)
         ],
         results=words.measures(evaluation),
         collapse=words.collapse(evaluation),

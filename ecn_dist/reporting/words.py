@@ -25,7 +25,7 @@ def state(run: RunFolder) -> str:
     if run.evaluation:
         return ""
     if run.summary is not None:
-        return "This run has ended without an evaluation: its target has no query and gallery, or it was not asked for."
+        return "This run has ended without an evaluation: no target with query and gallery, or not asked for."
     last = run.metrics[-1].get("step") if run.metrics else None
     upto = f"what it wrote up to step {last}" if last is not None else "what it wrote so far"
     return f"This run has not ended, or was stopped before its end: there is no summary.json. Shown is {upto}."

@@ -68,7 +68,7 @@ def train(run: Run, trainer: Trainer, domains: Domains, device: torch.device, st
     distributed.on_main(lambda: export_weights(method, output_dir / WEIGHTS))
     evaluation = evaluate()
     if evaluation is None:
-        log.info("the target has no query and gallery, so there is nothing to evaluate on")
+        log.info("there is no target with query and gallery, so there is nothing to evaluate on")
     else:
         summary["evaluation"] = evaluation.summary()
         log.info("result: %s", tracking.describe(summary["evaluation"]))

@@ -1,4 +1,4 @@
-"""Steps, epochs and learning rates of a run (METHOD.md: Training)."""
+"""Steps, epochs and learning rates of a run (formulas.md: Training)."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Cluster memory with camera proxies (METHODS.md: cluster).
+"""Cluster memory with camera proxies (formulas.md: cluster).
 
 Shape letters: b images of a feed here, n target pictures here, N on all ranks, D feature length, C clusters.
 """
@@ -44,7 +44,7 @@ class Cluster(SourceHead):
         parts = {"loss_cluster": True, "loss_camera": self.options.camera_weight > 0, "loss_source": source}
         self.LOSSES = ("loss", *(name for name, is_used in parts.items() if is_used))
         self._estimates_neck = setting.source_only_epochs > 0
-        self.labels_N = torch.full((self.pictures.num_pictures,), -1, dtype=torch.int64)
+        self.labels_N = torch.full((self.pictures.num_pictures,), -1, dtype=torch.int64, device="cpu")
         self._make_memories(num_clusters=0)
 
     def started_from(self, weights: str) -> None:
@@ -81,9 +81,8 @@ class Cluster(SourceHead):
         losses = {"loss_cluster": self._batch.loss()}
         loss = losses["loss_cluster"]
         if self.options.camera_weight:
-            proxies_b = self.proxies_N[target.indices.cpu()].to(features_bD.device)
-            self._proxy_batch = self.proxies.gather(features_bD, proxies_b)
-            own_b2 = self.own_proxies_C2[target.labels.cpu()].to(features_bD.device)
+            self._proxy_batch = self.proxies.gather(features_bD, self.proxies_N[target.indices])
+            own_b2 = self.own_proxies_C2[target.labels]
             losses["loss_camera"] = self._proxy_batch.proxy_loss(
                 own_b2, target.camids, most_own=self.pictures.num_cameras, num_others=NUM_OTHER_PROXIES
             )
@@ -131,8 +130,7 @@ class Cluster(SourceHead):
         own = self.labels_N[pictures.indices.cpu()].to(pictures.features.device)
         self.memory.load_means(pictures.features, own)
         if options.camera_weight:
-            own_proxies = self.proxies_N[pictures.indices.cpu()].to(pictures.features.device)
-            self.proxies.load_means(pictures.features, own_proxies)
+            self.proxies.load_means(pictures.features, self.proxies_N[pictures.indices])
         return figures
 
     def labels(self, feed: str) -> np.ndarray | None:
@@ -162,11 +160,11 @@ class Cluster(SourceHead):
             key_N = self.labels_N * self.pictures.num_cameras + self.pictures.camids_N
             keys_P, proxies_N = torch.where(self.labels_N < 0, -1, key_N).unique(return_inverse=True)
             outliers = int((self.labels_N < 0).any())  # they come first
-            self.proxies_N = proxies_N - outliers
+            self.proxies_N = (proxies_N - outliers).to(self.setting.device)
             clusters_P = keys_P[outliers:] // self.pictures.num_cameras
             counts_C = clusters_P.bincount(minlength=num_clusters)
             ends_C = counts_C.cumsum(0)
-            self.own_proxies_C2 = torch.stack([ends_C - counts_C, ends_C], dim=1)
+            self.own_proxies_C2 = torch.stack([ends_C - counts_C, ends_C], dim=1).to(self.setting.device)
             self.proxies = self._new_memory(len(clusters_P), PROXY_TEMPERATURE)
 
     def _new_memory(self, num_rows: int, temperature: float) -> ExemplarMemory:

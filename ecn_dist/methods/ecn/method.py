@@ -1,4 +1,4 @@
-"""ECN's step: two passes, two losses, one update of the memory (METHOD.md).
+"""ECN's step: two passes, two losses, one update of the memory (docs/formulas.md, here and in what follows).
 
 Shape letters: b images of a domain here, D embedding dimension, P source identities, N exemplars.
 """
@@ -70,7 +70,7 @@ class ECN(SourceHead):
         return outputs | {"features": self.target_dropout(F.normalize(z_bD, dim=1), at.number)}
 
     def losses(self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], at: Step) -> dict[str, Tensor]:
-        """L = (1 - lambda) L_source + lambda L_target (METHOD.md: Losses)."""
+        """L = (1 - lambda) L_source + lambda L_target (formulas.md: Losses)."""
         if self.weight == 0:  # the control: the target passes, and only BatchNorm sees it
             loss_source = source_loss(outputs, batches)
             return {"loss": loss_source, "loss_source": loss_source, "loss_target": torch.zeros_like(loss_source)}
@@ -85,7 +85,7 @@ class ECN(SourceHead):
     def after_step(
         self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], took_step: bool, at: Step
     ) -> None:
-        """v_y <- normalised(m v_y + (1 - m) x_i), m = memory.momentum * epoch (METHOD.md: Memory update)."""
+        """v_y <- normalised(m v_y + (1 - m) x_i), m = memory.momentum * epoch (formulas.md: Memory update)."""
         if self.weight:
             self._batch.update(self.setting.memory.momentum * at.epoch, skip=not took_step)
 

@@ -1,4 +1,4 @@
-"""ECN's passes (METHOD.md: Network), and what it tells of itself."""
+"""ECN's passes (formulas.md: Network), and what it tells of itself."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Network, freezing and weights (METHOD.md: Network)."""
+"""Network, freezing and weights (formulas.md: Network)."""
 
 from pathlib import Path
 

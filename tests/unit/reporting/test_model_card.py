@@ -83,7 +83,7 @@ def test_what_is_unknown_is_said(run: Path, trained: tuple[Backbone, dict], tmp_
         (facts_of(run / "published.pth", run / "config.yaml"), "another file than"),
         (facts_of(tmp_path / "weights.safetensors", run / "config.yaml"), "apart from their run folder"),
         (facts_of(write_trained_run(tmp_path / "unfinished")), "no summary.json"),
-        (Facts({"steps": 3}), "no query and gallery"),
+        (Facts({"steps": 3}), "no target with query and gallery"),
     ):
         card = card_of(*trained, facts)
         assert f"Unknown. {says}" in card or says in card.split("## Results")[1].split("## Limits")[0]

@@ -1,4 +1,4 @@
-"""Schedules of METHOD.md."""
+"""Schedules of formulas.md."""
 
 import math
 
