@@ -89,6 +89,7 @@ def measure(config: Config, domains: Domains, world_size: int) -> NetworkCost:
     network = meta_method(config, domains)
     size = (3, config.data.height, config.data.width)
     images = {feed.name: torch.empty(feed.batch_size // world_size, *size, device=META) for feed in network.feeds()}
+    alone = {"source": torch.empty(config.global_batch_size // world_size, *size, device=META)}
     own = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -102,7 +103,7 @@ def measure(config: Config, domains: Domains, world_size: int) -> NetworkCost:
         torch.stack([output.sum() for output in network(images, Step(0, 0, False)).values()]).sum().backward()
     with FlopCounterMode(display=False) as source_only:
         if config.optim.source_only_epochs:
-            network(images, Step(0, -1, True))["logits"].sum().backward()
+            network(alone, Step(0, -1, True))["logits"].sum().backward()
     dropout_masks = sum(map(len, images.values())) * config.model.embedding_dim * bool(config.model.dropout)
     return NetworkCost(
         parameters=sum(p.numel() for p in network.parameters()),
@@ -129,6 +130,7 @@ class Plan:
     checkpoint_bytes: int
     checkpoints: int
     flops_per_rank: int  # of the whole run
+    images: int  # of the whole run, over all ranks
 
     @property
     def memory_bytes(self) -> int:
@@ -164,22 +166,25 @@ def make_plan(config: Config, world_size: int) -> Plan:
     alone_steps = feeder.timeline.source_only_steps
     own_flops = (feeder.timeline.total_steps - alone_steps) * (network.flops + costs.flops)
     batch = config.global_batch_size // world_size
-    model = (network.parameters + network.trained_parameters) * element + network.buffer_bytes
+    moments = {"sgd": 1, "adam": 2}[config.optim.optimizer]  # numbers that it keeps of each parameter
+    model = (network.parameters + moments * network.trained_parameters) * element + network.buffer_bytes
+    images = feeder.images(Step(0, 0, False))  # of a step
     return Plan(
         world_size=world_size,
         timeline=feeder.timeline,
         batch_per_rank=batch,
         num_exemplars=num_exemplars,
         network=network,
-        memory=_memory(config, network, batch, element) | dict(costs.memory),
-        transfers=_transfers(config, network, element) + costs.transfers if world_size > 1 else (),
+        memory=_memory(config, network, images // world_size, element, moments) | dict(costs.memory),
+        transfers=_transfers(config, network, element, len(feeder.feeds)) + costs.transfers if world_size > 1 else (),
         checkpoint_bytes=model + costs.checkpoint_bytes,
         checkpoints=config.checkpoint.keep + config.checkpoint.keep_best + len(config.checkpoint.keep_epochs),
         flops_per_rank=own_flops + alone_steps * network.source_flops,
+        images=alone_steps * config.global_batch_size + (feeder.timeline.total_steps - alone_steps) * images,
     )
 
 
-def _memory(config: Config, network: NetworkCost, batch: int, element: int) -> dict[str, int]:
+def _memory(config: Config, network: NetworkCost, images: int, element: int, moments: int) -> dict[str, int]:
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
     pixels = 3 * config.data.height * config.data.width
     # Under autocast nearly all that is kept for the backward pass is in half precision.
@@ -187,19 +192,19 @@ def _memory(config: Config, network: NetworkCost, batch: int, element: int) -> d
     return {
         "parameters": network.parameters * element + network.buffer_bytes,
         "gradients": network.trained_parameters * element,
-        "momentum of SGD": network.trained_parameters * element,
+        "optimizer": moments * network.trained_parameters * element,
         "activations": network.activations * activation,
-        "pictures": 2 * batch * pixels * (4 + 1),
+        "pictures": images * pixels * (4 + 1),
         "chunk of memory rows": default_chunk_bytes(torch.device("cpu" if on_cpu else "cuda")),
     }
 
 
-def _transfers(config: Config, network: NetworkCost, element: int) -> tuple[Transfer, ...]:
+def _transfers(config: Config, network: NetworkCost, element: int, passes: int) -> tuple[Transfer, ...]:
     gradients = Transfer("gradients", "all_reduce", network.trained_parameters * element)
     if config.model.batchnorm != "sync":
         return (gradients,)
-    # Mean and square sum of every channel, for each domain: there and, for the backward pass, back.
-    each_way = 2 * 2 * network.batchnorm_channels * element
+    # Mean and square sum of every channel, for each pass: there and, for the backward pass, back.
+    each_way = passes * 2 * network.batchnorm_channels * element
     forward = Transfer("BatchNorm, forward", "all_gather", each_way)
     return gradients, forward, Transfer("BatchNorm, backward", "all_reduce", each_way)
 
@@ -245,8 +250,7 @@ def describe(plan: Plan, config: Config, options: Options) -> str:
         ("checkpoint", f"{_size(plan.checkpoint_bytes)}, of which at most {plan.checkpoints} are kept"),
     ]
     if options.images_per_second:
-        images = (2 * timeline.total_steps - timeline.source_only_steps) * config.global_batch_size
-        took = timedelta(seconds=round(images / options.images_per_second))
+        took = timedelta(seconds=round(plan.images / options.images_per_second))
         lines.append(("time", f"{took} at {options.images_per_second:g} images/s, without evaluation and checkpoints"))
     return "\n".join(f"{name:<12}{text}" for name, text in lines)
 

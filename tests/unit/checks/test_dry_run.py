@@ -55,7 +55,7 @@ def test_steps_and_batches(config: Config) -> None:
 
 def test_memory_falls_with_the_ranks_but_for_what_every_rank_holds(config: Config) -> None:
     one, four = make_plan(config, 1).memory, make_plan(config, 4).memory
-    for whole in ("parameters", "gradients", "momentum of SGD"):
+    for whole in ("parameters", "gradients", "optimizer"):
         assert one[whole] == four[whole]
     for divided in ("memory rows", "activations", "pictures"):
         assert one[divided] == pytest.approx(4 * four[divided], rel=0.01)
@@ -127,7 +127,7 @@ def test_activations_are_those_that_a_real_step_keeps(config: Config, domains: D
             "sync statistics need at least 2",
         ),
         ({"model": dataclasses.replace(SMALL.model, arch="resnet5")}, 1, "did you mean"),
-        ({"model": dataclasses.replace(SMALL.model, frozen_stages=9, weights="x")}, 1, "out of range"),
+        ({"model": dataclasses.replace(SMALL.model, frozen_stages=9, weights="x")}, 1, "has 5 stages"),
         ({"source": "/nowhere"}, 1, "no such shard folder"),
     ],
 )
@@ -205,3 +205,11 @@ def test_checkpoint_size_is_that_on_disk(config: Config) -> None:
     on_disk = sum(file.stat().st_size for file in checkpoint.iterdir() if file.suffix == ".safetensors")
     # Headers of the files come on top.
     assert on_disk == pytest.approx(make_plan(config, 1).checkpoint_bytes, rel=0.02)
+
+
+def test_clusters_with_proxies_and_gem_are_planned(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*options_of(config), "--method", "cluster", "--dry_run", "--images_per_second", "6", "--epochs", "2"]
+    options += ["--cluster.camera_weight", "0.5", "--cluster.instances", "2", "--cluster.steps_per_epoch", "5"]
+    options += ["--model.pooling", "gem", "--optim.optimizer", "adam"]
+    assert train.main(options) == 0
+    assert "0:00:20 at 6 images/s" in capsys.readouterr().out  # 10 steps of 12 pictures
