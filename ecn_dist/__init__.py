@@ -1,11 +1,11 @@
-"""Distributed training of domain adaptive person re-identification with an exemplar memory (ECN, CVPR 2019)."""
+"""Distributed training of person re-identification on cameras without labels: ECN, clusters, on one engine."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ecn_dist.serving.embedder import Embedder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Embedder", "__version__"]
 
 
