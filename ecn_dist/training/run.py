@@ -74,6 +74,7 @@ class Run:
         self.config, self.data, self.device = config, data, device
         self.folder = Path(config.output_dir)
         self.store = CheckpointStore(self.folder / "checkpoints")
+        self._where = f"output_dir: {self.folder}"  # in errors
         self._lock: IO[str] | None = None
         self._owner = ""
 
@@ -94,7 +95,7 @@ class Run:
 
         def on_main() -> bool:
             if self.folder.exists() and not self.folder.is_dir():
-                raise UserError(f"output_dir: {self.folder} is a file; name a folder")
+                raise UserError(f"{self._where} is a file; name a folder")
             if not self._is_to_train():
                 return False
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -122,10 +123,10 @@ class Run:
             self.store.remove_unfinished()
             if self.config.resume == "never":
                 return None
-            checkpoint = self.store.newest() if self.config.resume == "auto" else self._named(Path(self.config.resume))
-            if checkpoint is not None:
-                self._check_same_training(checkpoint)
-            return checkpoint
+            found = self.store.newest() if self.config.resume == "auto" else _named_by_resume(Path(self.config.resume))
+            if found and (changed := self._changes(f"{found} was written with other options", read_meta(found))):
+                log.warning("continuing from %s with changes: %s", found, changed)
+            return found
 
         return distributed.on_main(on_main)
 
@@ -148,9 +149,7 @@ class Run:
                             log.warning("%s is of another continuation, and kept under this name", aside)
                     self._remove_results()
                 except OSError as error:
-                    raise UserError(
-                        f"output_dir: {self.folder} cannot be written ({error}); mend that, or name another"
-                    ) from error
+                    raise UserError(f"{self._where} cannot be written ({error}); mend that, or name another") from error
 
         distributed.on_main(on_main)
 
@@ -175,38 +174,30 @@ class Run:
         folder, resume = self.folder, self.config.resume
         if not (folder / CONFIG).is_file():
             if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
-                raise UserError(
-                    f"output_dir: {folder} has files in it but no run; name a new folder, or empty this one"
-                )
+                raise UserError(f"{self._where} has files in it but no run; name a new folder, or empty this one")
             return True
         if not self._has_trained():
             return True  # a mistake in the options or the data ended it before its first step
         if resume == "never":
             raise UserError(
-                f"output_dir: {folder} already holds a run, and resume is never; name a new folder, delete this one, "
-                "or continue it with --resume auto"
+                f"{self._where} already holds a run, and resume is never; name a new folder, delete this one, or "
+                "continue it with --resume auto"
             )
         try:
             stored = flatten(load(folder / CONFIG))
         except UserError as error:
-            raise UserError(
-                f"output_dir: {folder / CONFIG} cannot be read ({error}); bring it back, or name a new folder"
-            ) from error
+            advice = "bring it back, or name a new folder"
+            raise UserError(f"{self._where}/{CONFIG} cannot be read ({error}); {advice}") from error
         whole = self.store.complete()
-        changed = self._changed((read_meta(whole[-1]) if whole else {"data": self.data}) | {"config": stored})
-        if changed and self.config.resume_changed == "refuse":
-            raise UserError(
-                f"output_dir: {folder} already holds another run; these options differ: {'; '.join(changed)}. "
-                "Name a new folder, give the stored options to continue that run, or continue it with the new ones by "
-                "--resume_changed allow"
-            )
-        if changed or not is_finished(folder):
+        meta = read_meta(whole[-1]) if whole else {"data": self.data}
+        changes = self._changes(f"{self._where} already holds another run", meta | {"config": stored})
+        if changes or not is_finished(folder):
             return True
         if resume == "auto":
             return False
         raise UserError(
-            f"output_dir: {folder} holds this very run, finished; its results are in {folder / SUMMARY}. "
-            f"Name a new folder to train again from {resume}"
+            f"{self._where} holds this very run, finished; its results are in {folder / SUMMARY}. Name a new folder to "
+            f"train again from {resume}"
         )
 
     def _has_trained(self) -> bool:
@@ -217,37 +208,19 @@ class Run:
             or any((self.folder / name).is_file() for name in (SUMMARY, WEIGHTS))
         )
 
-    def _changed(self, meta: dict[str, Any]) -> list[str]:
-        """What differs from what wrote a checkpoint of these meta data, and changes results."""
+    def _changes(self, what: str, meta: dict[str, Any]) -> str:
+        """What changes results beside what wrote a checkpoint of these meta data; refused unless that is allowed."""
         stored = meta.get("data") or {}
         changed = [f"{domain}: other data" for domain in self.data if stored.get(domain) != self.data[domain]]
         if meta.get("device", self.device) != self.device:  # they draw other dropout masks
             changed.append(f"kind of device: {meta['device']} -> {self.device}")
-        return changed + differences(meta.get("config", {}), flatten(self.config))
-
-    def _check_same_training(self, checkpoint: Path) -> None:
-        changed = "; ".join(self._changed(read_meta(checkpoint)))
-        if changed and self.config.resume_changed == "refuse":
+        changes = "; ".join(changed + differences(meta.get("config", {}), flatten(self.config)))
+        if changes and self.config.resume_changed == "refuse":
             raise UserError(
-                f"{checkpoint} was written with other options; these differ: {changed}. Give the stored ones, "
-                "name a new output_dir, or continue with the new ones by --resume_changed allow"
+                f"{what}; these differ: {changes}. Give the stored ones to continue it, name a new output_dir, or "
+                "continue with the new ones by --resume_changed allow"
             )
-        if changed:
-            log.warning("continuing from %s with changes: %s", checkpoint, changed)
-
-    @staticmethod
-    def _named(path: Path) -> Path:
-        """The checkpoint that `resume` names; one that is damaged is an error, as nobody asked for another."""
-        if not (path / "checkpoints").is_dir():
-            if problem := damage(path):
-                raise UserError(f"resume: {path} cannot be used, as {problem}")
-            return path
-        if (newest := CheckpointStore(path / "checkpoints").newest()) is None:
-            raise UserError(
-                f"resume: {path} is neither a complete checkpoint nor a run folder with one; it takes auto, never, or "
-                "the path of either"
-            )
-        return newest
+        return changes
 
     def _lock_folder(self) -> None:
         """Hold the folder for as long as rank 0 lives: the lock is the system's, and ends with its process.
@@ -262,7 +235,7 @@ class Run:
             owner = lock.read() or "another process"
             lock.close()
             raise UserError(
-                f"output_dir: {self.folder} is being written by {owner}; wait for its end, end it, or name a new folder"
+                f"{self._where} is being written by {owner}; wait for its end, end it, or name a new folder"
             ) from error
         except OSError as error:
             log.warning("output_dir: no lock keeps a second training out of %s (%s)", self.folder, error)
@@ -278,8 +251,8 @@ class Run:
         while not lock.is_file() or lock.read_text(encoding="utf-8") != owner:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"output_dir: rank {distributed.rank()} on host {socket.gethostname()} does not see in "
-                    f"{self.folder} what rank 0 wrote there; it must lie on a file system that all hosts share"
+                    f"{self._where}: rank {distributed.rank()} on host {socket.gethostname()} does not see what rank 0 "
+                    "wrote there; it must lie on a file system that all hosts share"
                 )
             time.sleep(0.1)
 
@@ -292,3 +265,14 @@ class Run:
         if (self.folder / FIGURES).is_dir():
             shutil.rmtree(self.folder / FIGURES)
         (self.folder / WEIGHTS).unlink(missing_ok=True)
+
+
+def _named_by_resume(path: Path) -> Path:
+    """The checkpoint that `resume` names; one that is damaged is an error, as nobody asked for another."""
+    if not (path / "checkpoints").is_dir():
+        if problem := damage(path):
+            raise UserError(f"resume: {path} cannot be used, as {problem}")
+        return path
+    if newest := CheckpointStore(path / "checkpoints").newest():
+        return newest
+    raise UserError(f"resume: {path} has no complete checkpoint; it takes auto, never, a checkpoint, or a run with one")

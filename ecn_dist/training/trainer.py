@@ -190,7 +190,8 @@ class Trainer:
         if meta["timeline"] != self.timeline.in_meta():
             raise UserError(
                 f"resume: {checkpoint} is at step {meta['step']} of a run with {meta['timeline']}, and this one has "
-                f"{self.timeline.in_meta()}; give the stored options or data, or start anew with --model.weights",
+                f"{self.timeline.in_meta()}, so the step says nothing here; give the stored options or data, or start "
+                "anew with --model.weights",
                 on_all_ranks=True,
             )
         self.method.resize(meta.get("sizes", {}))
