@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,22 +108,19 @@ def build_strategy(config: Config, method: Method, device: torch.device) -> Stra
     """The method's optimiser, precision and gradient exchange. Collective."""
     optim = config.optim
     groups = method.parameter_groups(lr=optim.lr, backbone_lr=optim.backbone_lr)
-    optimizer: torch.optim.Optimizer = (
-        torch.optim.Adam(groups, weight_decay=optim.weight_decay)
-        if optim.optimizer == "adam"
-        else torch.optim.SGD(
-            groups, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.momentum > 0
-        )
-    )
+    optimizer: torch.optim.Optimizer
+    if optim.optimizer == "adam":
+        optimizer = torch.optim.Adam(groups, weight_decay=optim.weight_decay)
+    else:
+        momentum, nesterov = optim.momentum, optim.momentum > 0
+        optimizer = torch.optim.SGD(groups, momentum=momentum, weight_decay=optim.weight_decay, nesterov=nesterov)
+    kind: dict[str, Any] = {"precision": config.precision, "device": device}
     if config.engine == "ddp":
-        return DataParallel(method, optimizer, precision=config.precision, device=device)
+        return DataParallel(method, optimizer, **kind)
     from ecn_dist.training.deepspeed_strategy import DeepSpeed  # optional, and seconds to import
 
-    sizes = {
-        "zero_stage": config.deepspeed.zero_stage,
-        "batch_size": config.global_batch_size // distributed.world_size(),
-    }
-    return DeepSpeed(method, optimizer, precision=config.precision, device=device, **sizes)
+    batch_size = config.global_batch_size // distributed.world_size()
+    return DeepSpeed(method, optimizer, zero_stage=config.deepspeed.zero_stage, batch_size=batch_size, **kind)
 
 
 def training_splits(domains: Domains) -> dict[str, SplitIndex]:

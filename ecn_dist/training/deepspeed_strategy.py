@@ -147,6 +147,8 @@ def _scale_losses(optimizer: Any) -> Any:
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
     # As torch's GradScaler: from 2^16 on, doubled after 2000 steps, halved at every overflow.
-    optimizer.loss_scaler = DynamicLossScaler(init_scale=2.0**16, scale_window=2000, raise_error_at_min_scale=False)
+    growth: dict[str, Any] = {"init_scale": 2.0**16, "scale_window": 2000, "min_scale": 1.0}
+    skips: dict[str, Any] = {"delayed_shift": 1, "consecutive_hysteresis": False, "raise_error_at_min_scale": False}
+    optimizer.loss_scaler = DynamicLossScaler(**growth, **skips)
     optimizer.check_grad_overflow = True
     return optimizer.loss_scaler

@@ -38,7 +38,7 @@ class Trainer:
         feeder: Feeder,
         output_dir: Path,
         extract: Extract,
-        data: dict[str, str] | None = None,
+        data: dict[str, str],
     ) -> None:
         """`extract` serves `Method.before_epoch`; `data` are the fingerprints of the run's domains, for checkpoints."""
         self.config, self.strategy, self.feeder, self.extract, self.data = config, strategy, feeder, extract, data
@@ -114,14 +114,13 @@ class Trainer:
         """What precedes the step `at`, the first of its epoch or of this process."""
         self.strategy.begin_phase(at.source_only)
         if not at.source_only and not continues:
-            figures = self.method.before_epoch(at.epoch, self.extract)
-            if figures:
+            if figures := self.method.before_epoch(at.epoch, self.extract):
                 tracker.metrics({"step": at.number, "epoch": at.epoch} | figures)
             self.method.train()
             self.interval.started = time.monotonic()
         self.feeder.begin_epoch(at)
 
-    def _after_step(self, at: Step, tracker: Tracker, after_epoch: AfterEpoch | None) -> None:
+    def _after_step(self, at: Step, tracker: Tracker, after_epoch: AfterEpoch) -> None:
         """What is due after a step, in this order: a line of metrics, an evaluation, a checkpoint that tells of it."""
         ends_epoch = self.timeline.ends_epoch(at.number)
         every = self.config.checkpoint.every_steps
@@ -130,7 +129,7 @@ class Trainer:
             # Before a checkpoint too: it must not be written once the loss is no longer finite.
             self._report(tracker, at)
         evaluation = None
-        if ends_epoch and after_epoch is not None:
+        if ends_epoch:
             evaluation = after_epoch(at.epoch)
             if evaluation is not None:
                 tracker.metrics({"step": at.number, "epoch": at.epoch, "evaluation": evaluation})
