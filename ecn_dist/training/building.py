@@ -139,7 +139,7 @@ def build_trainer(
     sizes = ", ".join(f"{name} {len(split)} pictures of {split.num_cameras} cameras" for name, split in splits.items())
     steps = feeder.timeline.steps_per_epoch
     log.info("%s on %d ranks on %s; %s; %d steps an epoch", config.method, ranks, device, sizes, steps)
-    return Trainer(config, strategy, feeder, output_dir, _extract(config, method, splits, device), data)
+    return Trainer(config, strategy, feeder, output_dir, _extract(config, method, splits, device), data or {})
 
 
 def _extract(config: Config, method: Method, splits: dict[str, SplitIndex], device: torch.device) -> Extract:
