@@ -7,8 +7,9 @@ import platform
 import shutil
 import socket
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import torch
 
@@ -16,21 +17,11 @@ from ecn_dist import distributed
 from ecn_dist.config import Config, dump, flatten, load
 from ecn_dist.errors import UserError
 from ecn_dist.files import atomic_file, write_atomically
-from ecn_dist.reporting.run_reader import (
-    CARD,
-    CONFIG,
-    FIGURES,
-    METRICS,
-    REPORT,
-    SUMMARY,
-    WEIGHTS,
-    read_mapping,
-    read_metrics,
-)
+from ecn_dist.reporting import run_reader
+from ecn_dist.reporting.run_reader import CARD, CONFIG, FIGURES, METRICS, REPORT, SUMMARY, WEIGHTS, read_metrics
 from ecn_dist.training.checkpoint import CheckpointStore, damage, read_meta
 from ecn_dist.training.tracking import log
 
-FINISHED = "finished"  # in the summary; one without it was written as the last thing of a run
 LOCK = ".lock"  # held by rank 0, whose process and host it names
 _SECONDS_UNTIL_SEEN = 5.0  # a network file system shows new files late
 
@@ -57,13 +48,7 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     ]
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the run of this folder came to its end. Raises `UserError` for a summary that cannot be read."""
-    summary = read_mapping(folder / SUMMARY)
-    return summary is not None and bool(summary.get(FINISHED, True))
-
-
-class Run:
+class Run(AbstractContextManager):
     """One run and its folder: `claim`, `checkpoint`, `begin`, and `finish` at its end.
 
     As a context manager it gives the folder back to other processes. The methods raise `UserError` on all ranks alike.
@@ -76,10 +61,6 @@ class Run:
         self.store = CheckpointStore(self.folder / "checkpoints")
         self._where = f"output_dir: {self.folder}"  # in errors
         self._lock: IO[str] | None = None
-        self._owner = ""
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
@@ -93,24 +74,23 @@ class Run:
         rank does not see the folder.
         """
 
-        def on_main() -> bool:
+        def on_main() -> str | None:
             if self.folder.exists() and not self.folder.is_dir():
                 raise UserError(f"{self._where} is a file; name a folder")
             if not self._is_to_train():
-                return False
+                return None
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock_folder()
+            owner = self._lock_folder()
             if not self._is_to_train():  # another process may have trained it in the meantime
-                return False
+                return None
             if not (self.folder / CONFIG).is_file():
                 write_atomically(self.folder / CONFIG, dump(self.config))
-            return True
+            return owner
 
-        is_to_train = distributed.on_main(on_main)
-        if is_to_train:
-            owner = distributed.broadcast_object(self._owner)
+        owner = distributed.on_main(on_main)
+        if owner is not None:
             distributed.together(lambda: self._check_shared(owner))
-        return is_to_train
+        return owner is not None
 
     def checkpoint(self) -> Path | None:
         """The checkpoint to continue from, or None for a fresh start, in a claimed folder. Collective.
@@ -167,7 +147,7 @@ class Run:
             "torch": torch.__version__,
             "accelerator": str(torch.accelerator.current_accelerator() or "none"),
         }
-        text = json.dumps({FINISHED: finished} | summary | {"machine": machine}, indent=1)
+        text = json.dumps({run_reader.FINISHED: finished} | summary | {"machine": machine}, indent=1)
         write_atomically(self.folder / SUMMARY, text)
 
     def _is_to_train(self) -> bool:
@@ -191,7 +171,7 @@ class Run:
         whole = self.store.complete()
         meta = read_meta(whole[-1]) if whole else {"data": self.data}
         changes = self._changes(f"{self._where} already holds another run", meta | {"config": stored})
-        if changes or not is_finished(folder):
+        if changes or not run_reader.is_finished(folder):
             return True
         if resume == "auto":
             return False
@@ -201,12 +181,9 @@ class Run:
         )
 
     def _has_trained(self) -> bool:
-        metrics = self.folder / METRICS
-        return (
-            (metrics.is_file() and metrics.stat().st_size > 0)
-            or any(self.store.folder.glob("*step-*"))
-            or any((self.folder / name).is_file() for name in (SUMMARY, WEIGHTS))
-        )
+        metrics, ends = self.folder / METRICS, (self.folder / SUMMARY, self.folder / WEIGHTS)
+        has_metrics = metrics.is_file() and metrics.stat().st_size > 0
+        return has_metrics or any(self.store.folder.glob("*step-*")) or any(end.is_file() for end in ends)
 
     def _changes(self, what: str, meta: dict[str, Any]) -> str:
         """What changes results beside what wrote a checkpoint of these meta data; refused unless that is allowed."""
@@ -222,11 +199,9 @@ class Run:
             )
         return changes
 
-    def _lock_folder(self) -> None:
-        """Hold the folder for as long as rank 0 lives: the lock is the system's, and ends with its process.
-
-        `flock` itself: where a file system has none, the file that `filelock` takes instead would outlive a kill.
-        """
+    def _lock_folder(self) -> str:
+        """Hold the folder for as long as rank 0's process lives; returns the owner that the lock then names."""
+        # `flock` itself: where a file system has none, the file that `filelock` takes instead would outlive a kill.
         lock = (self.folder / LOCK).open("a+", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -239,10 +214,11 @@ class Run:
             ) from error
         except OSError as error:
             log.warning("output_dir: no lock keeps a second training out of %s (%s)", self.folder, error)
-        self._lock, self._owner = lock, f"process {os.getpid()} on {socket.gethostname()}"
+        self._lock, owner = lock, f"process {os.getpid()} on {socket.gethostname()}"
         lock.truncate(0)
-        lock.write(self._owner)
+        lock.write(owner)
         lock.flush()
+        return owner
 
     def _check_shared(self, owner: str) -> None:
         """Raise `UserError` where this rank does not see what rank 0 wrote."""

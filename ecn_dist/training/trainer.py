@@ -216,10 +216,7 @@ class Trainer:
         return self.strategy.state() | self.method.state() | of_ranks
 
     def _agree(self, batches: dict[str, Batch], stop: StopRequest) -> bool:
-        """Whether to stop before this step. All ranks act alike on what one may know alone, by one small all-reduce.
-
-        Bad data is raised; a checkpoint of which every rank's part is written is completed.
-        """
+        """Whether to stop, raise bad data, complete a written checkpoint: what one rank may know, by one all-reduce."""
         error = next((batch.error for batch in batches.values() if batch.error), None)
         bad, stops, writes = distributed.any_rank_of(error is not None, bool(stop), self.checkpoints.is_writing)
         if bad:
