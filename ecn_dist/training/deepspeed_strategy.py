@@ -118,8 +118,7 @@ class DeepSpeed(Strategy):
         return self.optimizer.state[self._group_of[parameter]["params"][0]]["step"]
 
     def _loss_scale(self) -> tuple[float, int] | None:
-        scaler = self._scaler
-        if scaler is None:
+        if (scaler := self._scaler) is None:
             return None
         return scaler.cur_scale, (scaler.cur_iter - scaler.last_overflow_iter) % scaler.scale_window
 

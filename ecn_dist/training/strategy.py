@@ -143,8 +143,7 @@ class DataParallel(Strategy):
         for name, parameter in self._trained.items():
             parameter.requires_grad_(name not in idle)
         if world_size() > 1:
-            # Buffers differ between ranks only with local BatchNorm, and then on purpose. The option's name changed
-            # with torch 2.13.
+            # Buffers differ between ranks only with local BatchNorm, on purpose. Torch 2.13 renamed the option.
             renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
             no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
             self._wrapped = DistributedDataParallel(

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from ecn_dist.methods.base import Step
 
@@ -64,17 +63,12 @@ class Timeline:
 
 
 def learning_rate_factor(
-    epoch: float,
-    *,
-    schedule: Literal["step", "cosine"],
-    epochs: float,
-    step_epochs: Sequence[int],
-    warmup_epochs: float,
+    epoch: float, *, schedule: str, epochs: float, step_epochs: Sequence[int], warmup_epochs: float
 ) -> float:
     """What every group's learning rate is multiplied with at the fractional `epoch`, in (0, 1].
 
-    Linear warm-up over `warmup_epochs`; after it `step` is 1, divided by 10 at each of `step_epochs`, and `cosine`
-    falls to 0 at `epochs` (Loshchilov and Hutter 2017, without restarts).
+    Linear warm-up over `warmup_epochs`; after it the `schedule` "step" is 1, divided by 10 at each of `step_epochs`, and
+    "cosine" falls to 0 at `epochs` (Loshchilov and Hutter 2017, without restarts).
     """
     if epoch < warmup_epochs:
         return epoch / warmup_epochs

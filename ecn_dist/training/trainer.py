@@ -43,13 +43,12 @@ class Trainer:
         """`extract` serves `Method.before_epoch`; `data` are the fingerprints of the run's domains, for checkpoints."""
         self.config, self.strategy, self.feeder, self.extract, self.data = config, strategy, feeder, extract, data
         self.method, self.timeline, self.output_dir = strategy.network, feeder.timeline, output_dir
-        keep = config.checkpoint
-        self.keep = Keep(keep.keep, keep.keep_best, tuple(keep.keep_epochs))
-        self.checkpoints = CheckpointStore(output_dir / "checkpoints", self.keep, asynchronous=keep.asynchronous)
+        saving = config.checkpoint
+        keep = Keep(saving.keep, saving.keep_best, tuple(saving.keep_epochs))
+        self.checkpoints = CheckpointStore(output_dir / "checkpoints", keep, asynchronous=saving.asynchronous)
         self.step = 0  # steps that are done: with the seed, the whole position
         self.saved_step: int | None = None  # of the newest checkpoint
-        self.skipped_steps = 0
-        self.skipped_in_a_row = 0
+        self.skipped_steps = self.skipped_in_a_row = 0
         self.diverging = False
         self.replaced_pictures = 0  # over all ranks, up to the newest line of metrics
         self.pictures = 0  # over all ranks, of the steps of this process
@@ -80,7 +79,11 @@ class Trainer:
                 batches, waited = self.feeder.next(at)
                 if self._agree(batches, stop):
                     stop.signal = stop.signal or "another rank's signal"
-                    self._save_and_stop()
+                    if self.saved_step != self.step:
+                        if self.interval.steps:
+                            self._check_finite(self.step, self.interval.mean_losses())
+                        self.save()
+                    self.checkpoints.finish()
                     return False
                 losses = self.train_step(batches, at)
                 self.interval.add(losses, waited, sum(batch.skipped for batch in batches.values()))
@@ -135,7 +138,8 @@ class Trainer:
                 tracker.metrics({"step": at.number, "epoch": at.epoch, "evaluation": evaluation})
             self.method.train()
             self.interval.started = time.monotonic()
-            saves |= (self.keep.best and evaluation is not None) or at.epoch in self.keep.epochs
+            keep = self.checkpoints.keep
+            saves |= (keep.best and evaluation is not None) or at.epoch in keep.epochs
         if saves and self.diverging:  # in fp16, where it may come back; what was saved before stays the newest
             log.warning("no checkpoint after step %d: its loss is not finite", at.number)
         elif saves:
@@ -166,13 +170,6 @@ class Trainer:
         }
         self.checkpoints.save(self.step, self._state(), meta | (about or {}))
         self.saved_step = self.step
-
-    def _save_and_stop(self) -> None:
-        if self.saved_step != self.step:
-            if self.interval.steps:
-                self._check_finite(self.step, self.interval.mean_losses())
-            self.save()
-        self.checkpoints.finish()
 
     def _unless_allowed(self, action: Callable[[], None]) -> None:
         """`action`, which saves: its failure ends the run, unless the configuration says that it need not."""
@@ -269,7 +266,7 @@ class Trainer:
     def _check_finite(self, step: int, losses: list[float]) -> None:
         """Raise `UserError`, on all ranks, for a loss that training will not come back from."""
         if not math.isfinite(losses[0]) and self.config.precision != "fp16":
-            named = zip(self.method.LOSSES[1:], losses[1:], strict=True)
+            named = list(zip(self.method.LOSSES, losses, strict=True))[1:]
             parts = ", ".join(f"{name.removeprefix('loss_')} {value}" for name, value in named)
             self._give_up(f"the loss is {losses[0]} around step {step} ({parts})")
 
