@@ -67,7 +67,7 @@ def learning_rate_factor(
 ) -> float:
     """What every group's learning rate is multiplied with at the fractional `epoch`, in (0, 1].
 
-    Linear warm-up over `warmup_epochs`; after it the `schedule` "step" is 1, divided by 10 at each of `step_epochs`, and
+    Linear warm-up over `warmup_epochs`; after it the schedule "step" is 1, divided by 10 at each of `step_epochs`, and
     "cosine" falls to 0 at `epochs` (Loshchilov and Hutter 2017, without restarts).
     """
     if epoch < warmup_epochs:

@@ -52,9 +52,9 @@ class Trainer:
         self.diverging = False
         self.replaced_pictures = 0  # over all ranks, up to the newest line of metrics
         self.pictures = 0  # over all ranks, of the steps of this process
-        dtype = torch.float64 if config.precision == "fp64" else torch.float32
-        device = next(self.method.parameters()).device
-        self.interval = Interval(torch.zeros(len(self.method.LOSSES), dtype=dtype, device=device))
+        setting = self.method.setting
+        losses = torch.zeros(len(self.method.LOSSES), dtype=setting.dtype, device=setting.device)
+        self.interval = Interval(losses)
 
     def fit(self, after_epoch: AfterEpoch, stop: StopRequest) -> bool:
         """Train from the present position to the end; True when it is reached.
