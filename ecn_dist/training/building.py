@@ -62,12 +62,13 @@ def build_method(config: Config, domains: Domains, device: torch.device) -> Meth
     model = config.model
     torch.manual_seed(config.seed)
     splits = training_splits(domains)
+    target = _pictures(splits["target"]) if "target" in splits else None  # data, on no meta device
     with torch.device("meta" if device.type == "meta" else "cpu"):
         method = methods.load(config.method)(
             Setting(
                 backbone=build_backbone(config),
                 num_identities=splits["source"].num_identities if "source" in splits else 0,
-                target=_pictures(splits["target"]) if "target" in splits else None,
+                target=target,
                 global_batch_size=config.global_batch_size,
                 epochs=config.epochs,
                 source_only_epochs=config.optim.source_only_epochs,

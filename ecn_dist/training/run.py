@@ -227,8 +227,8 @@ class Run(AbstractContextManager):
         while not lock.is_file() or lock.read_text(encoding="utf-8") != owner:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{self._where}: rank {distributed.rank()} on host {socket.gethostname()} does not see what rank 0 "
-                    "wrote there; it must lie on a file system that all hosts share"
+                    f"output_dir: rank {distributed.rank()} on host {socket.gethostname()} does not see in "
+                    f"{self.folder} what rank 0 wrote there; it must lie on a file system that all hosts share"
                 )
             time.sleep(0.1)
 
