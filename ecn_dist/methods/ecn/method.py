@@ -34,7 +34,7 @@ class ECN(SourceHead):
         num_exemplars = setting.target.num_pictures
         if self.loss.num_neighbors > num_exemplars:
             raise UserError(
-                f"loss.num_neighbors: {self.loss.num_neighbors} is more than the target's {num_exemplars} training "
+                f"loss.num_neighbors: {self.loss.num_neighbors}, but the target has only {num_exemplars} training "
                 "pictures; lower it"
             )
         automatic = torch.float64 if setting.dtype == torch.float64 else torch.float32
