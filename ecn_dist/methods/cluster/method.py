@@ -122,10 +122,10 @@ class Cluster(SourceHead):
         self._check_clusters(epoch, figures)
         self.labels_N[indices_N] = labels_N
         self._make_memories(int(figures["clusters"]))
-        own, device = pictures.indices.cpu(), pictures.features.device
-        self.memory.load_means(pictures.features, self.labels_N[own].to(device))
+        own = self.labels_N[pictures.indices.cpu()].to(pictures.features.device)
+        self.memory.load_means(pictures.features, own)
         if options.camera_weight:
-            self.proxies.load_means(pictures.features, self.proxies_N[own].to(device))
+            self.proxies.load_means(pictures.features, self.proxies_N[pictures.indices])
         return figures
 
     def labels(self, feed: str) -> np.ndarray | None:
