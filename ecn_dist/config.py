@@ -32,7 +32,9 @@ from ecn_dist.methods.options import (
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-_OWN_OPTIONS = {name: entry.options for name, entry in methods.METHODS.items() if entry.options is not None}
+
+def _own_options() -> dict[str, type]:
+    return {name: entry.options for name, entry in methods.METHODS.items() if entry.options is not None}
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,7 @@ def build_parser(prog: str, description: str) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=_ConfigFile, help="YAML file of options; may be given more than once")
     parser.add_class_arguments(Config, None, skip={"own"})
-    for name, options in _OWN_OPTIONS.items():
+    for name, options in _own_options().items():
         parser.add_class_arguments(options, name)
     return parser
 
@@ -296,7 +298,7 @@ def parse_with(parser: ArgumentParser, argv: list[str] | None) -> tuple[Config, 
         namespace = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
         raise UserError(_with_nearest_key(str(error))) from error
-    own = {name: namespace[name] for name in _OWN_OPTIONS}
+    own = {name: namespace[name] for name in _own_options()}
     shared = {f.name: namespace[f.name] for f in dataclasses.fields(Config) if f.name != "own"}
     return Config(**shared, own=own), namespace
 
@@ -330,7 +332,7 @@ def _sections(config: Config) -> dict[str, Any]:
     """Options and sections as they stand in a YAML file; of a method's own section, the defaults where it has none."""
     sections = dataclasses.asdict(config)
     del sections["own"]
-    own = {name: dataclasses.asdict(config.own.get(name) or options()) for name, options in _OWN_OPTIONS.items()}
+    own = {name: dataclasses.asdict(config.own.get(name) or options()) for name, options in _own_options().items()}
     return sections | own
 
 

@@ -21,8 +21,7 @@ from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
 from ecn_dist.reporting.comparison import Comparison
 from ecn_dist.reporting.report import write_report
-from ecn_dist.reporting.run_reader import read_run
-from ecn_dist.training.run import is_finished
+from ecn_dist.reporting.run_reader import is_finished, read_run
 
 CONFIG = Path(str(resources.files("ecn_dist") / "configs" / "demo.yaml"))
 CLUSTER = "demo_cluster.yaml"

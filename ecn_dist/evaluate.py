@@ -12,7 +12,7 @@ from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
 from ecn_dist.ranking import evaluating
 from ecn_dist.reporting import words
-from ecn_dist.training import building, tracking
+from ecn_dist.training import feeding, tracking
 from ecn_dist.training.trained import load_trained
 
 
@@ -55,7 +55,7 @@ def main(
         raise UserError(f"{data} lacks query or gallery, it has: {', '.join(index.splits)}", on_all_ranks=True)
     backbone, trained = load_trained(checkpoint, where, config)
     if adapt_batchnorm:
-        stream = distributed.together(lambda: building.adaptation_batches(trained, index.split("train"), where))
+        stream = distributed.together(lambda: feeding.adaptation_batches(trained, index.split("train"), where))
         evaluating.adapt_batchnorm(backbone, stream, trained.precision, where)
     size = evaluating.EvaluationInput(trained.data.height, trained.data.width, batch_size, workers)
     ranking = evaluating.RankingOptions(camera_free, expand_queries, rerank)

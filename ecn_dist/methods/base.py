@@ -9,7 +9,7 @@ Shape letters: b images of a feed here, N target training pictures, D embedding 
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from ecn_dist.memory import ExemplarMemory
 from ecn_dist.methods.options import LossOptions, MemoryOptions
 from ecn_dist.models import Backbone
 
-CPU = torch.device("cpu")
 SOURCE_LOSSES = ("loss", "loss_source")  # of a step on the source alone
+Tensors = Mapping[str, Tensor]
+Batches = Mapping[str, Batch]
 
 
 class Step(NamedTuple):
@@ -84,7 +85,7 @@ class Setting:
     loss: LossOptions = field(default_factory=LossOptions)
     own: Any = None
     """the method's own options"""
-    device: torch.device = CPU
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     """of parameters and losses"""
 
@@ -158,39 +159,36 @@ class Method(nn.Module):
 
     # A step, as the trainer sees it.
 
-    def forward(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
+    def forward(self, images: Tensors, at: Step) -> dict[str, Tensor]:
         """The passes of step `at`: by the names of the feeds, images (b, 3, H, W) -> what the losses need.
 
         All of a step goes through one call, so that a data-parallel wrapper sees one forward for one backward.
         """
         return self.source_passes(images, at) if at.source_only else self.passes(images, at)
 
-    def step_losses(self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], at: Step) -> dict[str, Tensor]:
+    def step_losses(self, outputs: Tensors, batches: Batches, at: Step) -> dict[str, Tensor]:
         """The losses of step `at`, those of `losses` or, on the source alone, `SOURCE_LOSSES`."""
         if not at.source_only:
             return self.losses(outputs, batches, at)
-        loss = source_loss(outputs, batches)
-        return dict.fromkeys(SOURCE_LOSSES, loss)
+        return dict.fromkeys(SOURCE_LOSSES, source_loss(outputs, batches))
 
     # A step, as the method makes it.
 
-    def source_passes(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
+    def source_passes(self, images: Tensors, at: Step) -> dict[str, Tensor]:
         """Source images -> "logits" (b, P), for a step on the source alone. `methods.source_only.SourceHead` has it."""
         raise NotImplementedError
 
-    def passes(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
+    def passes(self, images: Tensors, at: Step) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def losses(self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], at: Step) -> dict[str, Tensor]:
+    def losses(self, outputs: Tensors, batches: Batches, at: Step) -> dict[str, Tensor]:
         """Scalars of this rank, in the precision of the parameters; "loss" is what is minimised.
 
         Their mean over the ranks is the loss of the global batch.
         """
         raise NotImplementedError
 
-    def after_step(
-        self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], took_step: bool, at: Step
-    ) -> None:
+    def after_step(self, outputs: Tensors, batches: Batches, took_step: bool, at: Step) -> None:
         """State changes that follow the optimiser's step, such as the update of a memory. Collective.
 
         Where the step was skipped because of an overflow, `took_step` is False, on all ranks alike.
@@ -221,16 +219,29 @@ class Method(nn.Module):
     def resize(self, sizes: Mapping[str, int]) -> None:
         """Make `state` of the shapes that `sizes` told, before it is loaded."""
 
-    def state(self) -> dict[str, Tensor]:
-        """What is kept beside the weights, for a checkpoint to write or to fill in place; DTensors where divided."""
+    def memories(self) -> dict[str, ExemplarMemory]:
+        """The memories that are part of `state`, by name; `health` is that of "memory"."""
         return {}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
+    def state(self) -> dict[str, Tensor]:
+        """What is kept beside the weights, for a checkpoint to write or to fill in place; DTensors where divided."""
+        state: dict[str, Tensor] = {}
+        for name, memory in self.memories().items():
+            for key, rows in memory.local_state().items():
+                state[f"{name}.{key}"] = distributed.as_row_sharded(rows, memory.num_exemplars)
+            state |= {f"{name}.{key}": tensor for key, tensor in memory.global_state().items()}
+        return state
+
+    def load_state(self, state: Tensors) -> None:
         """Take over what `state` returned, once it was filled."""
+        for name, memory in self.memories().items():
+            memory.load_local_state({key: distributed.own_part(state[f"{name}.{key}"]) for key in memory.local_state()})
+            memory.load_global_state({key: state[f"{name}.{key}"] for key in memory.global_state()})
 
     def health(self) -> dict[str, float]:
         """Figures for the log, named as in metrics.jsonl. Collective."""
-        return {}
+        memory = self.memories().get("memory")
+        return {f"memory_{name}": cast(float, value) for name, value in (memory.health() if memory else {}).items()}
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
@@ -247,23 +258,9 @@ class Method(nn.Module):
         return Costs()
 
 
-def source_loss(outputs: Mapping[str, Tensor], batches: Mapping[str, Batch]) -> Tensor:
+def source_loss(outputs: Tensors, batches: Batches) -> Tensor:
     """Cross entropy of the source's identities."""
     return F.cross_entropy(outputs["logits"], batches["source"].labels)
-
-
-def memory_state(name: str, memory: ExemplarMemory) -> dict[str, Tensor]:
-    """A memory's part of `Method.state`, under `name`; its rows are divided among the ranks."""
-    divided = {
-        key: distributed.as_row_sharded(rows, memory.num_exemplars) for key, rows in memory.local_state().items()
-    }
-    return {f"{name}.{key}": tensor for key, tensor in (divided | memory.global_state()).items()}
-
-
-def take_state(name: str, memory: ExemplarMemory, state: Mapping[str, Tensor]) -> None:
-    """Give a memory what `memory_state` wrote."""
-    memory.load_local_state({key: distributed.own_part(state[f"{name}.{key}"]) for key in memory.local_state()})
-    memory.load_global_state({key: state[f"{name}.{key}"] for key in memory.global_state()})
 
 
 class Pictures(NamedTuple):

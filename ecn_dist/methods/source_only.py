@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecn_dist.data import Batch
-from ecn_dist.methods.base import SOURCE_LOSSES, Feed, Method, Setting, Step, source_loss
+from ecn_dist.methods.base import SOURCE_LOSSES, Batches, Feed, Method, Setting, Step, Tensors, source_loss
 from ecn_dist.models import GlobalDropout
 
 
@@ -42,7 +41,7 @@ class SourceHead(Method):
         nn.init.zeros_(self.source_head.bias)
         self.source_dropout = GlobalDropout(setting.dropout, seed=setting.seed, site=0)
 
-    def source_passes(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
+    def source_passes(self, images: Tensors, at: Step) -> dict[str, Tensor]:
         """ReLU(z) -> dropout -> linear: source images (b, 3, H, W) -> logits (b, P)."""
         z_bD = self.embedding(self.backbone.pooled(images["source"]))
         return {"logits": self.source_head(self.source_dropout(torch.relu(z_bD), at.number))}
@@ -56,12 +55,11 @@ class SourceOnly(SourceHead):
     def feeds(self) -> tuple[Feed, ...]:
         return (Feed("source", "source", self.setting.global_batch_size),)
 
-    def passes(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
+    def passes(self, images: Tensors, at: Step) -> dict[str, Tensor]:
         return self.source_passes(images, at)
 
-    def losses(self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], at: Step) -> dict[str, Tensor]:
-        loss = source_loss(outputs, batches)
-        return {"loss": loss, "loss_source": loss}
+    def losses(self, outputs: Tensors, batches: Batches, at: Step) -> dict[str, Tensor]:
+        return dict.fromkeys(SOURCE_LOSSES, source_loss(outputs, batches))
 
     @classmethod
     def describe(cls, options: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from ecn_dist.errors import UserError
 
 CONFIG, METRICS, SUMMARY, FIGURES = "config.yaml", "metrics.jsonl", "summary.json", "figures"
 WEIGHTS, CARD, REPORT = "weights.safetensors", "MODEL_CARD.md", "report.html"
+FINISHED = "finished"  # in the summary; one without it was written as the last thing of a run
 MAX_PIXELS = 40_000_000  # of a picture in a report
 
 
@@ -127,6 +128,12 @@ def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> Mappin
     if not isinstance(value, Mapping):
         raise UserError(f"{path}: holds no mapping of keys to values, but a {type(value).__name__}; mend or remove it")
     return value
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run of this folder came to its end. Raises `UserError` for a summary that cannot be read."""
+    summary = read_mapping(folder / SUMMARY)
+    return summary is not None and bool(summary.get(FINISHED, True))
 
 
 def number(value: object) -> float | None:

@@ -1,18 +1,18 @@
 """From a configuration to the objects of a run. The lower packages take plain values; here they get them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ecn_dist import distributed, methods
 from ecn_dist.config import Config
-from ecn_dist.data import Batch, ShardIndex, SplitIndex, TrainStream
+from ecn_dist.data import ShardIndex, SplitIndex
 from ecn_dist.data.index import UNKNOWN_PID
-from ecn_dist.data.plan import PassPlan, check_batch
+from ecn_dist.data.plan import check_batch
 from ecn_dist.data.reader import check_shards
-from ecn_dist.data.transforms import Augmentation
 from ecn_dist.methods.base import Extract, Method, Pictures, Setting, TargetPictures
 from ecn_dist.models import Backbone, check_statistics, convert_batchnorm, load_weights
 from ecn_dist.ranking.features import EvaluationInput, extract_split
@@ -62,14 +62,13 @@ def build_method(config: Config, domains: Domains, device: torch.device) -> Meth
     model = config.model
     torch.manual_seed(config.seed)
     splits = training_splits(domains)
-    source, target = splits.get("source"), splits.get("target")
-    pictures = None if target is None else _pictures(target)
+    target = _pictures(splits["target"]) if "target" in splits else None  # data, on no meta device
     with torch.device("meta" if device.type == "meta" else "cpu"):
         method = methods.load(config.method)(
             Setting(
                 backbone=build_backbone(config),
-                num_identities=0 if source is None else source.num_identities,
-                target=pictures,
+                num_identities=splits["source"].num_identities if "source" in splits else 0,
+                target=target,
                 global_batch_size=config.global_batch_size,
                 epochs=config.epochs,
                 source_only_epochs=config.optim.source_only_epochs,
@@ -114,16 +113,15 @@ def build_strategy(config: Config, method: Method, device: torch.device) -> Stra
     if optim.optimizer == "adam":
         optimizer = torch.optim.Adam(groups, weight_decay=optim.weight_decay)
     else:
-        nesterov = optim.momentum > 0
-        optimizer = torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=nesterov)
+        momentum, nesterov = optim.momentum, optim.momentum > 0
+        optimizer = torch.optim.SGD(groups, momentum=momentum, weight_decay=optim.weight_decay, nesterov=nesterov)
+    kind: dict[str, Any] = {"precision": config.precision, "device": device}
     if config.engine == "ddp":
-        return DataParallel(method, optimizer, precision=config.precision, device=device)
+        return DataParallel(method, optimizer, **kind)
     from ecn_dist.training.deepspeed_strategy import DeepSpeed  # optional, and seconds to import
 
-    stage, batch_size = config.deepspeed.zero_stage, config.global_batch_size // distributed.world_size()
-    return DeepSpeed(
-        method, optimizer, precision=config.precision, zero_stage=stage, batch_size=batch_size, device=device
-    )
+    batch_size = config.global_batch_size // distributed.world_size()
+    return DeepSpeed(method, optimizer, zero_stage=config.deepspeed.zero_stage, batch_size=batch_size, **kind)
 
 
 def training_splits(domains: Domains) -> dict[str, SplitIndex]:
@@ -136,58 +134,26 @@ def build_trainer(
 ) -> Trainer:
     """Method, strategy and streams of a run; `data` are the fingerprints of its domains. Collective."""
     method = distributed.together(lambda: build_method(config, domains, device))
-    pictures = training_splits(domains)
-    feeder = distributed.together(lambda: Feeder(config, method, pictures, device, distributed.world_size()))
+    splits, ranks = training_splits(domains), distributed.world_size()
+    feeder = distributed.together(lambda: Feeder(config, method, splits, device, ranks))
     strategy = build_strategy(config, method, device)
-    log.info(
-        "%s on %d ranks on %s; %s; %d steps an epoch",
-        config.method,
-        distributed.world_size(),
-        device,
-        ", ".join(f"{name} {len(split)} pictures of {split.num_cameras} cameras" for name, split in pictures.items()),
-        feeder.timeline.steps_per_epoch,
-    )
-    return Trainer(config, strategy, feeder, output_dir, _extract(config, method, pictures, device), data)
+    sizes = ", ".join(f"{name} {len(split)} pictures of {split.num_cameras} cameras" for name, split in splits.items())
+    steps = feeder.timeline.steps_per_epoch
+    log.info("%s on %d ranks on %s; %s; %d steps an epoch", config.method, ranks, device, sizes, steps)
+    return Trainer(config, strategy, feeder, output_dir, _extract(config, method, splits, device), data or {})
 
 
 def _extract(config: Config, method: Method, splits: dict[str, SplitIndex], device: torch.device) -> Extract:
-    """See `Extract`."""
-    data = config.data
+    data, dtype = config.data, method.setting.dtype
     size = EvaluationInput(data.height, data.width, config.evaluation.batch_size, data.workers)
-    dtype = method.setting.dtype
 
     def extract(embed: Callable[[Tensor], Tensor], *, copies: bool = False) -> Pictures:
-        split = splits["target"]
+        split, style = splits["target"], "all" if copies else "real"
         method.eval()
         features = extract_split(
-            lambda images: embed(images.to(dtype)),
-            split,
-            size,
-            device=device,
-            precision=config.precision,
-            style="all" if copies else "real",
+            lambda images: embed(images.to(dtype)), split, size, device=device, precision=config.precision, style=style
         ).features
-        part = distributed.RowPartition(len(split), distributed.world_size())
-        first = part.start(distributed.rank())
-        indices = torch.from_numpy(split.indices[first : first + len(features)]).to(device)
-        return Pictures(features, indices)
+        first = distributed.RowPartition(len(split), distributed.world_size()).start(distributed.rank())
+        return Pictures(features, torch.from_numpy(split.indices[first : first + len(features)]).to(device))
 
     return extract
-
-
-def adaptation_batches(config: Config, split: SplitIndex, device: torch.device) -> Iterator[Batch]:
-    """One pass over training pictures as they are, for `adapt_batchnorm`."""
-    data, batch_size = config.data, config.global_batch_size
-    plan = PassPlan(split.shard_samples, batch_size, data.streams, config.seed, "target")
-    stream = TrainStream(
-        split,
-        plan,
-        height=data.height,
-        width=data.width,
-        augmentation=Augmentation("ecn", 0.0),
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        workers=data.workers,
-        device=device,
-    )
-    return stream.batches(0, plan.steps_per_pass)

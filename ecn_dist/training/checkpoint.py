@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -50,13 +50,8 @@ class Keep:
         return kept
 
 
-class _Writing(NamedTuple):
-    """A save in flight; `files` gives sizes in bytes and sha256s of this rank's part by name."""
-
-    files: Future[dict[str, tuple[int, str]]]
-    temporary: Path
-    final: Path
-    meta: dict[str, Any]
+Files = dict[str, tuple[int, str]]
+"""Size in bytes and sha256 by name, of what one rank wrote"""
 
 
 class CheckpointStore:
@@ -71,7 +66,7 @@ class CheckpointStore:
         self.folder = folder
         self.keep = Keep(keep) if isinstance(keep, int) else keep
         self.asynchronous = asynchronous
-        self._in_flight: _Writing | None = None
+        self._in_flight: tuple[Future[Files], dict[str, Any]] | None = None  # and the meta data
         # Its thread ends before the interpreter does: one cut off inside torch would abort the process.
         self._writer = ThreadPoolExecutor(1, "checkpoint")
 
@@ -83,62 +78,82 @@ class CheckpointStore:
         is raised on all ranks as `UserError`, and earlier checkpoints are untouched.
         """
         self.finish()
-        final = self.folder / f"step-{step:08d}"
-        temporary = self.folder / f"{_TEMPORARY}{final.name}"
-        _together("could not be begun", final, lambda: _make_empty(temporary) if distributed.is_main() else None)
+        temporary = self._path(step, _TEMPORARY)
+
+        def begin() -> None:
+            if temporary.exists():
+                shutil.rmtree(temporary)
+            temporary.mkdir(parents=True)
+
+        self._together("could not be begun", step, lambda: begin() if distributed.is_main() else None)
         part = distributed.PendingSave(state, temporary)
 
-        def write() -> dict[str, tuple[int, str]]:
+        def write() -> Files:
             return {name: (size, distributed.checksum(temporary / name)) for name, size in part.write().items()}
 
         meta = {"version": FORMAT_VERSION, "step": step, "world_size": distributed.world_size()} | meta
-        self._in_flight = _Writing(self._writer.submit(write), temporary, final, meta)
+        self._in_flight = self._writer.submit(write), meta
         if not self.asynchronous:
             self.finish()
 
     @property
     def is_writing(self) -> bool:
         """Whether this rank still writes its part of a save."""
-        return self._in_flight is not None and not self._in_flight.files.done()
+        return self._in_flight is not None and not self._in_flight[0].done()
 
     def finish(self) -> None:
         """Wait for the save in flight and complete it. Does nothing where there is none. Collective."""
-        writing, self._in_flight = self._in_flight, None
-        if writing is None:
+        if self._in_flight is None:
             return
+        (files, meta), self._in_flight = self._in_flight, None
+        step = meta["step"]
         try:
-            own = _together("could not be written", writing.final, writing.files.result)
+            own = self._together("could not be written", step, files.result)
             parts = distributed.gather_objects((socket.gethostname(), own))
-            _together("could not be completed", writing.final, lambda: self._complete(writing, parts))
+            main = distributed.is_main()
+            self._together("could not be completed", step, lambda: self._complete(meta, parts) if main else None)
         except UserError:
             if distributed.is_main():  # it may be the disk that is full
-                shutil.rmtree(writing.temporary, ignore_errors=True)
+                shutil.rmtree(self._path(step, _TEMPORARY), ignore_errors=True)
             raise
-        if distributed.is_main():
+        if main:
             self._prune()
 
-    def _complete(self, writing: _Writing, parts: list[tuple[str, dict[str, tuple[int, str]]]]) -> None:
-        if not distributed.is_main():
-            return
+    def _complete(self, meta: dict[str, Any], parts: list[tuple[str, Files]]) -> None:
+        final, temporary = self._path(meta["step"]), self._path(meta["step"], _TEMPORARY)
         sizes, checksums = {}, {}
         for rank, (host, part) in enumerate(parts):
             for name, (sizes[name], checksums[name]) in part.items():
-                if not (writing.temporary / name).is_file():
+                if not (temporary / name).is_file():
                     raise UserError(
-                        f"the checkpoint {writing.final} could not be completed: rank {rank} wrote {name} on host "
-                        f"{host}, and rank 0 on {socket.gethostname()} does not see it. output_dir must lie on a file "
-                        "system that all hosts share"
+                        f"the checkpoint {final} could not be completed: rank {rank} wrote {name} on host {host}, and "
+                        f"rank 0 on {socket.gethostname()} does not see it. output_dir must lie on a file system that "
+                        "all hosts share"
                     )
-        of_files = {"files": sizes, "sha256": checksums}
-        with (writing.temporary / META).open("w") as file:
-            file.write(json.dumps(writing.meta | of_files, indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        _sync(writing.temporary)
-        if writing.final.exists():  # a damaged one, which `newest` passed over
-            shutil.rmtree(writing.final)
-        writing.temporary.rename(writing.final)
+        (temporary / META).write_text(json.dumps(meta | {"files": sizes, "sha256": checksums}, indent=1))
+        _sync(temporary / META)
+        _sync(temporary)
+        if final.exists():  # a damaged one, which `newest` passed over
+            shutil.rmtree(final)
+        temporary.rename(final)
         _sync(self.folder)
+
+    def _path(self, step: int, prefix: str = "") -> Path:
+        return self.folder / f"{prefix}step-{step:08d}"
+
+    def _together(self, what: str, step: int, action: Callable[[], T]) -> T:
+        """`action` on every rank; an error of the disk on any of them is raised on all."""
+
+        def with_advice() -> T:
+            try:
+                return action()
+            except OSError as error:
+                raise UserError(
+                    f"the checkpoint {self._path(step)} {what} ({error}); earlier checkpoints are untouched. Mend that "
+                    "(of a full disk, free space) or give another output_dir, and start again to continue"
+                ) from error
+
+        return distributed.together(with_advice)
 
     def _prune(self) -> None:
         """Remove what `keep` does not name. The save has succeeded: a failure here is no error of it."""
@@ -247,29 +262,8 @@ def load(checkpoint: Path, state: dict[str, Tensor]) -> dict[str, Any]:
     return meta
 
 
-def _together(what: str, checkpoint: Path, action: Callable[[], T]) -> T:
-    """`action` on every rank; an error of the disk on any of them is raised on all."""
-
-    def with_advice() -> T:
-        try:
-            return action()
-        except OSError as error:
-            raise UserError(
-                f"the checkpoint {checkpoint} {what} ({error}); earlier checkpoints are untouched. Mend that (of a "
-                "full disk, free space) or give another output_dir, and start again: the run continues from the newest"
-            ) from error
-
-    return distributed.together(with_advice)
-
-
-def _make_empty(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -7,7 +7,6 @@ dynamic loss scaler of DeepSpeed scales, checks all ranks' gradients, and skips.
 
 import logging
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,22 +14,8 @@ from torch import Tensor, nn
 
 from ecn_dist.distributed import entering, is_distributed
 from ecn_dist.errors import UserError
-from ecn_dist.methods.base import Method, Step
-from ecn_dist.models import autocast
-from ecn_dist.training.strategy import Strategy, initial_state
-
-
-class _WithAutocast(nn.Module):
-    """The network in the run's precision. DeepSpeed turns off an autocast that it meets outside its forward."""
-
-    def __init__(self, network: nn.Module, precision: str, device: torch.device) -> None:
-        super().__init__()
-        self.network = network
-        self._precision, self._device = precision, device
-
-    def forward(self, *inputs: Any) -> Any:
-        with autocast(self._precision, self._device):
-            return self.network(*inputs)
+from ecn_dist.methods.base import Method
+from ecn_dist.training.strategy import Strategy
 
 
 class DeepSpeed(Strategy):
@@ -61,11 +46,12 @@ class DeepSpeed(Strategy):
             raise UserError("precision: DeepSpeed scales the loss for fp16 from deepspeed.zero_stage 1 on; 0 is as ddp")
         if not is_distributed():
             raise UserError("engine: deepspeed needs torchrun's process group, also for one rank: torchrun -m ...")
-        super().__init__(network, optimizer)
+        super().__init__(network, optimizer, precision, device)
+        self._utils: Any = deepspeed.utils
         self._zero_stage = zero_stage
         self._group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         self._engine, *_ = deepspeed.initialize(
-            model=_WithAutocast(network, precision, device),
+            model=self._in_precision,
             optimizer=optimizer,
             config={
                 "train_micro_batch_size_per_gpu": batch_size,
@@ -76,19 +62,14 @@ class DeepSpeed(Strategy):
             },
             dist_init_required=False,
         )
+        self._wrapped = self._engine
         self._scaler: Any = _scale_losses(self._engine.optimizer) if precision == "fp16" else None
-        # torch's optimisers make their state at the first step; DeepSpeed finds only what is there.
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                optimizer.state[parameter] = {key: initial_state(parameter, key) for key in self._kept.values()}
+        self._start_optimizer_state()  # DeepSpeed finds only what is there
         if zero_stage:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def begin_phase(self, source_only: bool) -> None:
         """Nothing changes: ZeRO takes what has no gradient in a phase as zero."""
-
-    def forward(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
-        return {name: output.float() for name, output in self._engine(images, at).items()}
 
     def backward(self, loss: Tensor) -> None:
         entering("DeepSpeed's gradient exchange")
@@ -111,42 +92,33 @@ class DeepSpeed(Strategy):
         super().load_state(state)
 
     def _weight(self, parameter: nn.Parameter) -> Tensor:
-        if not self._zero_stage:
-            return super()._weight(parameter)
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return safe_get_full_fp32_param(parameter)
+        return self._utils.safe_get_full_fp32_param(parameter) if self._zero_stage else super()._weight(parameter)
 
     def _optimizer_state(self, parameter: nn.Parameter, key: str) -> Tensor:
         if not self._zero_stage:
-            return self._own_state(parameter)[key]
-        if key == "step":  # one for all parameters of a group
-            return self._own_state(parameter)[key].clone()
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        return safe_get_full_optimizer_state(parameter, key)
+            return super()._optimizer_state(parameter, key)
+        if key == "step":
+            return self._steps_of_group(parameter).clone()
+        return self._utils.safe_get_full_optimizer_state(parameter, key)
 
     def _keep(self, parameter: nn.Parameter, weight: Tensor, kept: dict[str, Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        own = self._own_state(parameter)
-        if self._zero_stage:
-            safe_set_full_fp32_param(parameter, weight)
+        if not self._zero_stage:
+            return super()._keep(parameter, weight, kept)
+        self._utils.safe_set_full_fp32_param(parameter, weight)
         for key, tensor in kept.items():
-            if key == "step":  # with ZeRO a group's: its latest, as some parameters idled on the source alone
-                own[key].copy_(torch.maximum(own[key], tensor.to(own[key].device)))
-            elif self._zero_stage:
-                safe_set_full_optimizer_state(parameter, tensor, key)
+            if key == "step":  # its latest, as some parameters idled on the source alone
+                steps = self._steps_of_group(parameter)
+                steps.copy_(torch.maximum(steps, tensor.to(steps.device)))
             else:
-                own[key].copy_(tensor)
+                self._utils.safe_set_full_optimizer_state(parameter, tensor, key)
+        return None
 
-    def _own_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Of the parameter, or with ZeRO of this rank's part of its whole group."""
-        return self.optimizer.state[self._group_of[parameter]["params"][0] if self._zero_stage else parameter]
+    def _steps_of_group(self, parameter: nn.Parameter) -> Tensor:
+        """With ZeRO all parameters of a group have one count, that of this rank's part of the group."""
+        return self.optimizer.state[self._group_of[parameter]["params"][0]]["step"]
 
     def _loss_scale(self) -> tuple[float, int] | None:
-        scaler = self._scaler
-        if scaler is None:
+        if (scaler := self._scaler) is None:
             return None
         return scaler.cur_scale, (scaler.cur_iter - scaler.last_overflow_iter) % scaler.scale_window
 
@@ -174,13 +146,8 @@ def _scale_losses(optimizer: Any) -> Any:
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
     # As torch's GradScaler: from 2^16 on, doubled after 2000 steps, halved at every overflow.
-    optimizer.loss_scaler = DynamicLossScaler(
-        init_scale=2.0**16,
-        scale_window=2000,
-        min_scale=1.0,
-        delayed_shift=1,
-        consecutive_hysteresis=False,
-        raise_error_at_min_scale=False,
-    )
+    growth: dict[str, Any] = {"init_scale": 2.0**16, "scale_window": 2000, "min_scale": 1.0}
+    skips: dict[str, Any] = {"delayed_shift": 1, "consecutive_hysteresis": False, "raise_error_at_min_scale": False}
+    optimizer.loss_scaler = DynamicLossScaler(**growth, **skips)
     optimizer.check_grad_overflow = True
     return optimizer.loss_scaler

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -36,21 +37,17 @@ class Feeder:
         self._world_size = world_size
         self.feeds = method.feeds()
         source_only = config.optim.source_only_epochs
-        self.alone = Feed("source", "source", config.global_batch_size) if source_only else None
-        self._streams = {feed: self._stream(feed) for feed in dict.fromkeys(filter(None, (self.alone, *self.feeds)))}
-        passes = {
-            feed: stream.steps_per_pass for feed, stream in self._streams.items() if stream and not feed.instances
-        }
+        self.alone = (Feed("source", "source", config.global_batch_size),) if source_only else ()
+        self._streams = {feed: self._stream(feed) for feed in dict.fromkeys((*self.alone, *self.feeds))}
+        by_passes = [feed for feed in self._streams if not feed.instances]
+        passes = {feed: stream.steps_per_pass for feed in by_passes if (stream := self._streams[feed])}
         steps = method.steps_per_epoch() or next(passes[feed] for feed in self.feeds if feed in passes)
-        self.timeline = Timeline(steps, source_only, config.epochs, passes[self.alone] if self.alone else steps)
+        self.timeline = Timeline(steps, source_only, config.epochs, passes[self.alone[0]] if self.alone else steps)
         self._opened: dict[Feed, Iterator[Batch]] = {}
 
     def of(self, at: Step) -> tuple[Feed, ...]:
         """The feeds of a step."""
-        if not at.source_only:
-            return self.feeds
-        assert self.alone is not None
-        return (self.alone,)
+        return self.alone if at.source_only else self.feeds
 
     def images(self, at: Step) -> int:
         """Pictures in a step's batches, over all ranks."""
@@ -74,7 +71,7 @@ class Feeder:
             elif feed not in self._opened:
                 stream = self._streams[feed]
                 assert stream is not None
-                offset = 0 if feed == self.alone else before
+                offset = 0 if feed in self.alone else before
                 last = total if feed in self.feeds else before
                 self._opened[feed] = stream.batches(at.number - offset, last - offset)
 
@@ -96,10 +93,7 @@ class Feeder:
         if feed.instances:
             check_batch(feed.batch_size, feed.batch_size, self._world_size)
             return self._new_stream(feed, self._identity_plan(feed, 0)) if feed.domain == "source" else None
-        split = self._splits[feed.domain]
-        labels = split.labels if feed.domain == "source" else None
-        samples, streams, seed = split.shard_samples, self._config.data.streams, self._config.seed
-        return self._new_stream(feed, PassPlan(samples, feed.batch_size, streams, seed, feed.name, labels=labels))
+        return self._new_stream(feed, _pass_plan(self._config, feed, self._splits[feed.domain]))
 
     def _identity_plan(self, feed: Feed, epoch: int) -> IdentityPlan:
         split = self._splits[feed.domain]
@@ -117,17 +111,37 @@ class Feeder:
         )
 
     def _new_stream(self, feed: Feed, plan: Plan) -> TrainStream:
-        data = self._config.data
-        return TrainStream(
-            self._splits[feed.domain],
-            plan,
-            height=data.height,
-            width=data.width,
-            augmentation=Augmentation(feed.augmentation, data.random_erasing),
-            style=feed.style,
-            rank=distributed.rank() if self._world_size == distributed.world_size() else 0,
-            world_size=self._world_size,
-            workers=data.workers,
-            device=self._device,
-            max_bad_samples=data.max_bad_samples,
-        )
+        return _new_stream(self._config, feed, self._splits[feed.domain], plan, self._device, self._world_size)
+
+
+def adaptation_batches(config: Config, split: SplitIndex, device: torch.device) -> Iterator[Batch]:
+    """One pass over training pictures as they are, for `adapt_batchnorm`."""
+    config = replace(config, data=replace(config.data, random_erasing=0.0, max_bad_samples=0))
+    feed = Feed("target", "target", config.global_batch_size)
+    stream = _new_stream(config, feed, split, _pass_plan(config, feed, split), device, distributed.world_size())
+    return stream.batches(0, stream.steps_per_pass)
+
+
+def _pass_plan(config: Config, feed: Feed, split: SplitIndex) -> PassPlan:
+    labels = split.labels if feed.domain == "source" else None
+    streams, seed = config.data.streams, config.seed
+    return PassPlan(split.shard_samples, feed.batch_size, streams, seed, feed.name, labels=labels)
+
+
+def _new_stream(
+    config: Config, feed: Feed, split: SplitIndex, plan: Plan, device: torch.device, world_size: int
+) -> TrainStream:
+    data = config.data
+    return TrainStream(
+        split,
+        plan,
+        height=data.height,
+        width=data.width,
+        augmentation=Augmentation(feed.augmentation, data.random_erasing),
+        style=feed.style,
+        rank=distributed.rank() if world_size == distributed.world_size() else 0,  # a dry run's are not there
+        world_size=world_size,
+        workers=data.workers,
+        device=device,
+        max_bad_samples=data.max_bad_samples,
+    )

@@ -46,8 +46,8 @@ def train(run: Run, trainer: Trainer, domains: Domains, device: torch.device, st
         log.info("epoch %d: %s", epoch, tracking.describe(figures))
         return figures
 
-    started, first_step = time.monotonic(), trainer.step
     stop = StopRequest() if stop is None else stop  # an unasked one is false
+    started = time.monotonic()
     if not trainer.fit(after_epoch, stop):
         log.info("asked to stop by %s: saved at step %d; the same command continues", stop.signal, trainer.step)
         distributed.barrier()
@@ -58,7 +58,7 @@ def train(run: Run, trainer: Trainer, domains: Domains, device: torch.device, st
         "steps": trainer.step,
         "epochs": config.epochs,
         "wall_seconds": wall_seconds,
-        "images_per_second": trainer.images_since(first_step) / wall_seconds,
+        "images_per_second": trainer.pictures / wall_seconds,
         "skipped_steps": trainer.skipped_steps,
         "replaced_pictures": trainer.replaced_pictures,
         "data": {name: model_card.describe_data(index) for name, index in domains.items()},

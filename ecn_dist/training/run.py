@@ -7,8 +7,9 @@ import platform
 import shutil
 import socket
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import torch
 
@@ -16,21 +17,11 @@ from ecn_dist import distributed
 from ecn_dist.config import Config, dump, flatten, load
 from ecn_dist.errors import UserError
 from ecn_dist.files import atomic_file, write_atomically
-from ecn_dist.reporting.run_reader import (
-    CARD,
-    CONFIG,
-    FIGURES,
-    METRICS,
-    REPORT,
-    SUMMARY,
-    WEIGHTS,
-    read_mapping,
-    read_metrics,
-)
+from ecn_dist.reporting import run_reader
+from ecn_dist.reporting.run_reader import CARD, CONFIG, FIGURES, METRICS, REPORT, SUMMARY, WEIGHTS, read_metrics
 from ecn_dist.training.checkpoint import CheckpointStore, damage, read_meta
 from ecn_dist.training.tracking import log
 
-FINISHED = "finished"  # in the summary; one without it was written as the last thing of a run
 LOCK = ".lock"  # held by rank 0, whose process and host it names
 _SECONDS_UNTIL_SEEN = 5.0  # a network file system shows new files late
 
@@ -57,13 +48,7 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     ]
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the run of this folder came to its end. Raises `UserError` for a summary that cannot be read."""
-    summary = read_mapping(folder / SUMMARY)
-    return summary is not None and bool(summary.get(FINISHED, True))
-
-
-class Run:
+class Run(AbstractContextManager):
     """One run and its folder: `claim`, `checkpoint`, `begin`, and `finish` at its end.
 
     As a context manager it gives the folder back to other processes. The methods raise `UserError` on all ranks alike.
@@ -74,11 +59,8 @@ class Run:
         self.config, self.data, self.device = config, data, device
         self.folder = Path(config.output_dir)
         self.store = CheckpointStore(self.folder / "checkpoints")
+        self._where = f"output_dir: {self.folder}"  # in errors
         self._lock: IO[str] | None = None
-        self._owner = ""
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
@@ -92,24 +74,23 @@ class Run:
         rank does not see the folder.
         """
 
-        def on_main() -> bool:
+        def on_main() -> str | None:
             if self.folder.exists() and not self.folder.is_dir():
-                raise UserError(f"output_dir: {self.folder} is a file; name a folder")
+                raise UserError(f"{self._where} is a file; name a folder")
             if not self._is_to_train():
-                return False
+                return None
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock_folder()
+            owner = self._lock_folder()
             if not self._is_to_train():  # another process may have trained it in the meantime
-                return False
+                return None
             if not (self.folder / CONFIG).is_file():
                 write_atomically(self.folder / CONFIG, dump(self.config))
-            return True
+            return owner
 
-        is_to_train = distributed.on_main(on_main)
-        if is_to_train:
-            owner = distributed.broadcast_object(self._owner)
+        owner = distributed.on_main(on_main)
+        if owner is not None:
             distributed.together(lambda: self._check_shared(owner))
-        return is_to_train
+        return owner is not None
 
     def checkpoint(self) -> Path | None:
         """The checkpoint to continue from, or None for a fresh start, in a claimed folder. Collective.
@@ -122,10 +103,10 @@ class Run:
             self.store.remove_unfinished()
             if self.config.resume == "never":
                 return None
-            checkpoint = self.store.newest() if self.config.resume == "auto" else self._named(Path(self.config.resume))
-            if checkpoint is not None:
-                self._check_same_training(checkpoint)
-            return checkpoint
+            found = self.store.newest() if self.config.resume == "auto" else _named_by_resume(Path(self.config.resume))
+            if found and (changed := self._changes(f"{found} was written with other options", read_meta(found))):
+                log.warning("continuing from %s with changes: %s", found, changed)
+            return found
 
         return distributed.on_main(on_main)
 
@@ -148,9 +129,7 @@ class Run:
                             log.warning("%s is of another continuation, and kept under this name", aside)
                     self._remove_results()
                 except OSError as error:
-                    raise UserError(
-                        f"output_dir: {self.folder} cannot be written ({error}); mend that, or name another"
-                    ) from error
+                    raise UserError(f"{self._where} cannot be written ({error}); mend that, or name another") from error
 
         distributed.on_main(on_main)
 
@@ -168,92 +147,61 @@ class Run:
             "torch": torch.__version__,
             "accelerator": str(torch.accelerator.current_accelerator() or "none"),
         }
-        text = json.dumps({FINISHED: finished} | summary | {"machine": machine}, indent=1)
+        text = json.dumps({run_reader.FINISHED: finished} | summary | {"machine": machine}, indent=1)
         write_atomically(self.folder / SUMMARY, text)
 
     def _is_to_train(self) -> bool:
         folder, resume = self.folder, self.config.resume
         if not (folder / CONFIG).is_file():
             if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
-                raise UserError(
-                    f"output_dir: {folder} has files in it but no run; name a new folder, or empty this one"
-                )
+                raise UserError(f"{self._where} has files in it but no run; name a new folder, or empty this one")
             return True
         if not self._has_trained():
             return True  # a mistake in the options or the data ended it before its first step
         if resume == "never":
             raise UserError(
-                f"output_dir: {folder} already holds a run, and resume is never; name a new folder, delete this one, "
-                "or continue it with --resume auto"
+                f"{self._where} already holds a run, and resume is never; name a new folder, delete this one, or "
+                "continue it with --resume auto"
             )
         try:
             stored = flatten(load(folder / CONFIG))
         except UserError as error:
-            raise UserError(
-                f"output_dir: {folder / CONFIG} cannot be read ({error}); bring it back, or name a new folder"
-            ) from error
+            advice = "bring it back, or name a new folder"
+            raise UserError(f"{self._where}/{CONFIG} cannot be read ({error}); {advice}") from error
         whole = self.store.complete()
-        changed = self._changed((read_meta(whole[-1]) if whole else {"data": self.data}) | {"config": stored})
-        if changed and self.config.resume_changed == "refuse":
-            raise UserError(
-                f"output_dir: {folder} already holds another run; these options differ: {'; '.join(changed)}. "
-                "Name a new folder, give the stored options to continue that run, or continue it with the new ones by "
-                "--resume_changed allow"
-            )
-        if changed or not is_finished(folder):
+        meta = read_meta(whole[-1]) if whole else {"data": self.data}
+        changes = self._changes(f"{self._where} already holds another run", meta | {"config": stored})
+        if changes or not run_reader.is_finished(folder):
             return True
         if resume == "auto":
             return False
         raise UserError(
-            f"output_dir: {folder} holds this very run, finished; its results are in {folder / SUMMARY}. "
-            f"Name a new folder to train again from {resume}"
+            f"{self._where} holds this very run, finished; its results are in {folder / SUMMARY}. Name a new folder to "
+            f"train again from {resume}"
         )
 
     def _has_trained(self) -> bool:
-        metrics = self.folder / METRICS
-        return (
-            (metrics.is_file() and metrics.stat().st_size > 0)
-            or any(self.store.folder.glob("*step-*"))
-            or any((self.folder / name).is_file() for name in (SUMMARY, WEIGHTS))
-        )
+        metrics, ends = self.folder / METRICS, (self.folder / SUMMARY, self.folder / WEIGHTS)
+        has_metrics = metrics.is_file() and metrics.stat().st_size > 0
+        return has_metrics or any(self.store.folder.glob("*step-*")) or any(end.is_file() for end in ends)
 
-    def _changed(self, meta: dict[str, Any]) -> list[str]:
-        """What differs from what wrote a checkpoint of these meta data, and changes results."""
+    def _changes(self, what: str, meta: dict[str, Any]) -> str:
+        """What changes results beside what wrote a checkpoint of these meta data; refused unless that is allowed."""
         stored = meta.get("data") or {}
         changed = [f"{domain}: other data" for domain in self.data if stored.get(domain) != self.data[domain]]
         if meta.get("device", self.device) != self.device:  # they draw other dropout masks
             changed.append(f"kind of device: {meta['device']} -> {self.device}")
-        return changed + differences(meta.get("config", {}), flatten(self.config))
-
-    def _check_same_training(self, checkpoint: Path) -> None:
-        changed = "; ".join(self._changed(read_meta(checkpoint)))
-        if changed and self.config.resume_changed == "refuse":
+        changes = "; ".join(changed + differences(meta.get("config", {}), flatten(self.config)))
+        if changes and self.config.resume_changed == "refuse":
             raise UserError(
-                f"{checkpoint} was written with other options; these differ: {changed}. Give the stored ones, "
-                "name a new output_dir, or continue with the new ones by --resume_changed allow"
+                f"{what}; these differ: {changes}. Give the stored ones to continue it, name a new output_dir, or "
+                "continue with the new ones by --resume_changed allow"
             )
-        if changed:
-            log.warning("continuing from %s with changes: %s", checkpoint, changed)
+        return changes
 
-    @staticmethod
-    def _named(path: Path) -> Path:
-        """The checkpoint that `resume` names; one that is damaged is an error, as nobody asked for another."""
-        if not (path / "checkpoints").is_dir():
-            if problem := damage(path):
-                raise UserError(f"resume: {path} cannot be used, as {problem}")
-            return path
-        if (newest := CheckpointStore(path / "checkpoints").newest()) is None:
-            raise UserError(
-                f"resume: {path} is neither a complete checkpoint nor a run folder with one; it takes auto, never, or "
-                "the path of either"
-            )
-        return newest
-
-    def _lock_folder(self) -> None:
-        """Hold the folder for as long as rank 0 lives: the lock is the system's, and ends with its process.
-
-        `flock` itself: where a file system has none, the file that `filelock` takes instead would outlive a kill.
-        """
+    def _lock_folder(self) -> str:
+        """Hold the folder for as long as rank 0's process lives; returns the owner that the lock then names."""
+        # `flock` itself: where a file system has none, the file that `filelock` takes instead would outlive a kill.
         lock = (self.folder / LOCK).open("a+", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -262,14 +210,15 @@ class Run:
             owner = lock.read() or "another process"
             lock.close()
             raise UserError(
-                f"output_dir: {self.folder} is being written by {owner}; wait for its end, end it, or name a new folder"
+                f"{self._where} is being written by {owner}; wait for its end, end it, or name a new folder"
             ) from error
         except OSError as error:
             log.warning("output_dir: no lock keeps a second training out of %s (%s)", self.folder, error)
-        self._lock, self._owner = lock, f"process {os.getpid()} on {socket.gethostname()}"
+        self._lock, owner = lock, f"process {os.getpid()} on {socket.gethostname()}"
         lock.truncate(0)
-        lock.write(self._owner)
+        lock.write(owner)
         lock.flush()
+        return owner
 
     def _check_shared(self, owner: str) -> None:
         """Raise `UserError` where this rank does not see what rank 0 wrote."""
@@ -292,3 +241,14 @@ class Run:
         if (self.folder / FIGURES).is_dir():
             shutil.rmtree(self.folder / FIGURES)
         (self.folder / WEIGHTS).unlink(missing_ok=True)
+
+
+def _named_by_resume(path: Path) -> Path:
+    """The checkpoint that `resume` names; one that is damaged is an error, as nobody asked for another."""
+    if not (path / "checkpoints").is_dir():
+        if problem := damage(path):
+            raise UserError(f"resume: {path} cannot be used, as {problem}")
+        return path
+    if newest := CheckpointStore(path / "checkpoints").newest():
+        return newest
+    raise UserError(f"resume: {path} has no complete checkpoint; it takes auto, never, a checkpoint, or a run with one")

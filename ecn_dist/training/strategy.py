@@ -24,12 +24,36 @@ OPTIMIZER_STATE = {
 }
 
 
+class _InPrecision(nn.Module):
+    """The network in the run's precision: DeepSpeed turns off an autocast that it meets outside its module's forward.
+
+    Without inputs it returns something whose gradients arrive in one order, last parameter first:
+    DistributedDataParallel lays out what it sums by the order of its first backward, and the layout decides in which
+    order three or more ranks are added. With this as its first, a continued run rounds as the uninterrupted one does.
+    """
+
+    def __init__(self, network: nn.Module, precision: str, device: torch.device) -> None:
+        super().__init__()
+        self.network = network
+        self._precision, self._device = precision, device
+        self._dtype = torch.float64 if precision == "fp64" else torch.float32
+
+    def forward(self, images: Mapping[str, Tensor] | None = None, at: Step | None = None) -> Any:
+        if images is None:
+            return functools.reduce(torch.add, (p.sum() for p in self.network.parameters() if p.requires_grad))
+        with autocast(self._precision, self._device):
+            outputs = self.network({name: pictures.to(self._dtype) for name, pictures in images.items()}, at)
+        return {name: output.to(self._dtype) for name, output in outputs.items()}
+
+
 class Strategy(ABC):
     """The network, its optimiser and its precision."""
 
-    def __init__(self, network: Method, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, network: Method, optimizer: torch.optim.Optimizer, precision: str, device: torch.device) -> None:
         self.network = network
         self.optimizer = optimizer
+        self._in_precision = _InPrecision(network, precision, device)
+        self._wrapped: nn.Module = self._in_precision
         self._base_lrs = [group["lr"] for group in optimizer.param_groups]
         self._trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         self._kept = OPTIMIZER_STATE[type(optimizer)]
@@ -38,9 +62,9 @@ class Strategy(ABC):
     def begin_phase(self, source_only: bool) -> None:
         """Train what the method trains on the source alone, or afterwards. Call it before a phase's first step here."""
 
-    @abstractmethod
     def forward(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
         """`Method.forward` in the run's precision; outputs in fp32 (fp64 in fp64 runs)."""
+        return self._wrapped(images, at)
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
@@ -75,51 +99,41 @@ class Strategy(ABC):
             scale, steps_since_overflow = state["scaler"].tolist()
             self._set_loss_scale(scale, int(steps_since_overflow))
 
-    # What a strategy has of its own. Keys of optimiser state are torch's; a loss scale, where there is one, comes with
-    # the steps since an overflow or doubling.
-    _step: Callable[[], bool]
-    _optimizer_state: Callable[[nn.Parameter, str], Tensor]
-    _keep: Callable[[nn.Parameter, Tensor, dict[str, Tensor]], None]
-    _loss_scale: Callable[[], tuple[float, int] | None]
-    _set_loss_scale: Callable[[float, int], None]
+    def _start_optimizer_state(self) -> None:
+        """Make what torch's optimisers make at a parameter's first step, the same: zeros."""
+        for parameter in (parameter for group in self.optimizer.param_groups for parameter in group["params"]):
+            self.optimizer.state[parameter] = {
+                key: torch.zeros(()) if key == "step" else torch.zeros_like(parameter, requires_grad=False)
+                for key in self._kept.values()
+            }
+
+    # Weights and optimiser state (by torch's keys) where each rank has all of them.
 
     def _weight(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach()
 
+    def _optimizer_state(self, parameter: nn.Parameter, key: str) -> Tensor:
+        return self.optimizer.state[parameter][key]
 
-def initial_state(parameter: Tensor, key: str) -> Tensor:
-    """What an optimiser keeps of a parameter before its first step, by torch's name."""
-    return torch.zeros(()) if key == "step" else torch.zeros_like(parameter, requires_grad=False)
+    def _keep(self, parameter: nn.Parameter, weight: Tensor, kept: dict[str, Tensor]) -> None:
+        for key, tensor in kept.items():
+            self.optimizer.state[parameter][key].copy_(tensor)
 
-
-class _Rehearsed(nn.Module):
-    """The network; called without inputs, something whose gradients arrive in one order, last parameter first.
-
-    DistributedDataParallel lays out what it sums by the order of its first backward, and the layout decides in which
-    order three or more ranks are added. With this as its first, a continued run rounds as the uninterrupted one does.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *inputs: Any) -> Any:
-        if inputs:
-            return self.network(*inputs)
-        return functools.reduce(torch.add, (p.sum() for p in self.network.parameters() if p.requires_grad))
+    # A loss scale, where there is one, comes with the steps since an overflow or doubling.
+    _step: Callable[[], bool]
+    _loss_scale: Callable[[], tuple[float, int] | None]
+    _set_loss_scale: Callable[[float, int], None]
 
 
 class DataParallel(Strategy):
     """PyTorch's DistributedDataParallel, or the bare network on one rank, with autocast and loss scaling."""
 
     def __init__(self, network: Method, optimizer: torch.optim.Optimizer, *, precision: str, device: torch.device):
-        super().__init__(network, optimizer)
+        super().__init__(network, optimizer, precision, device)
         self._device = device
-        self._precision = precision
-        self._dtype = torch.float64 if precision == "fp64" else torch.float32
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self._wrapped: nn.Module = network
         self._idle: set[str] | None = None
+        self._start_optimizer_state()
 
     def begin_phase(self, source_only: bool) -> None:
         idle = set(self.network.idle_parameters(source_only))
@@ -129,23 +143,17 @@ class DataParallel(Strategy):
         for name, parameter in self._trained.items():
             parameter.requires_grad_(name not in idle)
         if world_size() > 1:
-            # Buffers differ between ranks only with local BatchNorm, and then on purpose. The option's name changed
-            # with torch 2.13.
+            # Buffers differ between ranks only with local BatchNorm, on purpose. Torch 2.13 renamed the option.
             renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
             no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
             self._wrapped = DistributedDataParallel(
-                _Rehearsed(self.network),
+                self._in_precision,
                 device_ids=[self._device] if self._device.type != "cpu" else None,
                 gradient_as_bucket_view=True,
                 **no_buffers,
             )
             self._wrapped().backward()
             self.optimizer.zero_grad(set_to_none=True)
-
-    def forward(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
-        with autocast(self._precision, self._device):
-            outputs = self._wrapped({name: pictures.to(self._dtype) for name, pictures in images.items()}, at)
-        return {name: output.to(self._dtype) for name, output in outputs.items()}
 
     def backward(self, loss: Tensor) -> None:
         entering("gradient all-reduce")
@@ -158,14 +166,6 @@ class DataParallel(Strategy):
         self.optimizer.zero_grad(set_to_none=True)
         # The gradients are averages over ranks, so every rank sees the same overflow.
         return self._scaler.get_scale() >= scale_before
-
-    def _optimizer_state(self, parameter: nn.Parameter, key: str) -> Tensor:
-        # The optimiser makes its state at a parameter's first step, the same as starting from zero.
-        kept = self.optimizer.state[parameter].get(key)
-        return initial_state(parameter, key) if kept is None else kept
-
-    def _keep(self, parameter: nn.Parameter, weight: Tensor, kept: dict[str, Tensor]) -> None:
-        self.optimizer.state[parameter].update({key: tensor.detach() for key, tensor in kept.items()})
 
     def _loss_scale(self) -> tuple[float, int] | None:
         scaler = self._scaler.state_dict()

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from ecn_dist.methods.base import Step
 
@@ -25,17 +24,22 @@ class Timeline:
     def total_steps(self) -> int:
         return self.source_only_steps + self.epochs * self.steps_per_epoch
 
+    def _in_phase(self, number: int) -> tuple[int, int]:
+        """Steps since the phase of step `number` began, and those of one of its epochs."""
+        if number < self.source_only_steps:
+            return number, self.source_only_steps_per_epoch
+        return number - self.source_only_steps, self.steps_per_epoch
+
     def at(self, number: int) -> Step:
         """The place of step `number` in the run."""
-        if number < self.source_only_steps:
-            return Step(number, number // self.source_only_steps_per_epoch - self.source_only_epochs, source_only=True)
-        return Step(number, (number - self.source_only_steps) // self.steps_per_epoch, source_only=False)
+        since, steps = self._in_phase(number)
+        source_only = number < self.source_only_steps
+        return Step(number, since // steps - self.source_only_epochs * source_only, source_only)
 
     def begins_epoch(self, number: int) -> bool:
         """Whether step `number` is the first of its epoch."""
-        if number < self.source_only_steps:
-            return number % self.source_only_steps_per_epoch == 0
-        return (number - self.source_only_steps) % self.steps_per_epoch == 0
+        since, steps = self._in_phase(number)
+        return since % steps == 0
 
     def ends_epoch(self, number: int) -> bool:
         """Whether step `number` is the last of its epoch."""
@@ -47,9 +51,8 @@ class Timeline:
         The phases are source-only and the method's; the learning rate follows each by itself. The middle of a step
         lies inside its epoch, and strictly between the ends of a warm-up and of a cosine.
         """
-        if at.source_only:
-            return (at.number + 0.5) / self.source_only_steps_per_epoch, self.source_only_epochs
-        return (at.number + 0.5 - self.source_only_steps) / self.steps_per_epoch, self.epochs
+        since, steps = self._in_phase(at.number)
+        return (since + 0.5) / steps, self.source_only_epochs if at.source_only else self.epochs
 
     def in_meta(self) -> dict[str, int]:
         """What a step's number rests on, for a checkpoint's meta data."""
@@ -60,22 +63,16 @@ class Timeline:
 
 
 def learning_rate_factor(
-    epoch: float,
-    *,
-    schedule: Literal["step", "cosine"],
-    epochs: float,
-    step_epochs: Sequence[int],
-    warmup_epochs: float,
+    epoch: float, *, schedule: str, epochs: float, step_epochs: Sequence[int], warmup_epochs: float
 ) -> float:
     """What every group's learning rate is multiplied with at the fractional `epoch`, in (0, 1].
 
-    Linear warm-up over `warmup_epochs`; after it `step` is 1, divided by 10 at each of `step_epochs`, and `cosine`
-    falls to 0 at `epochs` (Loshchilov and Hutter 2017, without restarts).
+    Linear warm-up over `warmup_epochs`; after it the schedule "step" is 1, divided by 10 at each of `step_epochs`, and
+    "cosine" falls to 0 at `epochs` (Loshchilov and Hutter 2017, without restarts).
     """
     if epoch < warmup_epochs:
         return epoch / warmup_epochs
     if schedule == "step":
-        passed = sum(epoch >= at for at in step_epochs)
-        return 0.1**passed
+        return 0.1 ** sum(epoch >= at for at in step_epochs)
     progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12)
     return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))

@@ -12,9 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -66,10 +65,6 @@ class Interval:
         """Means over the steps and all ranks. Collective."""
         return (distributed.all_reduce(self.losses) / (self.steps * distributed.world_size())).tolist()
 
-    def replaced_on_all_ranks(self) -> int:
-        """Pictures replaced because they could not be decoded. Collective."""
-        return int(distributed.all_reduce(torch.tensor(self.replaced)))
-
 
 class Tracker:
     """Rank 0's record of a run; on the other ranks every call does nothing."""
@@ -77,7 +72,6 @@ class Tracker:
     def __init__(self, output_dir: Path, *, first_step: int, total_steps: int, tensorboard: bool) -> None:
         """Continue the record at `first_step`: lines of metrics.jsonl from there on, left by a run cut off, go."""
         self._active = distributed.is_main()
-        self._progress: Progress | None = None
         self._writer: SummaryWriter | None = None
         if not self._active:
             return
@@ -86,22 +80,12 @@ class Tracker:
         write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         if tensorboard:
             self._writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step)
-        self._console = Console()
-        self._total_steps = total_steps
-        self._started = time.monotonic()
         self._first_step = first_step
-        self._task = TaskID(0)
-        if self._console.is_terminal:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._progress.start()
-            self._task = self._progress.add_task("training", total=total_steps, completed=first_step, figures="")
+        columns = "{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[figures]}"
+        console = Console()
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task("training", total=total_steps, completed=first_step, figures="")
+        self._progress.start()
 
     def metrics(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl and its numbers to TensorBoard; `record` has `step` and `epoch`.
@@ -125,24 +109,21 @@ class Tracker:
         """Move the progress line to after `step`; where there is no terminal, print a line at an epoch's end."""
         if not self._active:
             return
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step + 1, description=epoch, figures=figures)
-        elif epoch_ended:
-            seconds = time.monotonic() - self._started
-            left = seconds / max(step + 1 - self._first_step, 1) * (self._total_steps - step - 1)
-            print(
-                f"{epoch}  step {step + 1}/{self._total_steps}  {figures}  {timedelta(seconds=round(left))} left",
-                flush=True,
-            )
+        self._progress.update(self._task, completed=step + 1, description=epoch, figures=figures)
+        if self._progress.disable and epoch_ended:
+            task = self._progress.tasks[0]
+            assert task.elapsed is not None
+            assert task.total is not None
+            left = task.elapsed / max(step + 1 - self._first_step, 1) * (task.total - step - 1)
+            text = f"{epoch}  step {step + 1}/{task.total:.0f}  {figures}  {timedelta(seconds=round(left))} left"
+            print(text, flush=True)
 
     def close(self) -> None:
-        """Flush and close; may be called twice."""
-        if self._progress is not None:
+        """Flush and close."""
+        if self._active:
             self._progress.stop()
-            self._progress = None
         if self._writer is not None:
             _mirrored(self._writer.close)
-            self._writer = None
 
 
 def _mirrored(write: Callable[[], object]) -> bool:

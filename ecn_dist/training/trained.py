@@ -2,7 +2,6 @@
 
 import socket
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -14,14 +13,6 @@ from ecn_dist.models import Backbone, convert_batchnorm, load_backbone
 from ecn_dist.reporting.run_reader import CONFIG, WEIGHTS
 from ecn_dist.training.building import build_backbone
 from ecn_dist.training.checkpoint import META, CheckpointStore, damage, load
-
-
-class Found(NamedTuple):
-    """What is to be loaded, as rank 0 sees it."""
-
-    config: Config
-    place: str  # within the path that was given; empty for the path itself
-    is_checkpoint: bool
 
 
 def load_trained(path: Path, device: torch.device, config_file: Path | None = None) -> tuple[Backbone, Config]:
@@ -47,17 +38,15 @@ def load_trained(path: Path, device: torch.device, config_file: Path | None = No
     return backbone.eval(), config
 
 
-def _find(path: Path, config_file: Path | None) -> Found:
-    """For rank 0: another rank's view of the disk may differ, and does not count."""
+def _find(path: Path, config_file: Path | None) -> tuple[Config, str, bool]:
+    """For rank 0: the configuration, what is loaded within `path` (empty: itself), and whether it is a checkpoint."""
     config = configuration.load(config_file or _config_of(path))
-    if (path / META).is_file():
-        return Found(config, "", is_checkpoint=True)
-    if path.is_file():
-        return Found(config, "", is_checkpoint=False)
+    if (path / META).is_file() or path.is_file():
+        return config, "", not path.is_file()
     if (path / WEIGHTS).is_file():
-        return Found(config, WEIGHTS, is_checkpoint=False)
+        return config, WEIGHTS, False
     if newest := CheckpointStore(path / "checkpoints").newest():
-        return Found(config, f"checkpoints/{newest.name}", is_checkpoint=True)
+        return config, f"checkpoints/{newest.name}", True
     raise UserError(
         f"{path} holds neither {WEIGHTS} nor a complete checkpoint; name the run folder that `train` wrote, one of its "
         "checkpoints, or a file of weights"
@@ -82,8 +71,7 @@ def _check_seen(found: Path, is_checkpoint: bool) -> None:
     except (OSError, UserError) as error:
         problem = str(error)
     told = problem and f"rank {distributed.rank()} on host {socket.gethostname()} cannot use {found}: {problem}"
-    problems = list(filter(None, distributed.gather_objects(told)))
-    if problems:
+    if problems := list(filter(None, distributed.gather_objects(told))):
         more = f"; and {len(problems) - 4} more ranks" if len(problems) > 4 else ""
         advice = "Every rank must see the same files under this path, as on a file system that all hosts share"
         if len(problems) == distributed.world_size():

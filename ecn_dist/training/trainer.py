@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -38,37 +38,32 @@ class Trainer:
         feeder: Feeder,
         output_dir: Path,
         extract: Extract,
-        data: dict[str, str] | None = None,
+        data: dict[str, str],
     ) -> None:
         """`extract` serves `Method.before_epoch`; `data` are the fingerprints of the run's domains, for checkpoints."""
-        self.config = config
-        self.strategy = strategy
-        self.method = strategy.network
-        self.feeder = feeder
-        self.timeline = feeder.timeline
-        self.output_dir = output_dir
-        self.data = data
-        self.extract = extract
-        keep = config.checkpoint
-        self.keep = Keep(keep.keep, keep.keep_best, tuple(keep.keep_epochs))
-        self.checkpoints = CheckpointStore(output_dir / "checkpoints", self.keep, asynchronous=keep.asynchronous)
+        self.config, self.strategy, self.feeder, self.extract, self.data = config, strategy, feeder, extract, data
+        self.method, self.timeline, self.output_dir = strategy.network, feeder.timeline, output_dir
+        saving = config.checkpoint
+        keep = Keep(saving.keep, saving.keep_best, tuple(saving.keep_epochs))
+        self.checkpoints = CheckpointStore(output_dir / "checkpoints", keep, asynchronous=saving.asynchronous)
         self.step = 0  # steps that are done: with the seed, the whole position
         self.saved_step: int | None = None  # of the newest checkpoint
-        self.skipped_steps = 0
-        self.skipped_in_a_row = 0
+        self.skipped_steps = self.skipped_in_a_row = 0
         self.diverging = False
         self.replaced_pictures = 0  # over all ranks, up to the newest line of metrics
-        self.interval = self._new_interval()
+        self.pictures = 0  # over all ranks, of the steps of this process
+        setting = self.method.setting
+        losses = torch.zeros(len(self.method.LOSSES), dtype=setting.dtype, device=setting.device)
+        self.interval = Interval(losses)
 
-    def fit(self, after_epoch: AfterEpoch | None = None, stop: StopRequest | None = None) -> bool:
+    def fit(self, after_epoch: AfterEpoch, stop: StopRequest) -> bool:
         """Train from the present position to the end; True when it is reached.
 
         `after_epoch(epoch)` is called on all ranks alike, and returns figures if it evaluated. False where any rank has
         a request to `stop`: the position is then saved. Collective throughout. Raises `UserError` on all ranks for bad
         data, losses that are no longer finite, and checkpoints that cannot be written.
         """
-        stop = StopRequest() if stop is None else stop
-        continues = self.timeline.total_steps > self.step > 0 and not self.timeline.begins_epoch(self.step)
+        continues = not self.timeline.begins_epoch(self.step)
         total, tensorboard = self.timeline.total_steps, self.config.logging.tensorboard
         tracker = distributed.together(
             lambda: Tracker(self.output_dir, first_step=self.step, total_steps=total, tensorboard=tensorboard)
@@ -84,11 +79,16 @@ class Trainer:
                 batches, waited = self.feeder.next(at)
                 if self._agree(batches, stop):
                     stop.signal = stop.signal or "another rank's signal"
-                    self._save_and_stop()
+                    if self.saved_step != self.step:
+                        if self.interval.steps:
+                            self._check_finite(self.step, self.interval.mean_losses())
+                        self.save()
+                    self.checkpoints.finish()
                     return False
                 losses = self.train_step(batches, at)
                 self.interval.add(losses, waited, sum(batch.skipped for batch in batches.values()))
                 self.step += 1
+                self.pictures += self.feeder.images(at)
                 self._after_step(at, tracker, after_epoch)
             self._unless_allowed(self.checkpoints.finish)
             return True
@@ -117,14 +117,13 @@ class Trainer:
         """What precedes the step `at`, the first of its epoch or of this process."""
         self.strategy.begin_phase(at.source_only)
         if not at.source_only and not continues:
-            figures = self.method.before_epoch(at.epoch, self.extract)
-            if figures:
+            if figures := self.method.before_epoch(at.epoch, self.extract):
                 tracker.metrics({"step": at.number, "epoch": at.epoch} | figures)
             self.method.train()
             self.interval.started = time.monotonic()
         self.feeder.begin_epoch(at)
 
-    def _after_step(self, at: Step, tracker: Tracker, after_epoch: AfterEpoch | None) -> None:
+    def _after_step(self, at: Step, tracker: Tracker, after_epoch: AfterEpoch) -> None:
         """What is due after a step, in this order: a line of metrics, an evaluation, a checkpoint that tells of it."""
         ends_epoch = self.timeline.ends_epoch(at.number)
         every = self.config.checkpoint.every_steps
@@ -133,13 +132,14 @@ class Trainer:
             # Before a checkpoint too: it must not be written once the loss is no longer finite.
             self._report(tracker, at)
         evaluation = None
-        if ends_epoch and after_epoch is not None:
+        if ends_epoch:
             evaluation = after_epoch(at.epoch)
             if evaluation is not None:
                 tracker.metrics({"step": at.number, "epoch": at.epoch, "evaluation": evaluation})
             self.method.train()
             self.interval.started = time.monotonic()
-            saves |= (self.keep.best and evaluation is not None) or at.epoch in self.keep.epochs
+            keep = self.checkpoints.keep
+            saves |= (keep.best and evaluation is not None) or at.epoch in keep.epochs
         if saves and self.diverging:  # in fp16, where it may come back; what was saved before stays the newest
             log.warning("no checkpoint after step %d: its loss is not finite", at.number)
         elif saves:
@@ -151,19 +151,11 @@ class Trainer:
         self.skipped_steps += not took_step
         self.skipped_in_a_row = 0 if took_step else self.skipped_in_a_row + 1
         if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-            raise UserError(
+            self._give_up(
                 f"{MAX_SKIPPED_IN_A_ROW} steps in a row up to step {at.number} had gradients that are not finite at "
-                f"any loss scale; {self._remedy()}",
-                on_all_ranks=True,
+                "any loss scale"
             )
         return took_step
-
-    def images_since(self, first_step: int) -> int:
-        """Pictures over all ranks, in the steps from `first_step` to the present one."""
-        done = range(first_step, self.step)
-        alone = len(range(first_step, min(self.step, self.timeline.source_only_steps)))
-        of_phase = {phase: self.feeder.images(Step(0, 0, phase)) for phase in {True, False} if not phase or alone}
-        return alone * of_phase.get(True, 0) + (len(done) - alone) * of_phase[False]
 
     def save(self, about: dict[str, Any] | None = None) -> None:
         """Write a checkpoint of the present position; `about` goes into its meta data. Collective."""
@@ -178,13 +170,6 @@ class Trainer:
         }
         self.checkpoints.save(self.step, self._state(), meta | (about or {}))
         self.saved_step = self.step
-
-    def _save_and_stop(self) -> None:
-        if self.saved_step != self.step:
-            if self.interval.steps:
-                self._check_finite(self.step, self.interval.mean_losses())
-            self.save()
-        self.checkpoints.finish()
 
     def _unless_allowed(self, action: Callable[[], None]) -> None:
         """`action`, which saves: its failure ends the run, unless the configuration says that it need not."""
@@ -228,10 +213,7 @@ class Trainer:
         return self.strategy.state() | self.method.state() | of_ranks
 
     def _agree(self, batches: dict[str, Batch], stop: StopRequest) -> bool:
-        """Whether to stop before this step. All ranks act alike on what one may know alone, by one small all-reduce.
-
-        Bad data is raised; a checkpoint of which every rank's part is written is completed.
-        """
+        """Whether to stop, raise bad data, complete a written checkpoint: what one rank may know, by one all-reduce."""
         error = next((batch.error for batch in batches.values() if batch.error), None)
         bad, stops, writes = distributed.any_rank_of(error is not None, bool(stop), self.checkpoints.is_writing)
         if bad:
@@ -242,39 +224,27 @@ class Trainer:
 
     def _learning_rate_factor(self, at: Step) -> float:
         optim = self.config.optim
-        done, epochs = self.timeline.position_in_phase(at)
+        position, epochs = self.timeline.position_in_phase(at)
+        # The step schedule counts epochs that have begun, and belongs to the method's own epochs.
+        steps, warmup = () if at.source_only else optim.step_epochs, optim.warmup_epochs
         return learning_rate_factor(
-            done,
-            schedule=optim.schedule,
-            epochs=epochs,
-            # The step schedule counts epochs that have begun, and belongs to the method's own epochs.
-            step_epochs=() if at.source_only else optim.step_epochs,
-            warmup_epochs=optim.warmup_epochs,
+            position, schedule=optim.schedule, epochs=epochs, step_epochs=steps, warmup_epochs=warmup
         )
-
-    def _new_interval(self) -> Interval:
-        dtype = torch.float64 if self.config.precision == "fp64" else torch.float32
-        device = next(self.method.parameters()).device
-        return Interval(torch.zeros(len(self.method.LOSSES), dtype=dtype, device=device))
 
     def _report(self, tracker: Tracker, at: Step) -> None:
         """Write one line of metrics, and begin another interval. Collective."""
         interval = self.interval
         losses = dict(zip(self.method.LOSSES, interval.mean_losses(), strict=True))
-        loss = losses["loss"]
-        replaced = interval.replaced_on_all_ranks()
-        if replaced:
+        if replaced := int(distributed.all_reduce(torch.tensor(interval.replaced))):
             log.warning("%d pictures could not be decoded and were replaced since the last line of metrics", replaced)
         self.replaced_pictures += replaced
-        self.diverging = not math.isfinite(loss)
-        seconds = time.monotonic() - interval.started
-        images_per_second = interval.steps_here * self.feeder.images(at) / seconds
+        self.diverging = not math.isfinite(losses["loss"])
+        images_per_second = interval.steps_here * self.feeder.images(at) / (time.monotonic() - interval.started)
         factor = self._learning_rate_factor(at)
-        of_method = {name: None if at.source_only and name not in SOURCE_LOSSES else losses[name] for name in losses}
         record: dict[str, Any] = {
             "step": at.number,
             "epoch": at.epoch,
-            **of_method,
+            **{name: None if at.source_only and name not in SOURCE_LOSSES else losses[name] for name in losses},
             "lr": self.config.optim.lr * factor,
             "lr_backbone": self.config.optim.backbone_lr * factor,
             "images_per_second": images_per_second,
@@ -285,22 +255,22 @@ class Trainer:
         if not at.source_only:
             record |= self.method.health()
         tracker.metrics(record)
-        alone = f"source-only epoch {at.epoch + self.timeline.source_only_epochs}"
-        figures = f"loss {loss:.4f}  {images_per_second:.0f} images/s"
-        name = alone if at.source_only else f"epoch {at.epoch}"
+        name = f"epoch {at.epoch}"
+        if at.source_only:
+            name = f"source-only epoch {at.epoch + self.timeline.source_only_epochs}"
+        figures = f"loss {losses['loss']:.4f}  {images_per_second:.0f} images/s"
         tracker.progress(at.number, name, figures, epoch_ended=self.timeline.ends_epoch(at.number))
         self._check_finite(at.number, list(losses.values()))
-        self.interval = self._new_interval()
+        self.interval = Interval(torch.zeros_like(interval.losses))
 
     def _check_finite(self, step: int, losses: list[float]) -> None:
         """Raise `UserError`, on all ranks, for a loss that training will not come back from."""
         if not math.isfinite(losses[0]) and self.config.precision != "fp16":
-            named = zip(self.method.LOSSES[1:], losses[1:], strict=True)
+            named = list(zip(self.method.LOSSES, losses, strict=True))[1:]
             parts = ", ".join(f"{name.removeprefix('loss_')} {value}" for name, value in named)
-            raise UserError(
-                f"the loss is {losses[0]} around step {step} ({parts}); {self._remedy()}", on_all_ranks=True
-            )
+            self._give_up(f"the loss is {losses[0]} around step {step} ({parts})")
 
-    def _remedy(self) -> str:
+    def _give_up(self, problem: str) -> NoReturn:
         saved = f"the newest checkpoint in {self.checkpoints.folder} is from before. " if self.saved_step else ""
-        return f"{saved}Lower optim.lr or optim.backbone_lr, or add optim.warmup_epochs"
+        remedy = f"{saved}Lower optim.lr or optim.backbone_lr, or add optim.warmup_epochs"
+        raise UserError(f"{problem}; {remedy}", on_all_ranks=True)

@@ -4,7 +4,7 @@ Shape letters: b images of a feed here, n target pictures here, N on all ranks, 
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from ecn_dist import distributed
 from ecn_dist.clustering import find_clusters
 from ecn_dist.clustering.quality import adjusted_mutual_information, cross_camera_share
-from ecn_dist.data import Batch
 from ecn_dist.errors import UserError
 from ecn_dist.memory import ExemplarMemory
-from ecn_dist.methods.base import Costs, Extract, Feed, Setting, Step, Transfer, memory_state, take_state
+from ecn_dist.methods.base import Batches, Costs, Extract, Feed, Setting, Step, Tensors, Transfer
 from ecn_dist.methods.cluster.options import ClusterOptions
 from ecn_dist.methods.source_only import SourceHead
 from ecn_dist.models import normalized_features
@@ -40,9 +39,9 @@ class Cluster(SourceHead):
         if self.options.source_weight:
             self.classifier = nn.Linear(self.backbone.num_features, setting.num_identities, bias=False)
             nn.init.normal_(self.classifier.weight, std=0.001)
-        source = self.options.source_weight > 0 or setting.source_only_epochs > 0
-        parts = {"loss_cluster": True, "loss_camera": self.options.camera_weight > 0, "loss_source": source}
-        self.LOSSES = ("loss", *(name for name, is_used in parts.items() if is_used))
+        camera = ("loss_camera",) if self.options.camera_weight else ()
+        source = ("loss_source",) if self.options.source_weight or setting.source_only_epochs else ()
+        self.LOSSES = ("loss", "loss_cluster", *camera, *source)
         self._estimates_neck = setting.source_only_epochs > 0
         self.labels_N = torch.full((self.pictures.num_pictures,), -1, dtype=torch.int64, device="cpu")
         self._make_memories(num_clusters=0)
@@ -52,9 +51,7 @@ class Cluster(SourceHead):
         self._estimates_neck |= weights not in ("imagenet", "none")
 
     def idle_parameters(self, source_only: bool) -> Iterable[str]:
-        with_neck = ("backbone.neck.", "classifier.")
-        of_source_only = ("embedding.", "source_head.")
-        idle = with_neck if source_only else of_source_only
+        idle = ("backbone.neck.", "classifier.") if source_only else ("embedding.", "source_head.")
         return (name for name, _ in self.named_parameters() if name.startswith(idle))
 
     def steps_per_epoch(self) -> int:
@@ -64,17 +61,17 @@ class Cluster(SourceHead):
         batch_size, instances = self.setting.global_batch_size, self.options.instances
         style: Literal["random", "real"] = "random" if self.setting.camera_style else "real"
         target = Feed("target", "target", batch_size, instances, style, "pad")
-        source = Feed("source", "source", batch_size, instances, "real", "pad")
+        source = Feed("source", "source", batch_size, instances, augmentation="pad")
         return (source, target) if self.options.source_weight else (target,)
 
     # A step.
 
-    def passes(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
+    def passes(self, images: Tensors, at: Step) -> dict[str, Tensor]:
         """Source logits, where there is a source, then the target's features (b, D) of unit length."""
         outputs = {"logits": self.classifier(self.backbone(images["source"]))} if "source" in images else {}
         return outputs | {"features": normalized_features(self.backbone, images["target"])}
 
-    def losses(self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], at: Step) -> dict[str, Tensor]:
+    def losses(self, outputs: Tensors, batches: Batches, at: Step) -> dict[str, Tensor]:
         """L = L_cluster + camera_weight L_camera + source_weight L_source."""
         features_bD, target = outputs["features"], batches["target"]
         self._batch = self.memory.gather(features_bD, target.labels)
@@ -92,9 +89,7 @@ class Cluster(SourceHead):
             loss = loss + self.options.source_weight * losses["loss_source"]
         return {"loss": loss} | losses
 
-    def after_step(
-        self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], took_step: bool, at: Step
-    ) -> None:
+    def after_step(self, outputs: Tensors, batches: Batches, took_step: bool, at: Step) -> None:
         self._batch.update(self.options.momentum, skip=not took_step, hardest=self.options.hardest)
         if self.options.camera_weight:
             self._proxy_batch.update(self.options.proxy_momentum, skip=not took_step)
@@ -140,16 +135,13 @@ class Cluster(SourceHead):
         """Give the neck, where it has no statistics, those of the target's pooled features. Collective."""
         neck = self.backbone.neck
         assert neck is not None
-        assert neck.running_mean is not None
-        assert neck.running_var is not None
         if neck.num_batches_tracked:
             return
         features_nD = extract(self.backbone.pooled).features.double()
         count = distributed.all_reduce(torch.tensor(len(features_nD), dtype=torch.float64))
         mean_D = distributed.all_reduce(features_nD.sum(0)) / count
         var_D = distributed.all_reduce((features_nD - mean_D).square().sum(0)) / (count - 1)
-        neck.running_mean.copy_(mean_D)
-        neck.running_var.copy_(var_D)
+        neck.load_state_dict({"running_mean": mean_D, "running_var": var_D}, strict=False)
 
     def _make_memories(self, num_clusters: int) -> None:
         """Memories of the clusters in `labels_N`: rows of zeros."""
@@ -168,8 +160,7 @@ class Cluster(SourceHead):
             self.proxies = self._new_memory(len(clusters_P), PROXY_TEMPERATURE)
 
     def _new_memory(self, num_rows: int, temperature: float) -> ExemplarMemory:
-        setting = self.setting
-        rows = max(num_rows, 1)  # before the first clusters
+        rows, setting = max(num_rows, 1), self.setting  # one before the first clusters
         return ExemplarMemory(rows, self.backbone.num_features, temperature, setting.device, setting.dtype)
 
     def _figures(self, labels_N: Tensor, indices_N: Tensor, camids_N: Tensor) -> dict[str, float]:
@@ -194,12 +185,9 @@ class Cluster(SourceHead):
         wanted = self.setting.global_batch_size // self.options.instances
         if figures["clusters"] >= wanted:
             return
-        inside = self.pictures.num_pictures - figures["outliers"]
-        remedy = (
-            "most pictures are near no other: raise cluster.eps, or start from a network that was trained on a source"
-            if figures["outliers"] > inside
-            else "clusters have grown together: lower cluster.eps"
-        )
+        remedy = "clusters have grown together: lower cluster.eps"
+        if 2 * figures["outliers"] > self.pictures.num_pictures:
+            remedy = "most pictures are near no other: raise cluster.eps, or start from a network trained on a source"
         raise UserError(
             f"epoch {epoch}: {figures['clusters']} clusters and {figures['outliers']} outliers of "
             f"{self.pictures.num_pictures} pictures at cluster.eps {self.options.eps:g}, and a batch takes {wanted} "
@@ -218,28 +206,22 @@ class Cluster(SourceHead):
         if self.options.camera_weight:
             self.proxies = self._new_memory(sizes["proxies"], PROXY_TEMPERATURE)
 
-    def state(self) -> dict[str, Tensor]:
-        state = {"cluster.labels": self.labels_N} | memory_state("memory", self.memory)
-        return state | (memory_state("proxies", self.proxies) if self.options.camera_weight else {})
+    def memories(self) -> dict[str, ExemplarMemory]:
+        return {"memory": self.memory} | ({"proxies": self.proxies} if self.options.camera_weight else {})
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
+    def state(self) -> dict[str, Tensor]:
+        return {"cluster.labels": self.labels_N} | super().state()
+
+    def load_state(self, state: Tensors) -> None:
         self.labels_N.copy_(state["cluster.labels"])
         self._make_memories(self.num_clusters)
-        take_state("memory", self.memory, state)
-        if self.options.camera_weight:
-            take_state("proxies", self.proxies, state)
-
-    def health(self) -> dict[str, float]:
-        return {f"memory_{name}": value for name, value in cast(dict[str, float], self.memory.health()).items()}
+        super().load_state(state)
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
         batch_size, instances = options["global_batch_size"], options["cluster.instances"]
         if batch_size % instances:
-            raise UserError(
-                f"cluster.instances: {instances} pictures of each cluster do not divide global_batch_size "
-                f"({batch_size})"
-            )
+            raise UserError(f"cluster.instances: {instances} pictures do not divide global_batch_size ({batch_size})")
         for key in ("cluster.source_weight", "optim.source_only_epochs"):
             if options[key] and not options["source"]:
                 raise UserError(f"{key}: {options[key]} needs a labelled source; give --source, or set it to 0")
@@ -248,24 +230,20 @@ class Cluster(SourceHead):
     def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
         """Without the rows of clusters, whose number is known only in training, and the features' exchange."""
         whole, batch = options["global_batch_size"], options["global_batch_size"] // world_size
+        similarities = Transfer("similarities", "all_to_all", whole * 3 * 8)
         return Costs(
-            transfers=(
-                Transfer("similarities", "all_to_all", whole * 3 * 8),
-                Transfer("softmax", "all_gather", batch * 8),
-            ),
-            checkpoint_bytes=8 * num_pictures,
+            transfers=(similarities, Transfer("softmax", "all_gather", batch * 8)), checkpoint_bytes=8 * num_pictures
         )
 
     @classmethod
     def describe(cls, options: Mapping[str, Any]) -> str:
-        of = {key.removeprefix("cluster."): value for key, value in options.items() if key.startswith("cluster.")}
-        camera = "camera-aware " if of.get("camera_aware") else ""
+        camera = "camera-aware " if options.get("cluster.camera_aware") else ""
         text = (
             f"Cluster memory: before each epoch the target's pictures are clustered by {camera}k-reciprocal neighbours "
-            f"and DBSCAN (eps {of.get('eps')}), and each is drawn to its cluster's mean"
+            f"and DBSCAN (eps {options.get('cluster.eps')}), and each is drawn to its cluster's mean"
         )
-        if of.get("camera_weight"):
-            text += f", with weight {of['camera_weight']:g} to its cluster's means in all cameras"
-        if of.get("source_weight"):
-            text += f"; the source's identity loss counts with weight {of['source_weight']:g}"
+        if weight := options.get("cluster.camera_weight"):
+            text += f", with weight {weight:g} to its cluster's means in all cameras"
+        if weight := options.get("cluster.source_weight"):
+            text += f"; the source's identity loss counts with weight {weight:g}"
         return text + "."

@@ -4,17 +4,16 @@ Shape letters: b images of a domain here, D embedding dimension, P source identi
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.data import Batch
 from ecn_dist.errors import UserError
 from ecn_dist.memory import ExemplarMemory
-from ecn_dist.methods.base import Costs, Feed, Setting, Step, Transfer, memory_state, source_loss, take_state
+from ecn_dist.methods.base import Batches, Costs, Feed, Setting, Step, Tensors, Transfer, source_loss
 from ecn_dist.methods.source_only import SourceHead
 from ecn_dist.models import GlobalDropout, load_published_memory
 
@@ -39,13 +38,9 @@ class ECN(SourceHead):
                 "pictures; lower it"
             )
         automatic = torch.float64 if setting.dtype == torch.float64 else torch.float32
+        dtype, memory = ROW_DTYPES.get(setting.memory.dtype, automatic), setting.memory
         self.memory = ExemplarMemory(
-            num_exemplars,
-            setting.embedding_dim,
-            temperature=setting.memory.temperature,
-            device=setting.device,
-            dtype=ROW_DTYPES.get(setting.memory.dtype, automatic),
-            backend=setting.memory.backend,
+            num_exemplars, setting.embedding_dim, memory.temperature, setting.device, dtype, backend=memory.backend
         )
         if setting.target.pids_N is not None:  # for the health figures, never for the loss
             self.memory.set_identities(setting.target.pids_N, setting.target.camids_N.int())
@@ -59,7 +54,7 @@ class ECN(SourceHead):
         target = Feed("target", "target", batch_size, style="random" if self.setting.camera_style else "real")
         return Feed("source", "source", batch_size), target
 
-    def passes(self, images: Mapping[str, Tensor], at: Step) -> dict[str, Tensor]:
+    def passes(self, images: Tensors, at: Step) -> dict[str, Tensor]:
         """Source logits (b, P), then the target feature x = dropout(z / ||z||) (b, D), not of unit length.
 
         The two domains pass one after the other, each with its own BatchNorm statistics; the running statistics see
@@ -69,7 +64,7 @@ class ECN(SourceHead):
         z_bD = self.embedding(self.backbone(images["target"]))
         return outputs | {"features": self.target_dropout(F.normalize(z_bD, dim=1), at.number)}
 
-    def losses(self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], at: Step) -> dict[str, Tensor]:
+    def losses(self, outputs: Tensors, batches: Batches, at: Step) -> dict[str, Tensor]:
         """L = (1 - lambda) L_source + lambda L_target (formulas.md: Losses)."""
         if self.weight == 0:  # the control: the target passes, and only BatchNorm sees it
             loss_source = source_loss(outputs, batches)
@@ -82,31 +77,21 @@ class ECN(SourceHead):
         loss = (1 - self.weight) * loss_source + self.weight * loss_target
         return {"loss": loss, "loss_source": loss_source, "loss_target": loss_target}
 
-    def after_step(
-        self, outputs: Mapping[str, Tensor], batches: Mapping[str, Batch], took_step: bool, at: Step
-    ) -> None:
+    def after_step(self, outputs: Tensors, batches: Batches, took_step: bool, at: Step) -> None:
         """v_y <- normalised(m v_y + (1 - m) x_i), m = memory.momentum * epoch (formulas.md: Memory update)."""
         if self.weight:
             self._batch.update(self.setting.memory.momentum * at.epoch, skip=not took_step)
 
-    def state(self) -> dict[str, Tensor]:
-        return memory_state("memory", self.memory)
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        take_state("memory", self.memory, state)
+    def memories(self) -> dict[str, ExemplarMemory]:
+        return {"memory": self.memory}
 
     def health(self) -> dict[str, float]:
-        if self.weight == 0:
-            return {}
-        return {f"memory_{name}": value for name, value in cast(dict[str, float], self.memory.health()).items()}
+        return super().health() if self.weight else {}
 
     @classmethod
     def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
-        whole, dim, neighbors = (
-            options["global_batch_size"],
-            options["model.embedding_dim"],
-            options["loss.num_neighbors"],
-        )
+        whole, dim = options["global_batch_size"], options["model.embedding_dim"]
+        neighbors = options["loss.num_neighbors"]
         batch, rows = whole // world_size, distributed.RowPartition(num_pictures, world_size).rows_per_rank
         row_dtype = ROW_DTYPES.get(options["memory.dtype"])
         row_bytes = dim * (row_dtype.itemsize if row_dtype else element) + 8  # and when it was written
@@ -127,8 +112,8 @@ class ECN(SourceHead):
         base, epochs = options["memory.momentum"], options["epochs"]
         if (last := base * (epochs - 1)) >= 1:
             raise UserError(
-                f"memory.momentum: {base} times the last epoch ({epochs - 1}) is {last:g}, and the rows' momentum must "
-                "stay below 1; lower memory.momentum or epochs"
+                f"memory.momentum: {base} times the last epoch ({epochs - 1}) is {last:g}, and must stay below 1; "
+                "lower memory.momentum or epochs"
             )
 
     @classmethod
@@ -144,5 +129,5 @@ class ECN(SourceHead):
         if neighbors := options.get("loss.num_neighbors"):
             since = options.get("loss.neighbors_from_epoch", 0)
             parts.append(f"neighbourhood-invariance (N, k = {neighbors}, from epoch {since})")
-        joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+        joined = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
         return f"The source's identity loss, and with weight lambda = {weight:g} the target's loss with {joined}."
