@@ -13,6 +13,7 @@ from ecn_dist.data import ShardIndex, SplitIndex
 from ecn_dist.data.index import UNKNOWN_PID
 from ecn_dist.data.plan import check_batch
 from ecn_dist.data.reader import check_shards
+from ecn_dist.errors import UserError
 from ecn_dist.methods.base import Extract, Method, Pictures, Setting, TargetPictures
 from ecn_dist.models import Backbone, check_statistics, convert_batchnorm, load_weights
 from ecn_dist.ranking.features import EvaluationInput, extract_split
@@ -33,8 +34,8 @@ def open_domains(config: Config) -> Domains:
         domains = {name: ShardIndex.load(folder) for name, folder in given.items() if folder}
         trained = methods.entry(config.method).domains
         for name, index in domains.items():
-            splits = index.splits if name == "target" else {"train": index.split("train")}
-            check_shards(*(split for key, split in splits.items() if key != "train" or name in trained))
+            needed = {"train"} if name in trained else set()
+            check_shards(*map(index.split, needed | (set(index.splits) - {"train"} if name == "target" else set())))
         return domains
 
     return distributed.together(load)
@@ -118,6 +119,13 @@ def build_strategy(config: Config, method: Method, device: torch.device) -> Stra
     kind: dict[str, Any] = {"precision": config.precision, "device": device}
     if config.engine == "ddp":
         return DataParallel(method, optimizer, **kind)
+    idle = (name for source_only in (True, False) for name in method.idle_parameters(source_only))
+    if config.optim.source_only_epochs and (name := next(iter(idle), None)):
+        raise UserError(
+            f"engine: deepspeed would decay {name} while it is not trained; use engine ddp, or train on the source "
+            "alone before, as a run of method source_only, and start from its weights",
+            on_all_ranks=True,
+        )
     from ecn_dist.training.deepspeed_strategy import DeepSpeed  # optional, and seconds to import
 
     batch_size = config.global_batch_size // distributed.world_size()

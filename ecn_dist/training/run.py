@@ -28,7 +28,7 @@ _SECONDS_UNTIL_SEEN = 5.0  # a network file system shows new files late
 # Options that change how a run goes, not what comes out of it. The data are known by their index, not by their place,
 # and of the device its kind counts, which is in the checkpoints.
 _NO_RESULT = ("output_dir", "device", "timeout_seconds", "resume", "resume_changed", "data.workers", "source", "target")
-_NO_RESULT_SECTIONS = ("checkpoint.", "evaluation.", "logging.", "data.cache")
+_NO_RESULT_SECTIONS = ("checkpoint.", "evaluation.", "logging.")
 # In full precision an engine is like a number of ranks: another order of the same sums.
 _ROUNDING_ONLY = ("engine", "deepspeed.zero_stage")
 
@@ -124,9 +124,12 @@ class Run(AbstractContextManager):
                 file.write(dump(self.config).encode())
                 file.flush()
                 try:
+                    # Any that this run does not go on from would be newer than what it saves, and so outlive it.
+                    step = -1
                     if checkpoint is not None and checkpoint.absolute().parent == self.store.folder.absolute():
-                        for aside in self.store.set_aside_after(read_meta(checkpoint)["step"]):
-                            log.warning("%s is of another continuation, and kept under this name", aside)
+                        step = read_meta(checkpoint)["step"]
+                    for aside in self.store.set_aside_after(step):
+                        log.warning("%s is of another continuation, and kept under this name", aside)
                     self._remove_results()
                 except OSError as error:
                     raise UserError(f"{self._where} cannot be written ({error}); mend that, or name another") from error

@@ -14,7 +14,7 @@ from ecn_dist.config import Config, flatten
 from ecn_dist.data import Batch
 from ecn_dist.errors import UserError
 from ecn_dist.methods.base import SOURCE_LOSSES, Extract, Step
-from ecn_dist.models import mix_seed
+from ecn_dist.models import average_local_statistics, mix_seed
 from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, Keep, load, read_meta
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.signals import StopRequest
@@ -115,6 +115,10 @@ class Trainer:
 
     def _begin_epoch(self, at: Step, tracker: Tracker, continues: bool) -> None:
         """What precedes the step `at`, the first of its epoch or of this process."""
+        if (
+            not continues
+        ):  # where they differ between ranks: features of an epoch, and a new wrapper, are of one network
+            average_local_statistics(self.method)
         self.strategy.begin_phase(at.source_only)
         if not at.source_only and not continues:
             if figures := self.method.before_epoch(at.epoch, self.extract):

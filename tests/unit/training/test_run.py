@@ -239,6 +239,20 @@ def test_a_second_continuation_keeps_what_the_first_one_left(tmp_path: Path) -> 
     assert aside == {"step-00000010", "superseded-step-00000020", "superseded-2-step-00000020"}
 
 
+def test_what_a_run_does_not_go_on_from_is_no_newer_than_what_it_saves(tmp_path: Path) -> None:
+    for step in (7, 8):
+        own = save(tmp_path / "run", step, config(tmp_path))
+    elsewhere = save(tmp_path / "other", 2, config(tmp_path))
+    begin(config(tmp_path), elsewhere)
+    newer = save(tmp_path / "run", 3, config(tmp_path))
+    assert starting_point(config(tmp_path), DATA) == newer
+    for part in newer.glob("*.safetensors"):  # the right size, and rubbish
+        part.write_bytes(bytes(part.stat().st_size))
+    assert starting_point(config(tmp_path), DATA) is None
+    begin(config(tmp_path), None)
+    assert {path.name.split("step")[0] for path in own.parent.iterdir()} == {"superseded-"}
+
+
 def test_nothing_is_removed_where_the_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     claim(config(tmp_path))
