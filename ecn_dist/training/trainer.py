@@ -115,9 +115,7 @@ class Trainer:
 
     def _begin_epoch(self, at: Step, tracker: Tracker, continues: bool) -> None:
         """What precedes the step `at`, the first of its epoch or of this process."""
-        if (
-            not continues
-        ):  # where they differ between ranks: features of an epoch, and a new wrapper, are of one network
+        if not continues:  # features of the target, and a wrapper that is made anew, are to be of one network
             average_local_statistics(self.method)
         self.strategy.begin_phase(at.source_only)
         if not at.source_only and not continues:
