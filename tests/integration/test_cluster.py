@@ -49,7 +49,7 @@ def test_float64_runs_are_equal(
     ranks: RankPool, options: list[str], batchnorm: tuple[str, ...], tmp_path: Path
 ) -> None:
     runs = {}
-    for world_size in (1, 2, 3, 4) if batchnorm else (1, 2, 3):
+    for world_size in (1, 2, 4) if batchnorm else (1, 3):
         runs[world_size] = tmp_path / f"ranks-{world_size}"
         slow = ["--optim.lr", "0.01", "--optim.backbone_lr", "0.01"]  # or rounding grows beyond 1e-6 in 60 steps
         argv = [*options, *batchnorm, *slow, "--precision", "fp64", "--output_dir", str(runs[world_size])]
