@@ -35,7 +35,7 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
         (UserError("memory.momentum: 2 is too much"), "memory.momentum: 2 is too much"),
         (OSError(errno.ENOSPC, "No space left on device", "/data/x.png"), "/data/x.png: No space left on device; free"),
         (OSError(errno.ENOSPC, "No space left on device"), "a file or the output: No space left on device; free space"),
-        (PermissionError(errno.EACCES, "Permission denied", b"/root/x"), "/root/x: Permission denied; correct its"),
+        (PermissionError(errno.EACCES, "Permission denied", b"/srv/x"), "/srv/x: Permission denied; correct its"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "/tmp"), "/tmp: Is a directory; name a file"),
         (OSError(errno.EROFS, "Read-only file system", "/proc/x"), "/proc/x: Read-only file system; name a place"),
         (OSError("cannot seek"), "cannot seek"),

@@ -179,8 +179,7 @@ def test_many_processes_and_threads_may_share_it(server: FolderServer, shards: l
         nonlocal largest
         while not ended.is_set():
             try:
-                # A look is no instant: what is removed and what is added during it may both be counted, but not twice.
-                largest = max(largest, min(taken(folder), taken(folder)))
+                largest = max(largest, taken(folder))
             except FileNotFoundError:
                 continue
 
