@@ -1,6 +1,7 @@
 """Shards behind URLs: patience with the source, and a cache that is bounded, shared and never half written."""
 
 import errno
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -177,11 +178,12 @@ def test_many_processes_and_threads_may_share_it(server: FolderServer, shards: l
 
     def watch() -> None:
         nonlocal largest
-        while not ended.is_set():
-            try:
+        # Under the cache's own lock, under which sizes change: else what goes and what comes during a look count both.
+        with (folder / "lock").open("w") as lock:
+            while not ended.is_set():
+                fcntl.flock(lock, fcntl.LOCK_EX)
                 largest = max(largest, taken(folder))
-            except FileNotFoundError:
-                continue
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
