@@ -45,6 +45,26 @@ def _expected_information(n: int, sizes_C: np.ndarray, sizes_P: np.ndarray) -> f
     return expected
 
 
+def cluster_figures(labels_N: np.ndarray, camids_N: np.ndarray, pids_N: np.ndarray | None = None) -> dict[str, float]:
+    """Figures on clusters (labels: -1 outside of them), named as in metrics.jsonl.
+
+    AMI only where identities are given (-1: unknown), and over the clustered pictures that have one.
+    """
+    inside = labels_N >= 0
+    sizes = np.bincount(labels_N[inside])
+    figures: dict[str, float] = {
+        "clusters": len(sizes),
+        "outliers": int((~inside).sum()),
+        "cluster_size_mean": float(sizes.mean()) if len(sizes) else 0.0,
+        "cluster_size_max": int(sizes.max()) if len(sizes) else 0,
+        "cluster_cross_camera": cross_camera_share(labels_N[inside], camids_N[inside]),
+    }
+    if pids_N is not None:
+        known = inside & (pids_N >= 0)
+        figures["cluster_ami"] = adjusted_mutual_information(labels_N[known], pids_N[known])
+    return figures
+
+
 def cross_camera_share(labels_n: np.ndarray, camids_n: np.ndarray) -> float:
     """Of the pairs of pictures in one cluster, the share from two cameras; 0 where there is no pair."""
     pairs = int((np.bincount(labels_n) ** 2).sum()) - len(labels_n)

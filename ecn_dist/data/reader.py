@@ -3,6 +3,7 @@
 A read takes exactly the member's bytes: no tar header, and no style copy that was not drawn.
 """
 
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -115,6 +116,27 @@ class ShardReader:
             return Image.fromarray(decode(data))
         except pictures.UnreadablePicture as error:
             raise self.picture_error(split, row, slot, error) from error
+
+    def read_file_names(self, split: SplitIndex, rows: Iterable[int]) -> list[str]:
+        """Names that the pictures had in the data set. `UserError` where a row's KEY.json does not belong to it."""
+        names = []
+        for row in rows:
+            member = split.members[row]
+            shard = int(member["shard"])
+            with self._shard(split, shard) as descriptor:
+                data = self._read(split, row, descriptor, int(member["json_length"]), int(member["json_offset"]))
+            try:
+                about = json.loads(data)
+                name = about["file"] if about["index"] == member["index"] else None
+            except (ValueError, KeyError, TypeError, RecursionError):
+                name = None
+            if not isinstance(name, str):
+                raise UserError(
+                    f"{shown(split.shard_path(shard))}: the KEY.json of {_sample(split, row)} is not the one that was "
+                    f"packed. {REMEDY}"
+                )
+            names.append(name)
+        return names
 
     def picture_error(self, split: SplitIndex, row: int, slot: int, error: Exception) -> PictureError:
         """The error that names the shard and the member that cannot be decoded."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ecn_dist import distributed
 from ecn_dist.clustering import find_clusters
-from ecn_dist.clustering.quality import adjusted_mutual_information, cross_camera_share
+from ecn_dist.clustering.quality import cluster_figures
 from ecn_dist.errors import UserError
 from ecn_dist.memory import ExemplarMemory
 from ecn_dist.methods.base import Batches, Costs, Extract, Feed, Setting, Step, Tensors, Transfer
@@ -104,21 +104,14 @@ class Cluster(SourceHead):
         pictures = extract(lambda images: normalized_features(self.backbone, images), copies=camera_style)
         indices_N = distributed.all_gather_uneven_rows(pictures.indices).cpu()
         camids_N = self.pictures.camids_N[indices_N]
-        k2_intra, k2_inter = (3, 3) if epoch == 0 else (2, 4)
         labels_N = find_clusters(
             pictures.features,
-            k1=options.k1,
-            k2=options.k2,
-            eps=options.eps,
-            min_samples=options.min_samples,
             camids=camids_N if options.camera_aware else None,
-            k1_intra=options.k1_intra,
-            k1_inter=options.k1_inter,
-            k2_intra=min(k2_intra, options.k1_intra + 1),
-            k2_inter=min(k2_inter, options.k1_inter),
             sharded=True,
+            **options.search_arguments(first=epoch == 0),
         ).labels.cpu()
-        figures = self._figures(labels_N, indices_N, camids_N)
+        pids_N = None if self.pictures.pids_N is None else self.pictures.pids_N[indices_N].numpy()
+        figures = cluster_figures(labels_N.numpy(), camids_N.numpy(), pids_N)
         self._check_clusters(epoch, figures)
         self.labels_N[indices_N] = labels_N
         self._make_memories(int(figures["clusters"]))
@@ -162,23 +155,6 @@ class Cluster(SourceHead):
     def _new_memory(self, num_rows: int, temperature: float) -> ExemplarMemory:
         rows, setting = max(num_rows, 1), self.setting  # one before the first clusters
         return ExemplarMemory(rows, self.backbone.num_features, temperature, setting.device, setting.dtype)
-
-    def _figures(self, labels_N: Tensor, indices_N: Tensor, camids_N: Tensor) -> dict[str, float]:
-        """Figures on clusters; AMI only where identities are known, and of pictures in clusters alone."""
-        inside = labels_N >= 0
-        sizes = labels_N[inside].bincount()
-        figures: dict[str, float] = {
-            "clusters": len(sizes),
-            "outliers": int((~inside).sum()),
-            "cluster_size_mean": float(sizes.double().mean()) if len(sizes) else 0.0,
-            "cluster_size_max": int(sizes.max()) if len(sizes) else 0,
-            "cluster_cross_camera": cross_camera_share(labels_N[inside].numpy(), camids_N[inside].numpy()),
-        }
-        if self.pictures.pids_N is not None:
-            pids_N = self.pictures.pids_N[indices_N]
-            known = inside & (pids_N >= 0)
-            figures["cluster_ami"] = adjusted_mutual_information(labels_N[known].numpy(), pids_N[known].numpy())
-        return figures
 
     def _check_clusters(self, epoch: int, figures: Mapping[str, float]) -> None:
         """Raise `UserError`, on all ranks alike, where no batch can be made of the clusters."""

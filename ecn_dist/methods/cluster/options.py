@@ -1,7 +1,7 @@
 """The options of `method: cluster`. Imports no torch."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from ecn_dist.errors import UserError
 from ecn_dist.methods.options import Count, Fraction, NotNegative, Range
@@ -41,3 +41,10 @@ class ClusterOptions:
     def check(self, section: str) -> None:
         if self.k2 > self.k1:
             raise UserError(f"{section}.k2: {self.k2} must be at most {section}.k1 ({self.k1})")
+
+    def search_arguments(self, *, first: bool = False) -> dict[str, Any]:
+        """Arguments of `find_clusters`; `first`: of a first epoch, whose features are poor."""
+        k2_intra, k2_inter = (3, 3) if first else (2, 4)
+        names = ("k1", "k2", "eps", "min_samples", "k1_intra", "k1_inter")
+        averaged = {"k2_intra": min(k2_intra, self.k1_intra + 1), "k2_inter": min(k2_inter, self.k1_inter)}
+        return {name: getattr(self, name) for name in names} | averaged
