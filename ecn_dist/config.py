@@ -17,18 +17,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsin
 
 from ecn_dist import methods
 from ecn_dist.errors import UserError
-from ecn_dist.methods.options import (
-    Count,
-    Fraction,
-    LossOptions,
-    MemoryOptions,
-    Natural,
-    NotNegative,
-    Positive,
-    Range,
-    check_range,
-    check_ranges,
-)
+from ecn_dist.methods import options as kinds
+from ecn_dist.methods.options import Count, Fraction, LossOptions, MemoryOptions, Natural, NotNegative, Positive, Range
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -132,13 +122,22 @@ class CheckpointConfig:
     keep: Count = 2
     """newest checkpoints that are kept"""
     keep_best: bool = False
-    """also keep the one of the highest stepwise mAP among the evaluations during training (evaluation.every_epochs)"""
+    """also keep the one of the highest stepwise mAP on checkpoint.validation"""
+    validation: str = ""
+    """shard folder with query and gallery of other people than the test's: every checkpoint is evaluated on them"""
     keep_epochs: list[int] = field(default_factory=list)
     """also keep those of the ends of these epochs, as [10, 40]"""
     asynchronous: bool = False
     """write in the background; costs host memory of the size of this rank's part"""
     on_failure: Literal["stop", "continue"] = "stop"
     """whether a save that fails (a full disk) ends the run"""
+
+    def check(self, section: str) -> None:
+        if self.keep_best and not self.validation:
+            raise UserError(
+                f"{section}.keep_best: the best is not chosen by the test's people; name a shard folder with query and "
+                f"gallery of others as {section}.validation, or keep epochs by {section}.keep_epochs"
+            )
 
 
 @dataclass(frozen=True)
@@ -220,16 +219,16 @@ class Config:
         for key in (*entry.domains, "output_dir"):
             if not getattr(self, key):
                 raise UserError(f"{key}: is not set; give it in the --config file or as --{key}")
-        check_ranges(self)
+        kinds.check_ranges(self)
         for name, section in (vars(self) | self.own).items():
             if dataclasses.is_dataclass(section):
-                check_ranges(section, f"{name}.")
+                kinds.check_ranges(section, f"{name}.")
             if hasattr(section, "check"):
                 section.check(name)
         if self.epochs < 0 or self.epochs + self.optim.source_only_epochs < 1:
             raise UserError(f"epochs: {self.epochs} must be above 0, or 0 after source-only epochs")
         for epoch in self.checkpoint.keep_epochs:  # those on the source alone are -1 and before
-            check_range("checkpoint.keep_epochs", epoch, least=-self.optim.source_only_epochs)
+            kinds.check_range("checkpoint.keep_epochs", epoch, least=-self.optim.source_only_epochs)
         default = flatten(Config())
         for key, value in flatten(self).items():
             if methods.unread(self.method, key) and value != default[key]:
@@ -272,7 +271,7 @@ def _check_section(name: str, node: yaml.Node | None) -> None:
         held = "a list" if isinstance(node, yaml.SequenceNode) else repr(node.value) if node and node.value else "empty"
         raise UserError(f"{name or 'the file'} is {held}, where options by name are needed; give one, or leave it out")
     keys = [key.value for key, _ in node.value]
-    for key, value in zip(keys, (value for _, value in node.value), strict=True):
+    for key, (_, value) in zip(keys, node.value, strict=True):
         if keys.count(key) > 1:
             raise UserError(f"{name and name + '.'}{key} stands twice; keep one of them")
         if not name and isinstance(_sections(Config()).get(key), dict):

@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     distributed.start(device, config.timeout_seconds)
     distributed.together(lambda: building.check_ranks(config, distributed.world_size()))
     domains = building.open_domains(config)
+    validation = building.open_validation(config, domains)
     output_dir = Path(config.output_dir)
     data = {name: model_card.fingerprint(index) for name, index in domains.items()}
     with Run(config, data, device.type) as run, stop_on_signals() as stop:
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         if checkpoint is not None:
             trainer.resume(checkpoint)
         run.begin(checkpoint)
-        finished = finishing.train(run, trainer, domains, device, stop)
+        finished = finishing.train(run, trainer, domains, device, stop, validation)
     return 0 if finished else EXIT_PREEMPTED
 
 

@@ -142,8 +142,10 @@ def check_disk(config: Config, needed: int | None) -> Iterable[Finding]:
 
 def check_data(config: Config) -> Iterable[Finding]:
     """The shard folders: index, every local shard's size, and one picture of every local split read and decoded."""
-    for key in ("source", "target"):
-        folder = getattr(config, key)
+    folders = {"source": config.source, "target": config.target, "checkpoint.validation": config.checkpoint.validation}
+    for key, folder in folders.items():
+        if not folder and key == "checkpoint.validation":
+            continue
         if not folder:
             yield Finding("shards", f"no {key} was given, so none is looked at")
             continue

@@ -48,6 +48,7 @@ MAX_PANELS = 12
 _PANELS = {
     "loss": r"loss(_.*)?",
     "evaluation": r"evaluation .*",
+    "validation": r"validation_.*",
     "learning rate": r"lr(_.*)?",
     "clusters, outliers": r"clusters|outliers",
     "cluster size": r"cluster_size_.*",

@@ -121,6 +121,7 @@ def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> str
         ],
         results=words.measures(evaluation),
         collapse=words.collapse(evaluation),
+        best=words.best(summary),
         num_queries=words.count(evaluation.get("num_valid_queries")) or UNKNOWN,
         why_unknown=facts.why_unknown,
         count=words.count,

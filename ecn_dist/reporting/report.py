@@ -89,6 +89,7 @@ def render_report(run: RunFolder, comparison: Comparison | None = None) -> str:
         trained=words.trained(config),
         headline=words.headline(run.evaluation),
         measures=words.measures(run.evaluation),
+        best=words.best(run.summary or {}),
         num_queries=words.count(run.evaluation.get("num_valid_queries")),
         failures=words.failures(run.evaluation, findings),
         clusters=clusters,

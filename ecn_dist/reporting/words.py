@@ -84,6 +84,18 @@ def collapse(evaluation: Mapping[str, Any]) -> str:
     )
 
 
+def best(summary: Mapping[str, Any]) -> str:
+    """A sentence on the checkpoint that was best on validation identities; empty where none was chosen."""
+    found = chosen if isinstance(chosen := summary.get("best"), Mapping) else {}
+    figures = measured if isinstance(measured := found.get("validation"), Mapping) else {}
+    if (step := number(found.get("step"))) is None or (area := number(figures.get("mAP_stepwise"))) is None:
+        return ""
+    return (
+        f"Among the checkpoints, step-{step:08.0f} had the highest step-wise mAP on validation identities "
+        f"({percent(area)} percent), and is kept. Weights and results of the run are those after its last step."
+    )
+
+
 def failures(evaluation: Mapping[str, Any], findings: Mapping[str, Any]) -> list[str]:
     """Sentences on where the ranking fails."""
     misses = {"rank1": "of the queries have another person at rank 1", "rank10": "have no true match in the first 10"}

@@ -16,12 +16,14 @@ from ecn_dist.data.reader import check_shards
 from ecn_dist.errors import UserError
 from ecn_dist.methods.base import Extract, Method, Pictures, Setting, TargetPictures
 from ecn_dist.models import Backbone, check_statistics, convert_batchnorm, load_weights
+from ecn_dist.ranking.evaluating import has_evaluation
 from ecn_dist.ranking.features import EvaluationInput, extract_split
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.strategy import DataParallel, Strategy
 from ecn_dist.training.tracking import log
 from ecn_dist.training.trainer import Trainer
 
+TEST_SPLITS = ("query", "gallery")
 Domains = dict[str, ShardIndex]
 """Shard folders by "source" and "target", those that were given"""
 
@@ -39,6 +41,34 @@ def open_domains(config: Config) -> Domains:
         return domains
 
     return distributed.together(load)
+
+
+def open_validation(config: Config, domains: Domains) -> ShardIndex | None:
+    """The shard folder that checkpoints are evaluated on, if any; a mistake on any rank is raised on all. Collective.
+
+    Raises `UserError` where it lacks query or gallery, or has pictures of the target's, by which no choice is made.
+    """
+
+    def load() -> ShardIndex | None:
+        if not (folder := config.checkpoint.validation):
+            return None
+        index = ShardIndex.load(folder)
+        if not has_evaluation(index):
+            has = ", ".join(index.splits)
+            raise UserError(f"checkpoint.validation: {folder} has {has}; it must have query and gallery")
+        check_shards(*map(index.split, TEST_SPLITS))
+        if "target" in domains and _test_shards(index) & _test_shards(domains["target"]):
+            raise UserError(
+                f"checkpoint.validation: {folder} has shards of the target's query or gallery, so that the best would "
+                "be chosen by the test's people; pack people of their own, such as some of the training people"
+            )
+        return index
+
+    return distributed.together(load)
+
+
+def _test_shards(index: ShardIndex) -> set[str]:
+    return {shard.sha256 for name in TEST_SPLITS if name in index.splits for shard in index.split(name).shards}
 
 
 def check_ranks(config: Config, world_size: int) -> None:

@@ -36,7 +36,7 @@ class Keep:
     """Which checkpoints stay."""
 
     newest: int = 2
-    best: bool = False  # the one of the highest stepwise mAP: the trapezoid's rewards a network whose pictures all tie
+    best: bool = False  # the one that `best_of` chooses
     epochs: tuple[int, ...] = ()  # those written at the end of these epochs
 
     def chosen(self, metas: list[dict[str, Any]]) -> set[int]:
@@ -44,10 +44,21 @@ class Keep:
         places = range(len(metas))
         kept = set(places[-self.newest :])
         kept |= {at for at in places if metas[at].get("ended_epoch") in self.epochs}
-        evaluated = [at for at in places if metas[at].get("evaluation")]
-        if self.best and evaluated:
-            kept.add(max(evaluated, key=lambda at: metas[at]["evaluation"]["mAP_stepwise"]))
+        if self.best and (best := best_of(metas)) is not None:
+            kept.add(best)
         return kept
+
+
+def best_of(metas: list[dict[str, Any]]) -> int | None:
+    """The place of the highest stepwise mAP among those evaluated on the validation data of the newest evaluation.
+
+    Not the trapezoid's, which rewards a network whose pictures all tie. Of equal ones it is the first.
+    """
+    figures = {at: meta["validation"] for at, meta in enumerate(metas) if meta.get("validation")}
+    if not figures:
+        return None
+    data = figures[max(figures)]["data"]
+    return max((at for at in figures if figures[at]["data"] == data), key=lambda at: figures[at]["mAP_stepwise"])
 
 
 Files = dict[str, tuple[int, str]]
@@ -170,6 +181,11 @@ class CheckpointStore:
     def complete(self) -> list[Path]:
         """The complete checkpoints, oldest first; contents are not compared."""
         return [checkpoint for checkpoint in self.named() if not damage(checkpoint, contents=False)]
+
+    def best(self) -> dict[str, Any] | None:
+        """The meta data of the best complete checkpoint; None where none was evaluated on validation data."""
+        metas = [read_meta(checkpoint) for checkpoint in self.complete()]
+        return None if (at := best_of(metas)) is None else metas[at]
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint, or None; as this rank sees it, so that callers let rank 0 decide.

@@ -7,6 +7,7 @@ import torch
 
 from ecn_dist import distributed
 from ecn_dist.config import flatten
+from ecn_dist.data import ShardIndex
 from ecn_dist.models import average_local_statistics, export_weights
 from ecn_dist.ranking import EvaluationInput
 from ecn_dist.ranking.evaluating import Evaluation, evaluate_backbone, has_evaluation
@@ -22,25 +23,38 @@ from ecn_dist.training.tracking import log
 from ecn_dist.training.trainer import Trainer
 
 
-def train(run: Run, trainer: Trainer, domains: Domains, device: torch.device, stop: StopRequest | None = None) -> bool:
+def train(
+    run: Run,
+    trainer: Trainer,
+    domains: Domains,
+    device: torch.device,
+    stop: StopRequest | None = None,
+    validation: ShardIndex | None = None,
+) -> bool:
     """Train to the end, evaluate, and write exported weights, summary.json, figures and report. Collective.
 
-    The report is made from summary.json, which says only at the very end that the run is finished. False where training
-    stopped, saved, on a request to `stop`.
+    Checkpoints are evaluated on `validation`. The report is made from summary.json, which says only at the very end
+    that the run is finished. False where training stopped, saved, on a request to `stop`.
     """
     config, output_dir, method = run.config, run.folder, trainer.method
     size = EvaluationInput(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
     target = domains.get("target")
 
-    def evaluate() -> Evaluation | None:
-        if target is None or not has_evaluation(target):
+    def evaluate(index: ShardIndex | None) -> Evaluation | None:
+        if index is None or not has_evaluation(index):
             return None
         average_local_statistics(method)
-        return evaluate_backbone(method.evaluated, target, size, config.precision, device)
+        return evaluate_backbone(method.evaluated, index, size, config.precision, device)
+
+    def validate() -> dict[str, Any] | None:
+        if validation is None or (evaluation := evaluate(validation)) is None:
+            return None
+        log.info("step %d, validation: %s", trainer.step, tracking.describe(evaluation.summary()))
+        return {"data": model_card.fingerprint(validation)} | evaluation.summary()
 
     def after_epoch(epoch: int) -> dict[str, Any] | None:
         every = config.evaluation.every_epochs
-        if not every or (epoch + 1) % every or epoch + 1 >= config.epochs or (evaluation := evaluate()) is None:
+        if not every or (epoch + 1) % every or epoch + 1 >= config.epochs or (evaluation := evaluate(target)) is None:
             return None
         figures = evaluation.summary()
         log.info("epoch %d: %s", epoch, tracking.describe(figures))
@@ -48,7 +62,7 @@ def train(run: Run, trainer: Trainer, domains: Domains, device: torch.device, st
 
     stop = StopRequest() if stop is None else stop  # an unasked one is false
     started = time.monotonic()
-    if not trainer.fit(after_epoch, stop):
+    if not trainer.fit(after_epoch, validate, stop):
         log.info("asked to stop by %s: saved at step %d; the same command continues", stop.signal, trainer.step)
         distributed.barrier()
         return False
@@ -66,7 +80,7 @@ def train(run: Run, trainer: Trainer, domains: Domains, device: torch.device, st
     average_local_statistics(method)
     # Before the evaluation, so that no failure there costs the model.
     distributed.on_main(lambda: export_weights(method, output_dir / WEIGHTS))
-    evaluation = evaluate()
+    evaluation = evaluate(target)
     if evaluation is None:
         log.info("there is no target with query and gallery, so there is nothing to evaluate on")
     else:
@@ -76,6 +90,9 @@ def train(run: Run, trainer: Trainer, domains: Domains, device: torch.device, st
             log.warning("%s", warning)
 
     def card_and_summary() -> None:
+        if config.checkpoint.keep_best and (best := trainer.checkpoints.best()):
+            summary["best"] = {"step": best["step"], "validation": best["validation"]}
+            log.info("%s", words.best(summary))
         facts = model_card.Facts(summary)
         model_card.write_card(output_dir / model_card.NAME, method.evaluated, flatten(config), facts)
         run.finish(summary, finished=False)

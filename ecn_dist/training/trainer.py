@@ -26,6 +26,7 @@ from ecn_dist.training.tracking import Interval, Tracker, log
 MAX_SKIPPED_IN_A_ROW = 50
 
 AfterEpoch = Callable[[int], dict[str, Any] | None]
+Validate = Callable[[], dict[str, Any] | None]
 
 
 class Trainer:
@@ -56,12 +57,13 @@ class Trainer:
         losses = torch.zeros(len(self.method.LOSSES), dtype=setting.dtype, device=setting.device)
         self.interval = Interval(losses)
 
-    def fit(self, after_epoch: AfterEpoch, stop: StopRequest) -> bool:
+    def fit(self, after_epoch: AfterEpoch, validate: Validate, stop: StopRequest) -> bool:
         """Train from the present position to the end; True when it is reached.
 
-        `after_epoch(epoch)` is called on all ranks alike, and returns figures if it evaluated. False where any rank has
-        a request to `stop`: the position is then saved. Collective throughout. Raises `UserError` on all ranks for bad
-        data, losses that are no longer finite, and checkpoints that cannot be written.
+        `after_epoch(epoch)`, and `validate()` before a checkpoint, are called on all ranks alike, and return figures if
+        they evaluated. False where any rank has a request to `stop`: the position is then saved, as it is. Collective
+        throughout. Raises `UserError` on all ranks for bad data, losses that are no longer finite, and checkpoints that
+        cannot be written.
         """
         continues = not self.timeline.begins_epoch(self.step)
         total, tensorboard = self.timeline.total_steps, self.config.logging.tensorboard
@@ -89,7 +91,7 @@ class Trainer:
                 self.interval.add(losses, waited, sum(batch.skipped for batch in batches.values()))
                 self.step += 1
                 self.pictures += self.feeder.images(at)
-                self._after_step(at, tracker, after_epoch)
+                self._after_step(at, tracker, after_epoch, validate)
             self._unless_allowed(self.checkpoints.finish)
             return True
         except UserError as error:
@@ -125,27 +127,31 @@ class Trainer:
             self.interval.started = time.monotonic()
         self.feeder.begin_epoch(at)
 
-    def _after_step(self, at: Step, tracker: Tracker, after_epoch: AfterEpoch) -> None:
-        """What is due after a step, in this order: a line of metrics, an evaluation, a checkpoint that tells of it."""
+    def _after_step(self, at: Step, tracker: Tracker, after_epoch: AfterEpoch, validate: Validate) -> None:
+        """What is due after a step, in this order: a line of metrics, evaluations, a checkpoint that tells of them."""
         ends_epoch = self.timeline.ends_epoch(at.number)
         every = self.config.checkpoint.every_steps
         saves = self.step % every == 0 if every else ends_epoch
         if self.step % self.config.logging.every_steps == 0 or ends_epoch or saves:
             # Before a checkpoint too: it must not be written once the loss is no longer finite.
             self._report(tracker, at)
-        evaluation = None
+        told = {"step": at.number, "epoch": at.epoch}
+        evaluation = validation = None
         if ends_epoch:
-            evaluation = after_epoch(at.epoch)
-            if evaluation is not None:
-                tracker.metrics({"step": at.number, "epoch": at.epoch, "evaluation": evaluation})
-            self.method.train()
-            self.interval.started = time.monotonic()
-            keep = self.checkpoints.keep
-            saves |= (keep.best and evaluation is not None) or at.epoch in keep.epochs
+            saves |= at.epoch in self.checkpoints.keep.epochs
+            if (evaluation := after_epoch(at.epoch)) is not None:
+                tracker.metrics(told | {"evaluation": evaluation})
         if saves and self.diverging:  # in fp16, where it may come back; what was saved before stays the newest
             log.warning("no checkpoint after step %d: its loss is not finite", at.number)
-        elif saves:
-            about = {"ended_epoch": at.epoch if ends_epoch else None, "evaluation": evaluation}
+            saves = False
+        if saves and (validation := validate()) is not None:
+            tracker.metrics(told | {f"validation_{key}": validation[key] for key in ("mAP", "mAP_stepwise", "rank1")})
+        if ends_epoch or validation is not None:
+            self.method.train()
+            self.interval.started = time.monotonic()
+        if saves:
+            ended = at.epoch if ends_epoch else None
+            about = {"ended_epoch": ended, "evaluation": evaluation, "validation": validation}
             self._unless_allowed(lambda: self.save(about))
 
     def _optimizer_step(self, at: Step) -> bool:

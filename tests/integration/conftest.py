@@ -40,6 +40,17 @@ def small_domains(tmp_path_factory: pytest.TempPathFactory) -> Domains:
     return Domains(folder / "shards" / "source", folder / "shards" / "target")
 
 
+@pytest.fixture(scope="session")
+def validation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard folder with query and gallery of other people than the target's, by its cameras."""
+    folder = tmp_path_factory.mktemp("validation")
+    size = ["--train_identities", "2", "--test_identities", "10", "--test_split", "validation"]
+    assert synthesize(["--domain", "target", "--output", str(folder / "data"), *size]) == 0
+    places = ["--input", str(folder / "data"), "--output", str(folder / "shards")]
+    assert pack(["--layout", "market", *places, "--camera_style", "none"]) == 0
+    return folder / "shards"
+
+
 Torchrun = Callable[..., subprocess.CompletedProcess[str]]
 
 

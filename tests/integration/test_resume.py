@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ecn_dist.evaluate import main as evaluate
+from ecn_dist.reporting.run_reader import read_metrics
+from ecn_dist.training.checkpoint import read_meta
 from ecn_dist.training.signals import EXIT_PREEMPTED
 from tests.integration.conftest import Domains
 from tests.integration.training import (
@@ -70,13 +73,47 @@ def test_on_other_ranks_to_rounding(ranks, small_domains: Domains, tmp_path: Pat
 
 
 @pytest.mark.timeout(300)
-def test_the_best_is_kept_with_its_figures(ranks, small_domains: Domains, tmp_path: Path) -> None:
+def test_the_best_on_validation_people_is_kept_with_its_figures(
+    ranks, small_domains: Domains, validation: Path, tmp_path: Path
+) -> None:
     options = [*small_domains.options, *SHORT, "--output_dir", str(tmp_path), "--epochs", "3"]
     keep = ["--checkpoint.keep", "1", "--checkpoint.keep_best", "true", "--checkpoint.keep_epochs", "[-1]"]
-    assert train_on(ranks, 2, [*options, *keep, "--evaluation.every_epochs", "1"]) == {0}
-    kept = checkpoint_steps(tmp_path)
-    assert {10, 40} <= set(kept)  # of the source-only epoch, and the newest
-    best = (set(kept) - {10, 40}).pop()
-    meta = json.loads((tmp_path / "checkpoints" / f"step-{best:08d}" / "meta.json").read_text())
-    assert meta["ended_epoch"] == best // 10 - 2
-    assert 0 < meta["evaluation"]["mAP"] <= 1
+    assert train_on(ranks, 2, [*options, *keep, "--checkpoint.validation", str(validation)]) == {0}
+    told = {line["step"] + 1: line for line in read_metrics(tmp_path / "metrics.jsonl") if "validation_mAP" in line}
+    assert list(told) == [10, 20, 30, 40]
+    best = max(told, key=lambda step: told[step]["validation_mAP_stepwise"])
+    assert checkpoint_steps(tmp_path) == sorted({10, best, 40})  # of the source-only epoch, and the newest
+    newest = tmp_path / "checkpoints" / "step-00000040"
+    figures = read_meta(newest)["validation"]
+
+    # One rank's figures of the same weights: those of the validation people, and not of the target's.
+    by_one = {}
+    for name, data in (("validation", validation), ("target", small_domains.target)):
+        output = tmp_path / f"{name}.json"
+        places = ["--checkpoint", str(newest), "--data", str(data), "--output", str(output), "--workers", "0"]
+        assert evaluate([*places, "--device", "cpu"]) == 0
+        by_one[name] = json.loads(output.read_text())
+    assert figures["mAP_stepwise"] == pytest.approx(by_one["validation"]["mAP_stepwise"], rel=1e-5)
+    assert abs(figures["mAP_stepwise"] - by_one["target"]["mAP_stepwise"]) > 1e-3
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["best"] == {
+        "step": best,
+        "validation": read_meta(newest.with_name(f"step-{best:08d}"))["validation"],
+    }
+    assert f"step-{best:08d} had the highest step-wise mAP on validation" in (tmp_path / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.timeout(300)
+def test_validation_changes_nothing_of_the_training(
+    ranks, small_domains: Domains, validation: Path, tmp_path: Path
+) -> None:
+    """In the middle of epochs too, and with BatchNorm statistics of each rank's own."""
+    options = [*small_domains.options, *SHORT, "--checkpoint.every_steps", "7", "--model.batchnorm", "local"]
+    plain, validated = tmp_path / "plain", tmp_path / "validated"
+    assert train_on(ranks, 2, [*options, "--output_dir", str(plain)]) == {0}
+    watched = [*options, "--output_dir", str(validated), "--checkpoint.validation", str(validation)]
+    assert train_on(ranks, 2, watched) == {0}
+    told = [line for line in loss_lines(validated) if "validation_mAP" not in line]
+    assert [line["step"] + 1 for line in loss_lines(validated) if "validation_mAP" in line] == [7, 14, 21, 28]
+    assert told == loss_lines(plain)
+    assert (validated / "weights.safetensors").read_bytes() == (plain / "weights.safetensors").read_bytes()

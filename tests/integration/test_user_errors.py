@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -29,6 +30,22 @@ def test_missing_shard_folder(small_domains: Domains, tmp_path: Path, capsys) ->
     shown = error_of(capsys, *options)
     assert str(tmp_path / "absent") in shown
     assert "pack" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_data_that_cannot_choose(small_domains: Domains, validation: Path, tmp_path: Path, capsys) -> None:
+    options = [*small_domains.options, "--output_dir", str(tmp_path / "run"), "--checkpoint.keep_best", "true"]
+    absent, halved, copied = (tmp_path / name for name in ("absent", "halved", "copied"))
+    shutil.copytree(validation, halved)
+    index = json.loads((halved / "index.json").read_text())
+    del index["splits"]["query"]
+    (halved / "index.json").write_text(json.dumps(index))
+    shutil.copytree(small_domains.target, copied)
+    for folder, said in ((absent, "absent"), (halved, "it must have query and gallery"), (copied, "the test's people")):
+        assert said in error_of(capsys, *options, "--checkpoint.validation", str(folder))
+    next(halved.glob("gallery-*.tar")).unlink()
+    (halved / "index.json").write_bytes((validation / "index.json").read_bytes())
+    assert "gallery-000000.tar" in error_of(capsys, *options, "--checkpoint.validation", str(halved))
     assert not (tmp_path / "run").exists()
 
 

@@ -143,6 +143,7 @@ def test_missing_place_is_named() -> None:
         (["--method", "source_only", "--data.camera_style", "false"], "data.camera_style: method source_only"),
         (["--model.batchnorm", "group"], "model.batchnorm_group: 0 with model.batchnorm group"),
         (["--model.batchnorm_group", "4"], "model.batchnorm_group: 4 with model.batchnorm sync"),
+        (["--checkpoint.keep_best", "true"], "checkpoint.keep_best: .*as checkpoint.validation"),
         (["--optim.step_epoch", "[20, -1]"], "optim.step_epoch: -1 must be at least 0"),
     ],
 )

@@ -84,9 +84,23 @@ def test_the_best_and_stated_epochs_are_kept(tmp_path: Path) -> None:
     areas = {1: (0.2, 0.2), 2: (0.5, 0.5), 3: (0.6, 0.3), 5: (0.4, 0.4)}
     for epoch in range(6):
         area, stepwise = areas.get(epoch, (0.0, 0.0))
-        evaluation = {"mAP": area, "mAP_stepwise": stepwise} if epoch in areas else None
-        store.save(epoch, state(), {"ended_epoch": epoch, "evaluation": evaluation})
+        figures = {"data": "validation", "mAP": area, "mAP_stepwise": stepwise} if epoch in areas else None
+        # What the target's test queries say, which chooses nothing, is best at epoch 1.
+        evaluation = {"mAP": 0.9, "mAP_stepwise": 0.9 - epoch / 10}
+        store.save(epoch, state(), {"ended_epoch": epoch, "evaluation": evaluation, "validation": figures})
     assert names(store) == [f"step-0000000{epoch}" for epoch in (0, 2, 4, 5)]
+    best = store.best()
+    assert best is not None
+    assert (best["step"], best["validation"]["mAP_stepwise"]) == (2, 0.5)
+
+
+def test_the_best_is_one_of_those_evaluated_on_the_newest_validation_data(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, Keep(newest=1, best=True))
+    assert store.best() is None
+    for step, (data, area) in enumerate((("easier", 0.9), ("ours", 0.3), ("ours", 0.4), ("ours", 0.2), ("ours", 0.4))):
+        store.save(step, state(), {"validation": {"data": data, "mAP_stepwise": area}})
+    store.save(5, state(), {"validation": None})  # on a signal
+    assert names(store) == ["step-00000002", "step-00000005"]
 
 
 def test_a_shard_cut_short_makes_way_for_the_older_one(
