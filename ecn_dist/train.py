@@ -12,11 +12,11 @@ from ecn_dist import config as configuration
 from ecn_dist import distributed
 from ecn_dist.checks import dry_run
 from ecn_dist.command import command
-from ecn_dist.reporting import model_card
 from ecn_dist.reporting.run_reader import SUMMARY
 from ecn_dist.training import building, finishing, tracking
 from ecn_dist.training.run import Run
 from ecn_dist.training.signals import EXIT_PREEMPTED, stop_on_signals
+from ecn_dist.training.trainer import fingerprints
 
 DESCRIPTION = "Train a method on a labelled source and an unlabelled target domain, or on one of them."
 
@@ -35,21 +35,19 @@ def main(argv: list[str] | None = None) -> int:
     distributed.start(device, config.timeout_seconds)
     distributed.together(lambda: building.check_ranks(config, distributed.world_size()))
     domains = building.open_domains(config)
-    validation = building.open_validation(config, domains)
     output_dir = Path(config.output_dir)
-    data = {name: model_card.fingerprint(index) for name, index in domains.items()}
-    with Run(config, data, device.type) as run, stop_on_signals() as stop:
+    with Run(config, fingerprints(domains), device.type) as run, stop_on_signals() as stop:
         if not run.claim():
             if distributed.is_main():
                 print(f"{output_dir} holds this very run, finished; its results are in {output_dir / SUMMARY}")
             return 0
         distributed.together(lambda: tracking.start_logs(output_dir))
         checkpoint = run.checkpoint()
-        trainer = building.build_trainer(config, domains, device, output_dir, data)
+        trainer = building.build_trainer(config, domains, device, output_dir)
         if checkpoint is not None:
             trainer.resume(checkpoint)
         run.begin(checkpoint)
-        finished = finishing.train(run, trainer, domains, device, stop, validation)
+        finished = finishing.train(run, trainer, stop)
     return 0 if finished else EXIT_PREEMPTED
 
 

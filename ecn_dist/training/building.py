@@ -1,11 +1,9 @@
 """From a configuration to the objects of a run. The lower packages take plain values; here they get them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ecn_dist import distributed, methods
 from ecn_dist.config import Config
@@ -14,61 +12,48 @@ from ecn_dist.data.index import UNKNOWN_PID
 from ecn_dist.data.plan import check_batch
 from ecn_dist.data.reader import check_shards
 from ecn_dist.errors import UserError
-from ecn_dist.methods.base import Extract, Method, Pictures, Setting, TargetPictures
+from ecn_dist.methods.base import Method, Setting, TargetPictures
 from ecn_dist.models import Backbone, check_statistics, convert_batchnorm, load_weights
 from ecn_dist.ranking.evaluating import has_evaluation
-from ecn_dist.ranking.features import EvaluationInput, extract_split
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.strategy import DataParallel, Strategy
 from ecn_dist.training.tracking import log
 from ecn_dist.training.trainer import Trainer
 
-TEST_SPLITS = ("query", "gallery")
+TRAINED = ("source", "target")
 Domains = dict[str, ShardIndex]
-"""Shard folders by "source" and "target", those that were given"""
+"""Shard folders by "source", "target" and "validation", those that were given"""
 
 
 def open_domains(config: Config) -> Domains:
-    """The shard folders of a run, each shard there and of its size; a mistake on any rank is raised on all."""
+    """The shard folders of a run, each shard that is read there and of its size. Collective.
+
+    Raises `UserError` on all ranks for a mistake on any of them, and for validation data that cannot choose: without
+    query and gallery, or with shards of the target's.
+    """
 
     def load() -> Domains:
-        given = {"source": config.source, "target": config.target}
+        given = {"source": config.source, "target": config.target, "validation": config.checkpoint.validation}
         domains = {name: ShardIndex.load(folder) for name, folder in given.items() if folder}
         trained = methods.entry(config.method).domains
+        tests = {name: set(index.splits) - {"train"} for name, index in domains.items() if name != "source"}
         for name, index in domains.items():
-            needed = {"train"} if name in trained else set()
-            check_shards(*map(index.split, needed | (set(index.splits) - {"train"} if name == "target" else set())))
+            check_shards(*map(index.split, tests.get(name, set()) | ({"train"} if name in trained else set())))
+        if "validation" in domains:
+            if not has_evaluation(domains["validation"]):
+                raise UserError(f"checkpoint.validation: {given['validation']} must have query and gallery")
+            held = [
+                {shard.sha256 for split in tests.get(name, ()) for shard in domains[name].split(split).shards}
+                for name in ("validation", "target")
+            ]
+            if held[0] & held[1]:
+                raise UserError(
+                    f"checkpoint.validation: {given['validation']} has shards of the target's query or gallery, and "
+                    "the test's people choose nothing; pack others, such as some of the training people kept apart"
+                )
         return domains
 
     return distributed.together(load)
-
-
-def open_validation(config: Config, domains: Domains) -> ShardIndex | None:
-    """The shard folder that checkpoints are evaluated on, if any; a mistake on any rank is raised on all. Collective.
-
-    Raises `UserError` where it lacks query or gallery, or has pictures of the target's, by which no choice is made.
-    """
-
-    def load() -> ShardIndex | None:
-        if not (folder := config.checkpoint.validation):
-            return None
-        index = ShardIndex.load(folder)
-        if not has_evaluation(index):
-            has = ", ".join(index.splits)
-            raise UserError(f"checkpoint.validation: {folder} has {has}; it must have query and gallery")
-        check_shards(*map(index.split, TEST_SPLITS))
-        if "target" in domains and _test_shards(index) & _test_shards(domains["target"]):
-            raise UserError(
-                f"checkpoint.validation: {folder} has shards of the target's query or gallery, so that the best would "
-                "be chosen by the test's people; pack people of their own, such as some of the training people"
-            )
-        return index
-
-    return distributed.together(load)
-
-
-def _test_shards(index: ShardIndex) -> set[str]:
-    return {shard.sha256 for name in TEST_SPLITS if name in index.splits for shard in index.split(name).shards}
 
 
 def check_ranks(config: Config, world_size: int) -> None:
@@ -163,14 +148,14 @@ def build_strategy(config: Config, method: Method, device: torch.device) -> Stra
 
 
 def training_splits(domains: Domains) -> dict[str, SplitIndex]:
-    """The training split of each domain that has one."""
-    return {name: index.split("train") for name, index in domains.items() if "train" in index.splits}
+    """The training split of source and target, where they have one."""
+    return {
+        name: domains[name].split("train") for name in TRAINED if name in domains and "train" in domains[name].splits
+    }
 
 
-def build_trainer(
-    config: Config, domains: Domains, device: torch.device, output_dir: Path, data: dict[str, str] | None = None
-) -> Trainer:
-    """Method, strategy and streams of a run; `data` are the fingerprints of its domains. Collective."""
+def build_trainer(config: Config, domains: Domains, device: torch.device, output_dir: Path) -> Trainer:
+    """Method, strategy and streams of a run. Collective."""
     method = distributed.together(lambda: build_method(config, domains, device))
     splits, ranks = training_splits(domains), distributed.world_size()
     feeder = distributed.together(lambda: Feeder(config, method, splits, device, ranks))
@@ -178,20 +163,4 @@ def build_trainer(
     sizes = ", ".join(f"{name} {len(split)} pictures of {split.num_cameras} cameras" for name, split in splits.items())
     steps = feeder.timeline.steps_per_epoch
     log.info("%s on %d ranks on %s; %s; %d steps an epoch", config.method, ranks, device, sizes, steps)
-    return Trainer(config, strategy, feeder, output_dir, _extract(config, method, splits, device), data or {})
-
-
-def _extract(config: Config, method: Method, splits: dict[str, SplitIndex], device: torch.device) -> Extract:
-    data, dtype = config.data, method.setting.dtype
-    size = EvaluationInput(data.height, data.width, config.evaluation.batch_size, data.workers)
-
-    def extract(embed: Callable[[Tensor], Tensor], *, copies: bool = False) -> Pictures:
-        split, style = splits["target"], "all" if copies else "real"
-        method.eval()
-        features = extract_split(
-            lambda images: embed(images.to(dtype)), split, size, device=device, precision=config.precision, style=style
-        ).features
-        first = distributed.RowPartition(len(split), distributed.world_size()).start(distributed.rank())
-        return Pictures(features, torch.from_numpy(split.indices[first : first + len(features)]).to(device))
-
-    return extract
+    return Trainer(config, strategy, feeder, domains, output_dir)

@@ -6,7 +6,6 @@ checkpoints/tmp-step-...     one being written, or what a killed run left of one
 
 import json
 import os
-import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from ecn_dist.training.tracking import log
 T = TypeVar("T")
 META = "meta.json"
 FORMAT_VERSION = 2  # 1 is release 0.1's, whose meta data have neither a version nor sha256s
-_NAME = re.compile(r"step-(\d{8})")
 _TEMPORARY = "tmp-"
 # State under this prefix belongs to a rank: it is read back on the number of ranks that wrote it, and on no other.
 OF_RANKS = "ranks."
@@ -92,11 +90,11 @@ class CheckpointStore:
         temporary = self._path(step, _TEMPORARY)
 
         def begin() -> None:
-            if temporary.exists():
-                shutil.rmtree(temporary)
-            temporary.mkdir(parents=True)
+            if distributed.is_main():
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
 
-        self._together("could not be begun", step, lambda: begin() if distributed.is_main() else None)
+        self._together("could not be begun", step, begin)
         part = distributed.PendingSave(state, temporary)
 
         def write() -> Files:
@@ -200,7 +198,7 @@ class CheckpointStore:
 
     def named(self) -> list[Path]:
         """What has a checkpoint's name, oldest first, whole or not."""
-        return sorted(filter(lambda path: _NAME.fullmatch(path.name), self.folder.glob("step-*")))
+        return sorted(self.folder.glob(f"step-{8 * '[0-9]'}"))
 
     def remove_unfinished(self) -> None:
         """Remove what killed runs left of checkpoints. For rank 0, before anything is saved."""

@@ -1,5 +1,6 @@
 """The batches of each step: one stream for each feed of the method."""
 
+import functools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,14 +34,20 @@ class Feeder:
         Raises `UserError` for sizes that do not divide, and data that no stream can be made of: now, and not after the
         epochs on the source alone.
         """
-        self._config, self._method, self._splits, self._device = config, method, splits, device
-        self._world_size = world_size
+        self._config, self._method, self._splits = config, method, splits
+        self._new_stream = functools.partial(_new_stream, config, device=device, world_size=world_size)
         self.feeds = method.feeds()
         source_only = config.optim.source_only_epochs
         self.alone = (Feed("source", "source", config.global_batch_size),) if source_only else ()
-        self._streams = {feed: self._stream(feed) for feed in dict.fromkeys((*self.alone, *self.feeds))}
-        by_passes = [feed for feed in self._streams if not feed.instances]
-        passes = {feed: stream.steps_per_pass for feed in by_passes if (stream := self._streams[feed])}
+        self._streams: dict[Feed, TrainStream] = {}
+        for feed in dict.fromkeys((*self.alone, *self.feeds)):
+            if feed.domain not in splits:
+                raise UserError(f"{feed.domain}: is not set; give it in the --config file or as --{feed.domain}")
+            if feed.instances:
+                check_batch(feed.batch_size, feed.batch_size, world_size)
+            if not feed.instances or feed.domain == "source":  # else the method has yet to make the labels of its plan
+                self._streams[feed] = self._new_stream(feed, splits[feed.domain], self._plan(feed, 0))
+        passes = {feed: stream.steps_per_pass for feed, stream in self._streams.items() if not feed.instances}
         steps = method.steps_per_epoch() or next(passes[feed] for feed in self.feeds if feed in passes)
         self.timeline = Timeline(steps, source_only, config.epochs, passes[self.alone[0]] if self.alone else steps)
         self._opened: dict[Feed, Iterator[Batch]] = {}
@@ -61,19 +68,15 @@ class Feeder:
         total, before = self.timeline.total_steps, self.timeline.source_only_steps
         for feed in self.of(at):
             if feed.instances:
-                first = (at.number - before) % self.timeline.steps_per_epoch
-                plan = self._identity_plan(feed, at.epoch)
-                stream = self._streams[feed]
-                if stream is None:
-                    stream = self._streams[feed] = self._new_stream(feed, plan)
-                stream.replan(plan)
-                self._opened[feed] = stream.batches(first, self.timeline.steps_per_epoch)
+                first, plan = (at.number - before) % self.timeline.steps_per_epoch, self._plan(feed, at.epoch)
+                if feed not in self._streams:
+                    self._streams[feed] = self._new_stream(feed, self._splits[feed.domain], plan)
+                self._streams[feed].replan(plan)
+                self._opened[feed] = self._streams[feed].batches(first, self.timeline.steps_per_epoch)
             elif feed not in self._opened:
-                stream = self._streams[feed]
-                assert stream is not None
                 offset = 0 if feed in self.alone else before
                 last = total if feed in self.feeds else before
-                self._opened[feed] = stream.batches(at.number - offset, last - offset)
+                self._opened[feed] = self._streams[feed].batches(at.number - offset, last - offset)
 
     def next(self, at: Step) -> tuple[dict[str, Batch], float]:
         """The batches of step `at` by the feeds' names, and the seconds waited for them."""
@@ -83,20 +86,13 @@ class Feeder:
 
     def close(self) -> None:
         """End the loader workers."""
-        for stream in filter(None, self._streams.values()):
+        for stream in self._streams.values():
             stream.close()
 
-    def _stream(self, feed: Feed) -> TrainStream | None:
-        """A stream of the feed, not started; None where its plan needs labels that the method has yet to make."""
-        if feed.domain not in self._splits:
-            raise UserError(f"{feed.domain}: is not set; give it in the --config file or as --{feed.domain}")
-        if feed.instances:
-            check_batch(feed.batch_size, feed.batch_size, self._world_size)
-            return self._new_stream(feed, self._identity_plan(feed, 0)) if feed.domain == "source" else None
-        return self._new_stream(feed, _pass_plan(self._config, feed, self._splits[feed.domain]))
-
-    def _identity_plan(self, feed: Feed, epoch: int) -> IdentityPlan:
+    def _plan(self, feed: Feed, epoch: int) -> Plan:
         split = self._splits[feed.domain]
+        if not feed.instances:
+            return _pass_plan(self._config, feed, split)
         given = self._method.labels(feed.name)
         return IdentityPlan(
             split.labels if given is None else given[split.indices],
@@ -109,9 +105,6 @@ class Feeder:
             epoch=epoch,
             **({} if given is None else {"remedy": self._method.too_few_labels}),
         )
-
-    def _new_stream(self, feed: Feed, plan: Plan) -> TrainStream:
-        return _new_stream(self._config, feed, self._splits[feed.domain], plan, self._device, self._world_size)
 
 
 def adaptation_batches(config: Config, split: SplitIndex, device: torch.device) -> Iterator[Batch]:

@@ -3,66 +3,30 @@
 import time
 from typing import Any
 
-import torch
-
 from ecn_dist import distributed
 from ecn_dist.config import flatten
-from ecn_dist.data import ShardIndex
 from ecn_dist.models import average_local_statistics, export_weights
-from ecn_dist.ranking import EvaluationInput
-from ecn_dist.ranking.evaluating import Evaluation, evaluate_backbone, has_evaluation
 from ecn_dist.reporting import model_card, words
 from ecn_dist.reporting.figures import write_cluster_figures, write_figures
 from ecn_dist.reporting.report import write_report
 from ecn_dist.reporting.run_reader import WEIGHTS
 from ecn_dist.training import tracking
-from ecn_dist.training.building import Domains
 from ecn_dist.training.run import Run
 from ecn_dist.training.signals import StopRequest
 from ecn_dist.training.tracking import log
 from ecn_dist.training.trainer import Trainer
 
 
-def train(
-    run: Run,
-    trainer: Trainer,
-    domains: Domains,
-    device: torch.device,
-    stop: StopRequest | None = None,
-    validation: ShardIndex | None = None,
-) -> bool:
+def train(run: Run, trainer: Trainer, stop: StopRequest | None = None) -> bool:
     """Train to the end, evaluate, and write exported weights, summary.json, figures and report. Collective.
 
-    Checkpoints are evaluated on `validation`. The report is made from summary.json, which says only at the very end
-    that the run is finished. False where training stopped, saved, on a request to `stop`.
+    The report is made from summary.json, which says only at the very end that the run is finished. False where training
+    stopped, saved, on a request to `stop`.
     """
-    config, output_dir, method = run.config, run.folder, trainer.method
-    size = EvaluationInput(config.data.height, config.data.width, config.evaluation.batch_size, config.data.workers)
-    target = domains.get("target")
-
-    def evaluate(index: ShardIndex | None) -> Evaluation | None:
-        if index is None or not has_evaluation(index):
-            return None
-        average_local_statistics(method)
-        return evaluate_backbone(method.evaluated, index, size, config.precision, device)
-
-    def validate() -> dict[str, Any] | None:
-        if validation is None or (evaluation := evaluate(validation)) is None:
-            return None
-        log.info("step %d, validation: %s", trainer.step, tracking.describe(evaluation.summary()))
-        return {"data": model_card.fingerprint(validation)} | evaluation.summary()
-
-    def after_epoch(epoch: int) -> dict[str, Any] | None:
-        every = config.evaluation.every_epochs
-        if not every or (epoch + 1) % every or epoch + 1 >= config.epochs or (evaluation := evaluate(target)) is None:
-            return None
-        figures = evaluation.summary()
-        log.info("epoch %d: %s", epoch, tracking.describe(figures))
-        return figures
-
+    config, output_dir, method, domains = run.config, run.folder, trainer.method, trainer.domains
     stop = StopRequest() if stop is None else stop  # an unasked one is false
     started = time.monotonic()
-    if not trainer.fit(after_epoch, validate, stop):
+    if not trainer.fit(stop):
         log.info("asked to stop by %s: saved at step %d; the same command continues", stop.signal, trainer.step)
         distributed.barrier()
         return False
@@ -80,12 +44,11 @@ def train(
     average_local_statistics(method)
     # Before the evaluation, so that no failure there costs the model.
     distributed.on_main(lambda: export_weights(method, output_dir / WEIGHTS))
-    evaluation = evaluate(target)
+    evaluation = trainer.evaluate(domains.get("target"), "result")
     if evaluation is None:
         log.info("there is no target with query and gallery, so there is nothing to evaluate on")
     else:
         summary["evaluation"] = evaluation.summary()
-        log.info("result: %s", tracking.describe(summary["evaluation"]))
         if warning := words.collapse(summary["evaluation"]):
             log.warning("%s", warning)
 
@@ -107,6 +70,7 @@ def train(
             if evaluation is None:
                 distributed.on_main(lambda: write_report(output_dir))
             else:
-                write_figures(output_dir, evaluation, domains, writer=writer, step=trainer.step)
+                shown = {name: domains[name] for name in domains if name != "validation"}
+                write_figures(output_dir, evaluation, shown, writer=writer, step=trainer.step)
     distributed.on_main(lambda: run.finish(summary, finished=True))
     return True

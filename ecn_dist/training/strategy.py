@@ -90,12 +90,12 @@ class Strategy(ABC):
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` returned, once it was filled."""
+        """Take over what `state` returned, once it was filled; without "scaler" the loss scale stays as it is."""
         self.network.load_state_dict({key: state[f"network.{key}"] for key in self.network.state_dict()})
         for name, parameter in self._trained.items():
             kept = {theirs: state[f"optimizer.{ours}.{name}"] for ours, theirs in self._kept.items()}
             self._keep(parameter, state[f"network.{name}"], kept)
-        if self._loss_scale() is not None:
+        if "scaler" in state:
             scale, steps_since_overflow = state["scaler"].tolist()
             self._set_loss_scale(scale, int(steps_since_overflow))
 

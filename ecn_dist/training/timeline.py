@@ -1,9 +1,9 @@
 """Steps, epochs and learning rates of a run (formulas.md: Training)."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ecn_dist.config import OptimConfig
 from ecn_dist.methods.base import Step
 
 
@@ -45,14 +45,22 @@ class Timeline:
         """Whether step `number` is the last of its epoch."""
         return number + 1 == self.total_steps or self.begins_epoch(number + 1)
 
-    def position_in_phase(self, at: Step) -> tuple[float, int]:
-        """The fractional epoch of the middle of a step within its phase, and the phase's epochs.
+    def learning_rate_factor(self, at: Step, optim: OptimConfig) -> float:
+        """What every group's learning rate is multiplied with at step `at`, in (0, 1].
 
-        The phases are source-only and the method's; the learning rate follows each by itself. The middle of a step
-        lies inside its epoch, and strictly between the ends of a warm-up and of a cosine.
+        The epochs on the source alone and the method's have a schedule each, over the fractional epoch of the step's
+        middle, which lies strictly between the ends of a warm-up and of a cosine. Linear warm-up; after it "step" is 1,
+        divided by 10 at each of the method's `step_epochs` that has begun, and "cosine" falls to 0 at the end
+        (Loshchilov and Hutter 2017, without restarts).
         """
         since, steps = self._in_phase(at.number)
-        return (since + 0.5) / steps, self.source_only_epochs if at.source_only else self.epochs
+        epoch, epochs = (since + 0.5) / steps, self.source_only_epochs if at.source_only else self.epochs
+        if epoch < optim.warmup_epochs:
+            return epoch / optim.warmup_epochs
+        if optim.schedule == "step":
+            return 1.0 if at.source_only else 0.1 ** sum(epoch >= begins for begins in optim.step_epochs)
+        progress = (epoch - optim.warmup_epochs) / max(epochs - optim.warmup_epochs, 1e-12)
+        return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
     def in_meta(self) -> dict[str, int]:
         """What a step's number rests on, for a checkpoint's meta data."""
@@ -60,19 +68,3 @@ class Timeline:
         if self.source_only_epochs and self.source_only_steps_per_epoch != self.steps_per_epoch:
             meta["source_only_steps_per_epoch"] = self.source_only_steps_per_epoch
         return meta
-
-
-def learning_rate_factor(
-    epoch: float, *, schedule: str, epochs: float, step_epochs: Sequence[int], warmup_epochs: float
-) -> float:
-    """What every group's learning rate is multiplied with at the fractional `epoch`, in (0, 1].
-
-    Linear warm-up over `warmup_epochs`; after it the schedule "step" is 1, divided by 10 at each of `step_epochs`, and
-    "cosine" falls to 0 at `epochs` (Loshchilov and Hutter 2017, without restarts).
-    """
-    if epoch < warmup_epochs:
-        return epoch / warmup_epochs
-    if schedule == "step":
-        return 0.1 ** sum(epoch >= at for at in step_epochs)
-    progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12)
-    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))

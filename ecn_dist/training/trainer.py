@@ -11,40 +11,33 @@ from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.config import Config, flatten
-from ecn_dist.data import Batch
+from ecn_dist.data import Batch, ShardIndex
 from ecn_dist.errors import UserError
-from ecn_dist.methods.base import SOURCE_LOSSES, Extract, Step
+from ecn_dist.methods.base import SOURCE_LOSSES, Pictures, Step
 from ecn_dist.models import average_local_statistics, mix_seed
+from ecn_dist.ranking import EvaluationInput
+from ecn_dist.ranking.evaluating import Evaluation, evaluate_backbone, has_evaluation
+from ecn_dist.ranking.features import extract_split
+from ecn_dist.reporting import model_card
 from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, Keep, load, read_meta
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.signals import StopRequest
 from ecn_dist.training.strategy import Strategy
-from ecn_dist.training.timeline import learning_rate_factor
-from ecn_dist.training.tracking import Interval, Tracker, log
+from ecn_dist.training.tracking import Interval, Tracker, describe, log
 
 # A loss scale that starts at 2^16 and is halved at every overflow is below the smallest gradients long before.
 MAX_SKIPPED_IN_A_ROW = 50
 
-AfterEpoch = Callable[[int], dict[str, Any] | None]
-Validate = Callable[[], dict[str, Any] | None]
-
 
 class Trainer:
-    """A run in progress."""
+    """A run in progress. It also evaluates, and extracts the features that `Method.before_epoch` asks for."""
 
     def __init__(
-        self,
-        config: Config,
-        strategy: Strategy,
-        feeder: Feeder,
-        output_dir: Path,
-        extract: Extract,
-        data: dict[str, str],
+        self, config: Config, strategy: Strategy, feeder: Feeder, domains: dict[str, ShardIndex], output_dir: Path
     ) -> None:
-        """`extract` serves `Method.before_epoch`; `data` are the fingerprints of the run's domains, for checkpoints."""
-        self.config, self.strategy, self.feeder, self.extract, self.data = config, strategy, feeder, extract, data
+        self.config, self.strategy, self.feeder, self.domains = config, strategy, feeder, domains
         self.method, self.timeline, self.output_dir = strategy.network, feeder.timeline, output_dir
-        saving = config.checkpoint
+        saving, data = config.checkpoint, config.data
         keep = Keep(saving.keep, saving.keep_best, tuple(saving.keep_epochs))
         self.checkpoints = CheckpointStore(output_dir / "checkpoints", keep, asynchronous=saving.asynchronous)
         self.step = 0  # steps that are done: with the seed, the whole position
@@ -53,17 +46,15 @@ class Trainer:
         self.diverging = False
         self.replaced_pictures = 0  # over all ranks, up to the newest line of metrics
         self.pictures = 0  # over all ranks, of the steps of this process
-        setting = self.method.setting
-        losses = torch.zeros(len(self.method.LOSSES), dtype=setting.dtype, device=setting.device)
-        self.interval = Interval(losses)
+        self.device, self._dtype = self.method.setting.device, self.method.setting.dtype
+        self._size = EvaluationInput(data.height, data.width, config.evaluation.batch_size, data.workers)
+        self.interval = Interval(torch.zeros(len(self.method.LOSSES), dtype=self._dtype, device=self.device))
 
-    def fit(self, after_epoch: AfterEpoch, validate: Validate, stop: StopRequest) -> bool:
+    def fit(self, stop: StopRequest) -> bool:
         """Train from the present position to the end; True when it is reached.
 
-        `after_epoch(epoch)`, and `validate()` before a checkpoint, are called on all ranks alike, and return figures if
-        they evaluated. False where any rank has a request to `stop`: the position is then saved, as it is. Collective
-        throughout. Raises `UserError` on all ranks for bad data, losses that are no longer finite, and checkpoints that
-        cannot be written.
+        False where any rank has a request to `stop`: the position is then saved. Collective throughout. Raises
+        `UserError` on all ranks for bad data, losses that are no longer finite, and checkpoints that cannot be written.
         """
         continues = not self.timeline.begins_epoch(self.step)
         total, tensorboard = self.timeline.total_steps, self.config.logging.tensorboard
@@ -91,7 +82,7 @@ class Trainer:
                 self.interval.add(losses, waited, sum(batch.skipped for batch in batches.values()))
                 self.step += 1
                 self.pictures += self.feeder.images(at)
-                self._after_step(at, tracker, after_epoch, validate)
+                self._after_step(at, tracker)
             self._unless_allowed(self.checkpoints.finish)
             return True
         except UserError as error:
@@ -127,35 +118,62 @@ class Trainer:
             self.interval.started = time.monotonic()
         self.feeder.begin_epoch(at)
 
-    def _after_step(self, at: Step, tracker: Tracker, after_epoch: AfterEpoch, validate: Validate) -> None:
+    def _after_step(self, at: Step, tracker: Tracker) -> None:
         """What is due after a step, in this order: a line of metrics, evaluations, a checkpoint that tells of them."""
-        ends_epoch = self.timeline.ends_epoch(at.number)
+        ends_epoch, saving = self.timeline.ends_epoch(at.number), self.checkpoints.keep
         every = self.config.checkpoint.every_steps
         saves = self.step % every == 0 if every else ends_epoch
         if self.step % self.config.logging.every_steps == 0 or ends_epoch or saves:
             # Before a checkpoint too: it must not be written once the loss is no longer finite.
             self._report(tracker, at)
-        told = {"step": at.number, "epoch": at.epoch}
-        evaluation = validation = None
-        if ends_epoch:
-            saves |= at.epoch in self.checkpoints.keep.epochs
-            if (evaluation := after_epoch(at.epoch)) is not None:
-                tracker.metrics(told | {"evaluation": evaluation})
+        saves |= ends_epoch and at.epoch in saving.epochs
         if saves and self.diverging:  # in fp16, where it may come back; what was saved before stays the newest
             log.warning("no checkpoint after step %d: its loss is not finite", at.number)
             saves = False
-        if saves and (validation := validate()) is not None:
-            tracker.metrics(told | {f"validation_{key}": validation[key] for key in ("mAP", "mAP_stepwise", "rank1")})
-        if ends_epoch or validation is not None:
+        told: dict[str, Any] = {"step": at.number, "epoch": at.epoch}
+        figures: dict[str, Any] = dict.fromkeys(("evaluation", "validation"))
+        every = self.config.evaluation.every_epochs
+        is_due = ends_epoch and every and (at.epoch + 1) % every == 0 and at.epoch + 1 < self.config.epochs
+        if is_due and (evaluation := self.evaluate(self.domains.get("target"), f"epoch {at.epoch}")):
+            figures["evaluation"] = evaluation.summary()
+            tracker.metrics(told | {"evaluation": figures["evaluation"]})
+        if saves and (validation := self.evaluate(self.domains.get("validation"), f"step {self.step}, validation")):
+            figures["validation"] = validation.summary() | {"data": model_card.fingerprint(self.domains["validation"])}
+            shown = ("mAP", "mAP_stepwise", "rank1")
+            tracker.metrics(told | {f"validation_{key}": figures["validation"][key] for key in shown})
+        if ends_epoch or figures["validation"]:
             self.method.train()
             self.interval.started = time.monotonic()
         if saves:
-            ended = at.epoch if ends_epoch else None
-            about = {"ended_epoch": ended, "evaluation": evaluation, "validation": validation}
-            self._unless_allowed(lambda: self.save(about))
+            self._unless_allowed(lambda: self.save(figures | {"ended_epoch": at.epoch if ends_epoch else None}))
+
+    def evaluate(self, index: ShardIndex | None, what: str) -> Evaluation | None:
+        """The network on the query and gallery of `index`, logged as `what`; None where it has none. Collective."""
+        if index is None or not has_evaluation(index):
+            return None
+        average_local_statistics(self.method)
+        network, precision = self.method.evaluated, self.config.precision
+        evaluation = evaluate_backbone(network, index, self._size, precision, self.device)
+        log.info("%s: %s", what, describe(evaluation.summary()))
+        return evaluation
+
+    def extract(self, embed: Callable[[Tensor], Tensor], *, copies: bool = False) -> Pictures:
+        """Features of the target's training pictures: `methods.base.Extract`. Collective."""
+        split, dtype = self.domains["target"].split("train"), self._dtype
+        self.method.eval()
+        features = extract_split(
+            lambda images: embed(images.to(dtype)),
+            split,
+            self._size,
+            device=self.device,
+            precision=self.config.precision,
+            style="all" if copies else "real",
+        ).features
+        first = distributed.RowPartition(len(split), distributed.world_size()).start(distributed.rank())
+        return Pictures(features, torch.from_numpy(split.indices[first : first + len(features)]).to(self.device))
 
     def _optimizer_step(self, at: Step) -> bool:
-        took_step = self.strategy.step(self._learning_rate_factor(at))
+        took_step = self.strategy.step(self.timeline.learning_rate_factor(at, self.config.optim))
         self.skipped_steps += not took_step
         self.skipped_in_a_row = 0 if took_step else self.skipped_in_a_row + 1
         if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
@@ -172,8 +190,8 @@ class Trainer:
             "replaced_pictures": self.replaced_pictures,
             "timeline": self.timeline.in_meta(),
             "sizes": self.method.sizes(),
-            "data": self.data,
-            "device": self.interval.losses.device.type,
+            "data": fingerprints(self.domains),
+            "device": self.device.type,
             "config": flatten(self.config),
         }
         self.checkpoints.save(self.step, self._state(), meta | (about or {}))
@@ -200,11 +218,9 @@ class Trainer:
             )
         self.method.resize(meta.get("sizes", {}))
         state = self._state()
-        # A run that was not in fp16 has no loss scale to hand over: ours stays as it begins.
-        scaler = state.pop("scaler", None) if meta.get("config", {}).get("precision") != "fp16" else None
+        if meta.get("config", {}).get("precision") != "fp16":
+            state.pop("scaler", None)  # it has none to hand over: ours stays as it begins
         load(checkpoint, state)
-        if scaler is not None:
-            state["scaler"] = scaler
         self.step = self.saved_step = meta["step"]
         self.skipped_steps = meta["skipped_steps"]
         self.replaced_pictures = meta.get("replaced_pictures", 0)
@@ -230,15 +246,6 @@ class Trainer:
             self._unless_allowed(self.checkpoints.finish)
         return stops
 
-    def _learning_rate_factor(self, at: Step) -> float:
-        optim = self.config.optim
-        position, epochs = self.timeline.position_in_phase(at)
-        # The step schedule counts epochs that have begun, and belongs to the method's own epochs.
-        steps, warmup = () if at.source_only else optim.step_epochs, optim.warmup_epochs
-        return learning_rate_factor(
-            position, schedule=optim.schedule, epochs=epochs, step_epochs=steps, warmup_epochs=warmup
-        )
-
     def _report(self, tracker: Tracker, at: Step) -> None:
         """Write one line of metrics, and begin another interval. Collective."""
         interval = self.interval
@@ -248,7 +255,7 @@ class Trainer:
         self.replaced_pictures += replaced
         self.diverging = not math.isfinite(losses["loss"])
         images_per_second = interval.steps_here * self.feeder.images(at) / (time.monotonic() - interval.started)
-        factor = self._learning_rate_factor(at)
+        factor = self.timeline.learning_rate_factor(at, self.config.optim)
         record: dict[str, Any] = {
             "step": at.number,
             "epoch": at.epoch,
@@ -282,3 +289,8 @@ class Trainer:
         saved = f"the newest checkpoint in {self.checkpoints.folder} is from before. " if self.saved_step else ""
         remedy = f"{saved}Lower optim.lr or optim.backbone_lr, or add optim.warmup_epochs"
         raise UserError(f"{problem}; {remedy}", on_all_ranks=True)
+
+
+def fingerprints(domains: dict[str, ShardIndex]) -> dict[str, str]:
+    """Those of the data that results depend on."""
+    return {name: model_card.fingerprint(index) for name, index in domains.items() if name != "validation"}

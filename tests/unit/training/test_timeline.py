@@ -4,27 +4,45 @@ import math
 
 import pytest
 
-from ecn_dist.training.timeline import Timeline, learning_rate_factor
+from ecn_dist.config import OptimConfig
+from ecn_dist.training.timeline import Timeline
 
 
-def factor(epoch: float, schedule: str, warmup: float = 0.0, steps: tuple[int, ...] = (40,)) -> float:
-    return learning_rate_factor(epoch, schedule=schedule, epochs=60, step_epochs=steps, warmup_epochs=warmup)
+def factor(epoch: float, schedule: str, warmup: float = 0.0, steps: tuple[int, ...] = (40,), alone: int = 0) -> float:
+    """At the step whose middle is `epoch` of the 60, after `alone` on the source: epochs of 500 steps and 100."""
+    optim = OptimConfig(schedule=schedule, warmup_epochs=warmup, step_epoch=list(steps))
+    timeline = Timeline(steps_per_epoch=500, source_only_epochs=alone, epochs=60, source_only_steps_per_epoch=100)
+    number = alone * 100 + epoch * 500 - 0.5
+    assert number == pytest.approx(round(number))
+    return timeline.learning_rate_factor(timeline.at(round(number)), optim)
 
 
-def test_step_schedule_divides_by_ten_at_its_epoch() -> None:
-    assert [factor(e, "step") for e in (0, 39.99, 40, 59)] == [1, 1, 0.1, 0.1]
-    assert [factor(e, "step", steps=(20, 40)) for e in (19, 20, 40)] == pytest.approx([1, 0.1, 0.01])
+@pytest.mark.parametrize("alone", [0, 7])
+def test_step_schedule_divides_by_ten_at_its_epoch(alone: int) -> None:
+    epochs = (0.001, 39.999, 40.001, 59.001)
+    assert [factor(e, "step", alone=alone) for e in epochs] == [1, 1, 0.1, 0.1]
+    found = [factor(e, "step", steps=(20, 40), alone=alone) for e in (19.999, 20.001, 40.001)]
+    assert found == pytest.approx([1, 0.1, 0.01])
 
 
-def test_cosine_falls_to_zero() -> None:
-    assert factor(0, "cosine") == 1
-    assert factor(30, "cosine") == pytest.approx(0.5)
-    assert factor(60, "cosine") == pytest.approx(0, abs=1e-12)
+@pytest.mark.parametrize("alone", [0, 7])
+def test_cosine_falls_to_zero(alone: int) -> None:
+    for epoch in (0.001, 30.001, 59.999):
+        assert factor(epoch, "cosine", alone=alone) == pytest.approx(0.5 * (1 + math.cos(math.pi * epoch / 60)))
 
 
 def test_warm_up_is_linear_and_meets_the_schedule() -> None:
-    assert [factor(e, "step", 2.0) for e in (0.5, 1, 2)] == [0.25, 0.5, 1.0]
-    assert factor(31, "cosine", 2.0) == pytest.approx(0.5 * (1 + math.cos(math.pi * 29 / 58)))
+    assert [factor(e, "step", 2.0) for e in (0.501, 1.001, 2.001)] == pytest.approx([0.2505, 0.5005, 1.0])
+    assert factor(31.001, "cosine", 2.0) == pytest.approx(0.5 * (1 + math.cos(math.pi * 29.001 / 58)))
+
+
+def test_the_source_alone_has_a_schedule_of_its_own() -> None:
+    timeline = Timeline(steps_per_epoch=500, source_only_epochs=4, epochs=60, source_only_steps_per_epoch=100)
+    cosine, step = OptimConfig(schedule="cosine", warmup_epochs=1), OptimConfig(step_epoch=1)
+    middle = timeline.at(249)  # of 100 steps each, its middle at epoch 2.495
+    assert timeline.learning_rate_factor(middle, cosine) == pytest.approx(0.5 * (1 + math.cos(math.pi * 1.495 / 3)))
+    assert timeline.learning_rate_factor(middle, step) == 1
+    assert timeline.learning_rate_factor(timeline.at(400), cosine) == pytest.approx(0.001)
 
 
 def test_timeline_counts_source_only_epochs_apart() -> None:
@@ -33,8 +51,6 @@ def test_timeline_counts_source_only_epochs_apart() -> None:
     assert [timeline.at(step).epoch for step in (0, 9, 10, 19, 20, 49)] == [-2, -2, -1, -1, 0, 2]
     assert [timeline.at(step).source_only for step in (19, 20)] == [True, False]
     assert [timeline.ends_epoch(step) for step in (8, 9, 19)] == [False, True, True]
-    assert timeline.position_in_phase(timeline.at(19)) == (pytest.approx(1.95), 2)
-    assert timeline.position_in_phase(timeline.at(20)) == (pytest.approx(0.05), 3)
     assert timeline.in_meta() == {"steps_per_epoch": 10, "source_only_epochs": 2}  # as 0.1 wrote it
 
 
