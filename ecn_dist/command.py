@@ -4,7 +4,6 @@ import argparse
 import errno
 import functools
 import inspect
-import math
 import os
 import socket
 import sys
@@ -17,6 +16,7 @@ import docstring_parser
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
+from ecn_dist.methods.options import Range
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -35,23 +35,14 @@ _REMEDIES = {
 Main = Callable[..., int]  # main(argv), or main() to read the process's own command line; returns the exit status
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of an option that takes a whole number from `least` on."""
+def _within(kind: type[float], bounds: Range) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        with suppress(ValueError):
+            if (value := kind(text)) in bounds:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} must be a {'whole ' * (kind is int)}number, {bounds}")
 
-    def whole_number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
-        return int(text)
-
-    return whole_number
-
-
-def above_0(text: str) -> float:
-    """The type of an option that takes a finite number above 0."""
-    with suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
 
 
 def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
@@ -59,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -
 
     Keyword-only parameters are options, others are arguments without a name. A bool is a switch; a list that is
     required takes several values, any other may be given several times. `Literal`, `Annotated[T, choices]` with a
-    tuple, and `Annotated[T, parse]` with a function of the text say which values there are.
+    tuple, with a `Range` of numbers (as `Count`), or with a function of the text say which values there are.
     """
     described = {p.arg_name: p.description or "" for p in docstring_parser.parse(function.__doc__ or "").params}
     hints = get_type_hints(function, include_extras=True)
@@ -75,6 +66,8 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -
             settings |= {"type": get_args(kind)[0]} | ({"nargs": "+"} if required else {"action": "append"})
         else:
             rule = get_args(kind) if get_origin(kind) is Literal else getattr(kind, "__metadata__", (kind,))[0]
+            if isinstance(rule, Range):
+                rule = _within(kind.__origin__, rule)
             settings |= {"choices": rule} if isinstance(rule, tuple) else {"type": rule}
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             parser.add_argument(name, **settings)

@@ -11,21 +11,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from ecn_dist.command import at_least, verb
+from ecn_dist.command import verb
 from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
+from ecn_dist.methods.options import Count, Natural
 from ecn_dist.reporting.comparison import Comparison
 from ecn_dist.reporting.report import write_report
 from ecn_dist.reporting.run_reader import is_finished, read_run
 
 CONFIG = Path(str(resources.files("ecn_dist") / "configs" / "demo.yaml"))
 CLUSTER = "demo_cluster.yaml"
+NO_COPIES = "--data.camera_style false"
+TARGET_ALONE = f"{NO_COPIES} --cluster.source_weight 0"
 ABLATION_SEEDS = 3
+RANKS = min(2, os.cpu_count() or 1)
 TABLE_WIDTH = 125  # columns, where the output goes to a file
 COLUMNS = {"mAP": "mAP (trapezoid)", "mAP_stepwise": "mAP (step-wise)", "rank1": "rank-1", "rank5": "rank-5"}
 Evaluation = dict[str, float]
@@ -39,8 +43,8 @@ class Row:
     meaning: str
     folder: str
     options: str = ""
-    trains: bool = True
     recipe: str = ""  # among the configurations; empty for --config
+    trains: bool = True
 
 
 SOURCE_ONLY = Row("source only", "trained on the source alone", "source_only", trains=False)
@@ -49,24 +53,12 @@ ABLATION_ROWS = (
     SOURCE_ONLY,
     Row("source only, AdaBN", "BatchNorm statistics of the target", "source_only", "--adapt_batchnorm", trains=False),
     Row("control", "target passes, no target loss (lambda = 0)", "control", "--loss.target_weight 0"),
-    Row("E", "exemplar", "E", "--data.camera_style false --loss.num_neighbors 0"),
+    Row("E", "exemplar", "E", f"{NO_COPIES} --loss.num_neighbors 0"),
     Row("E + C", "exemplar, camera", "EC", "--loss.num_neighbors 0"),
-    Row("E + N", "exemplar, neighbours", "EN", "--data.camera_style false"),
+    Row("E + N", "exemplar, neighbours", "EN", NO_COPIES),
     FULL,
-    Row(
-        "cluster, target alone",
-        "without copies and source",
-        "cluster_alone",
-        "--data.camera_style false --cluster.source_weight 0",
-        recipe=CLUSTER,
-    ),
-    Row(
-        "cluster, no copies",
-        "the same without style copies",
-        "cluster_real",
-        "--data.camera_style false",
-        recipe=CLUSTER,
-    ),
+    Row("cluster, target alone", "without copies and source", "cluster_alone", TARGET_ALONE, CLUSTER),
+    Row("cluster, no copies", "the same without style copies", "cluster_real", NO_COPIES, CLUSTER),
     Row("cluster", "clusters, camera-aware, with copies and source", "cluster", recipe=CLUSTER),
 )
 DEMO_ROWS = tuple(row for row in ABLATION_ROWS if row.name in ("source only", "control", "E + C + N", "cluster"))
@@ -84,66 +76,52 @@ class Demo:
 
     def run(self, rows: Sequence[Row]) -> dict[str, Evaluation]:
         """Data, shards, the common start, then every row; what an earlier call finished is taken as it is."""
-        self._make_shards()
-        start = self._train(SOURCE_ONLY, "--epochs", "0")
-        weights = ["--model.weights", str(start / "weights.safetensors"), "--optim.source_only_epochs", "0"]
-        return {
-            row.name: dict(read_run(self._train(row, *weights)).evaluation)
-            if row.trains
-            else self._evaluate(row, start)
-            for row in rows
-        }
-
-    def _make_shards(self) -> None:
         for domain, styles in (("source", "none"), ("target", "histogram")):
             data, shards = self.folder / "data" / domain, self.folder / "shards" / domain
-            if (shards / "index.json").is_file():
-                continue
-            say(f"{domain}: drawing pictures, packing them into shards")
-            drawing = ["--domain", domain, "--seed", str(self.seed), "--test_split", self.test_split]
-            execute("-m", "ecn_dist.synthesize", *drawing, "--output", str(data))
-            packing = ["--layout", "market", "--input", str(data), "--output", str(shards)]
-            execute("-m", "ecn_dist.pack", *packing, "--camera_style", styles)
+            if not (shards / "index.json").is_file():
+                print(f"\n==> {domain}: drawing pictures, packing them into shards", flush=True)
+                options = ["--domain", domain, "--seed", f"{self.seed}", "--test_split", self.test_split]
+                execute("ecn_dist.synthesize", *options, "--output", f"{data}")
+                options = ["--layout", "market", "--input", f"{data}", "--output", f"{shards}"]
+                execute("ecn_dist.pack", *options, "--camera_style", styles)
+        start = self._train(SOURCE_ONLY, "--epochs", "0")
+        weights = ["--model.weights", f"{start / 'weights.safetensors'}", "--optim.source_only_epochs", "0"]
+        found: dict[str, Evaluation] = {}
+        for row in rows:
+            if row.options and not row.trains:
+                found[row.name] = self._evaluate(row, start)
+            else:
+                found[row.name] = dict(read_run(self._train(row, *weights) if row.trains else start).evaluation)
+        return found
 
     def _train(self, row: Row, *options: str) -> Path:
         run, shards = self.folder / row.folder, self.folder / "shards"
         if not is_finished(run):
-            say(f"training: {row.meaning}")
-            places = ["--source", str(shards / "source"), "--target", str(shards / "target"), "--output_dir", str(run)]
-            recipe = [
-                "--config",
-                str(CONFIG.with_name(row.recipe) if row.recipe else self.config),
-                *places,
-                "--seed",
-                str(self.seed),
-            ]
-            self._torchrun("ecn_dist.train", *recipe, *row.options.split(), *options)
+            print(f"\n==> training: {row.meaning}", flush=True)
+            recipe = CONFIG.with_name(row.recipe) if row.recipe else self.config
+            places = ["--source", f"{shards / 'source'}", "--target", f"{shards / 'target'}", "--output_dir", f"{run}"]
+            options = ("--seed", f"{self.seed}", *row.options.split(), *options)
+            execute("ecn_dist.train", "--config", f"{recipe}", *places, *options, ranks=self.ranks)
         return run
 
     def _evaluate(self, row: Row, start: Path) -> Evaluation:
-        if not row.options:
-            return dict(read_run(start).evaluation)
         output = self.folder / "adabn.json"
-        say(f"evaluating: {row.meaning}")
-        places = ["--checkpoint", str(start), "--data", str(self.folder / "shards" / "target"), "--output", str(output)]
-        self._torchrun("ecn_dist.evaluate", *places, "--workers", "0", *row.options.split())
+        print(f"\n==> evaluating: {row.meaning}", flush=True)
+        places = ["--checkpoint", f"{start}", "--data", f"{self.folder / 'shards' / 'target'}", "--output", f"{output}"]
+        execute("ecn_dist.evaluate", *places, "--workers", "0", *row.options.split(), ranks=self.ranks)
         figures = json.loads(output.read_text(encoding="utf-8"))
         return {key: figures[key] for key in figures if key != "camera_pairs"}
 
-    def _torchrun(self, module: str, *args: str) -> None:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}"]
-        execute(*launcher, "-m", module, *args)
 
+def execute(module: str, *args: str, ranks: int = 0) -> None:
+    """Run one of the project's commands, on ranks where it is told how many, and show it as a user would type it.
 
-def say(text: str) -> None:
-    print(f"\n==> {text}", flush=True)
-
-
-def execute(*args: str) -> None:
-    """Run one of the project's commands, shown as a user would type it. Raises `UserError` where it fails."""
-    shown = shlex.join(args).replace("-m torch.distributed.run", "torchrun", 1)
-    print("$", shown if shown.startswith("torchrun") else f"python {shown}", flush=True)
-    finished = subprocess.run([sys.executable, *args], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    Raises `UserError` where it fails.
+    """
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
+    command = [*torchrun, "-m", module, *args]
+    print("$", "torchrun" if ranks else "python", shlex.join(command[2 if ranks else 0 :]), flush=True)
+    finished = subprocess.run([sys.executable, *command], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
     if finished.returncode != 0:
         raise UserError(f"the command above ended with status {finished.returncode}; what it printed says why")
 
@@ -181,8 +159,8 @@ def main(
     output_dir: Path = Path("runs/demo"),
     ablation: bool = False,
     table: Path | None = None,
-    seed: Annotated[int, at_least(0)] = 0,
-    ranks: Annotated[int, at_least(1)] = min(2, os.cpu_count() or 1),
+    seed: Natural = 0,
+    ranks: Count = RANKS,
     config: Path = CONFIG,
     test_split: Literal["test", "validation"] = "test",
 ) -> int:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
+from jsonargparse.typing import PositiveFloat
 
 from ecn_dist import config as configuration
 from ecn_dist import distributed
 from ecn_dist.checks import group_checks, host_checks
 from ecn_dist.checks.dry_run import Plan, make_plan
 from ecn_dist.checks.host_checks import Finding, guarded, launched
-from ecn_dist.command import above_0, command, printable_lines
+from ecn_dist.command import command, printable_lines
 from ecn_dist.config import Config
 from ecn_dist.errors import UserError
 
@@ -33,8 +34,8 @@ def add_options(parser: ArgumentParser) -> None:
     only = f"this check alone, of {', '.join(CHECKS)}; may be given more than once"
     group.add_argument("--only", action="append", help=only)
     group.add_argument("--quiet", action="store_true", help="print what is wrong alone")
-    group.add_argument("--min_bandwidth", type=above_0, default=100.0, metavar="MB/S", help="of an all-reduce")
-    group.add_argument("--max_latency", type=above_0, default=10.0, metavar="MS", help="of an all-reduce")
+    group.add_argument("--min_bandwidth", type=PositiveFloat, default=100.0, metavar="MB/S", help="of an all-reduce")
+    group.add_argument("--max_latency", type=PositiveFloat, default=10.0, metavar="MS", help="of an all-reduce")
     parser.set_defaults(timeout_seconds=CONNECT_SECONDS)
 
 

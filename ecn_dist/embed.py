@@ -4,17 +4,18 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ecn_dist.command import at_least, verb
+from ecn_dist.command import printable, verb
 from ecn_dist.errors import UserError
 from ecn_dist.files import check_name
-from ecn_dist.packing.layouts import PICTURE_SUFFIXES
+from ecn_dist.methods.options import Count
+from ecn_dist.packing.layouts import PICTURE_SUFFIXES, files_below
+from ecn_dist.packing.records import first_few
 from ecn_dist.serving.embedder import Embedder, PictureFile, read_picture
 from ecn_dist.serving.feature_file import SUFFIX, FeatureFile
 
@@ -27,13 +28,13 @@ def main(
     checkpoint: Path,
     config: Path | None = None,
     device: str = "auto",
-    batch_size: Annotated[int, at_least(1)] = 128,
+    batch_size: Count = 128,
 ) -> int:
     """Write the features of all pictures below a folder to one file, with their names and SHA-256 checksums.
 
     The file is safetensors, and opens without this project: docs/use.md shows how. `ecn-dist search` searches in it.
-    Hidden files and folders are left out, links are followed, and a picture that cannot be decoded ends the command,
-    with its name.
+    Hidden files and folders are left out, links are followed, each folder once, and a picture that cannot be decoded
+    ends the command, with its name.
 
     Args:
         input: folder of pictures, in folders or not
@@ -44,7 +45,7 @@ def main(
         batch_size: pictures embedded at once
     """
     check_name(output, SUFFIX)
-    files = find_pictures(input)
+    files, left_out = find_pictures(input)
     embedder = Embedder.load(checkpoint, device, config)
     checksums: list[bytes] = []
 
@@ -59,32 +60,22 @@ def main(
     sha256 = np.frombuffer(b"".join(checksums), dtype=np.uint8).reshape(len(files), -1)
     folder = Path(os.path.relpath(input, output.absolute().parent)).as_posix()
     FeatureFile(features, tuple(files), sha256, embedder.fingerprint, folder).write(output)
+    if left_out:
+        print(f"left out: {printable(first_few(left_out))}")
     print(f"wrote {output}: {len(files):,} pictures, features of length {embedder.num_features}")
     return 0
 
 
-def find_pictures(folder: Path) -> list[str]:
-    """The pictures below `folder`, sorted, as paths with / relative to it; hidden files and folders are left out."""
+def find_pictures(folder: Path) -> tuple[list[str], list[str]]:
+    """The pictures below `folder`, sorted, as paths with / relative to it, and what is left out of `files_below` it."""
     if not folder.is_dir():
         raise UserError(f"--input: there is no folder {folder}")
-    names = sorted(path.relative_to(folder).as_posix() for path in _pictures_below(folder, frozenset()))
+    files, left_out = files_below(folder)
+    shown = [PurePosixPath(name) for name in files if not any(part.startswith(".") for part in name.split("/"))]
+    names = [str(path) for path in shown if path.suffix.lower() in PICTURE_SUFFIXES]
     if not names:
         raise UserError(f"--input: there are no pictures below {folder} ({', '.join(sorted(PICTURE_SUFFIXES))})")
-    return names
-
-
-def _pictures_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """Links are followed; one that leads nowhere is a picture if it is called so, and fails when it is read."""
-    real = folder.resolve()
-    if real in above:
-        raise UserError(f"--input: the link {folder} leads back to {real}, which it lies in; remove it")
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _pictures_below(path, above | {real})
-        elif path.suffix.lower() in PICTURE_SUFFIXES and (path.is_file() or path.is_symlink()):
-            yield path
+    return names, left_out
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
 
 from ecn_dist import distributed
-from ecn_dist.command import at_least, verb
+from ecn_dist.command import verb
 from ecn_dist.data import ShardIndex
 from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
+from ecn_dist.methods.options import Count, Natural
 from ecn_dist.ranking import evaluating
 from ecn_dist.reporting import words
 from ecn_dist.training import feeding, tracking
@@ -24,10 +24,10 @@ def main(
     config: Path | None = None,
     adapt_batchnorm: bool = False,
     rerank: bool = False,
-    expand_queries: Annotated[int, at_least(0)] = 0,
+    expand_queries: Natural = 0,
     camera_free: bool = False,
-    batch_size: Annotated[int, at_least(1)] = 128,
-    workers: Annotated[int, at_least(0)] = 2,
+    batch_size: Count = 128,
+    workers: Natural = 2,
     device: str = "auto",
     output: Path | None = None,
 ) -> int:

@@ -13,13 +13,13 @@ import numpy as np
 from ecn_dist import distributed
 from ecn_dist.clustering import find_clusters
 from ecn_dist.clustering.quality import cluster_figures
-from ecn_dist.command import above_0, at_least, verb
+from ecn_dist.command import verb
 from ecn_dist.data import ShardIndex, SplitIndex
 from ecn_dist.data.reader import ShardReader
 from ecn_dist.errors import UserError
 from ecn_dist.files import check_name, write_atomically
 from ecn_dist.methods.cluster.options import ClusterOptions
-from ecn_dist.methods.options import check_ranges
+from ecn_dist.methods.options import Count, Natural, Positive, check_ranges
 from ecn_dist.ranking.features import EvaluationInput, extract_split
 from ecn_dist.training.trained import load_trained
 
@@ -31,17 +31,17 @@ def main(
     data: str,
     output: Path,
     split: Annotated[str, ("train", "query", "gallery")] = "train",
-    eps: Annotated[float, above_0] | None = None,
-    min_samples: Annotated[int, at_least(1)] | None = None,
-    k1: Annotated[int, at_least(1)] | None = None,
-    k2: Annotated[int, at_least(1)] | None = None,
+    eps: Positive | None = None,
+    min_samples: Count | None = None,
+    k1: Count | None = None,
+    k2: Count | None = None,
     camera_aware: Literal["run", "true", "false"] = "run",
-    k1_intra: Annotated[int, at_least(1)] | None = None,
-    k1_inter: Annotated[int, at_least(1)] | None = None,
+    k1_intra: Count | None = None,
+    k1_inter: Count | None = None,
     copies: bool = False,
     config: Path | None = None,
-    batch_size: Annotated[int, at_least(1)] = 128,
-    workers: Annotated[int, at_least(0)] = 2,
+    batch_size: Count = 128,
+    workers: Natural = 2,
     device: str = "auto",
 ) -> int:
     """Cluster the pictures of a shard folder by a trained model, and write a table: file, camera, label.

@@ -3,16 +3,16 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from ecn_dist.command import above_0, at_least, printable, verb
+from ecn_dist.command import printable, verb
 from ecn_dist.data.index import ShardIndex
+from ecn_dist.methods.options import Count, Natural, Positive
 from ecn_dist.packing.layouts import LAYOUTS, STYLES_FOLDER, read_dataset
 from ecn_dist.packing.records import check_queries, first_few
 from ecn_dist.packing.shards import check_output, pack
 from ecn_dist.packing.styles import KINDS, find_styles
 from ecn_dist.packing.summary import print_summary
-from ecn_dist.processes import progress_bar
 
 EPILOG = r"""
 Layouts, junk pictures and missing splits: docs/data.md. A folder of any pictures is layout folder.
@@ -43,11 +43,11 @@ def main(
     camera_style: Annotated[str, KINDS] = "auto",
     styles_folder: str = STYLES_FOLDER,
     allow_missing_styles: bool = False,
-    shard_mib: Annotated[float, above_0] = 64,
-    min_shards: Annotated[int, at_least(1)] = 1,
+    shard_mib: Positive = 64,
+    min_shards: Count = 1,
     max_size: Annotated[tuple[int, int], size] | None = None,
-    seed: Annotated[int, at_least(0)] = 0,
-    workers: Annotated[int, at_least(1)] | None = None,
+    seed: Natural = 0,
+    workers: Count | None = None,
     overwrite: bool = False,
 ) -> int:
     """Turn a folder of pictures into shards.
@@ -74,20 +74,9 @@ def main(
     check_output(output, overwrite)
     dataset = read_dataset(layout, input, pattern=pattern, table=table, styles_folder=styles_folder)
     unmatched = check_queries(dataset)  # before anything takes long
-    with progress_bar() as track:
-        styles = find_styles(dataset, camera_style, allow_missing=allow_missing_styles, workers=workers, track=track)
-        pack(
-            dataset,
-            output,
-            styles,
-            shard_mib=shard_mib,
-            min_shards=min_shards,
-            workers=workers,
-            seed=seed,
-            max_size=max_size,
-            overwrite=overwrite,
-            track=track,
-        )
+    styles = find_styles(dataset, camera_style, allow_missing=allow_missing_styles, workers=workers)
+    shards: dict[str, Any] = {"shard_mib": shard_mib, "min_shards": min_shards, "max_size": max_size, "seed": seed}
+    pack(dataset, output, styles, **shards, workers=workers, overwrite=overwrite)
     print_summary(ShardIndex.load(str(output)))
     print(f"style copies: {styles.kind}")
     if styles.unused:

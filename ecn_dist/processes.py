@@ -4,14 +4,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 
 from ecn_dist.errors import UserError
 
@@ -19,29 +18,6 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 WORTH_PROCESSES = 3000  # pictures that one process decodes and encodes in about the time that others take to start
-
-
-class Track(Protocol):
-    """Passes results on, and shows how many of `total` there are."""
-
-    def __call__(self, results: Iterable[Result], description: str, total: int) -> Iterable[Result]: ...
-
-
-def untracked(results: Iterable[Result], description: str, total: int) -> Iterable[Result]:
-    """The `Track` that shows nothing."""
-    return results
-
-
-@contextmanager
-def progress_bar() -> Iterator[Track]:
-    """A `Track` on standard error."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-
-        def track(results: Iterable[Result], description: str, total: int) -> Iterable[Result]:
-            return bar.track(results, total=total, description=description)
-
-        yield track
 
 
 def choose_workers(workers: int | None, pictures: int) -> int:
@@ -53,28 +29,29 @@ def choose_workers(workers: int | None, pictures: int) -> int:
 
 
 def run_jobs(
-    function: Callable[[Job], Result],
-    jobs: Sequence[Job],
-    workers: int,
-    description: str = "",
-    track: Track = untracked,
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, description: str = "working"
 ) -> list[Result]:
-    """`[function(job) for job in jobs]`, on `workers` processes.
+    """`[function(job) for job in jobs]`, on `workers` processes, with a bar on a terminal's standard error.
 
     `function` is pickled: top-level, or a partial of such a function. With one worker, or one job, all runs in this
     process. Raises what a job raises, when jobs that have not begun are given up, and `UserError` where a worker ended
     unexpectedly. Workers end when this process does.
     """
+
+    def watched(results: Iterable[Result]) -> list[Result]:
+        console = Console(stderr=True)
+        return list(track(results, description, len(jobs), console=console, disable=not console.is_terminal))
+
     workers = min(workers, len(jobs))
     if workers <= 1:
-        return list(track(map(function, jobs), description, len(jobs)))
+        return watched(map(function, jobs))
     # Not forks of this process: it has threads, and what they hold stays locked in a fork. Forks of a server that has
     # imported what takes long; a process has one such server, so it is the one that loader workers come from.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", "ecn_dist.data.forkserver"])
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         try:
-            return list(track(pool.map(function, jobs), description, len(jobs)))
+            return watched(pool.map(function, jobs))
         except BrokenProcessPool as error:
             problem = f"one of {workers} worker processes ended unexpectedly, perhaps killed for lack of memory"
             raise UserError(f"{problem}; try fewer with --workers") from error

@@ -2,30 +2,21 @@
 
 import hashlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
 
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from ecn_dist.command import at_least, printable, verb
+from ecn_dist.command import printable, verb
 from ecn_dist.data.pictures import decode
 from ecn_dist.errors import UserError
+from ecn_dist.methods.options import Count
 from ecn_dist.ranking import nearest_pictures
 from ecn_dist.reporting.montage import save_figure
 from ecn_dist.reporting.sheets import draw_answers
-from ecn_dist.serving.embedder import Embedder, PictureFile, read_picture
+from ecn_dist.serving.embedder import Embedder, read_picture
 from ecn_dist.serving.feature_file import FeatureFile
-
-
-class Match(NamedTuple):
-    """A picture of the gallery file, and its distance from a query."""
-
-    row: int
-    distance: float
-    name: str  # as it may be shown
 
 
 @verb("search", "example: ecn-dist search --checkpoint runs/m2d --query img.jpg --gallery g.safetensors --draw out.png")
@@ -36,7 +27,7 @@ def main(
     checkpoint: Path,
     config: Path | None = None,
     device: str = "auto",
-    top: Annotated[int, at_least(1)] = 10,
+    top: Count = 10,
     draw: Path | None = None,
     pictures: Path | None = None,
 ) -> int:
@@ -71,29 +62,26 @@ def main(
     # Of half precision, features are of unit length but roughly, and the longer ones are not nearer for that.
     asked_QC, known_GC = (normalize(torch.from_numpy(each)) for each in (embedder(queries), known.features))
     distances, rows = nearest_pictures(asked_QC, known_GC, top)
-    found = [
-        [Match(row, distance, printable(known.files[row])) for row, distance in zip(*of_query, strict=True)]
-        for of_query in zip(rows.tolist(), distances.tolist(), strict=True)
-    ]
+    found = [list(zip(*nearest, strict=True)) for nearest in zip(rows.tolist(), distances.tolist(), strict=True)]
+    names = list(map(printable, known.files))
     for asked, matches in zip(queries, found, strict=True):
         print(printable(asked.name))
-        for rank, match in enumerate(matches, start=1):
-            print(f"{rank:6}  {match.distance:.4f}  {match.name}")
+        for rank, (row, distance) in enumerate(matches, start=1):
+            print(f"{rank:6}  {distance:.4f}  {names[row]}")
     if draw:
-        _draw(queries, known, found, pictures or gallery.absolute().parent / known.folder, draw)
+        folder = pictures or gallery.absolute().parent / known.folder
+        lines = [
+            (
+                printable(Path(asked.name).name),
+                decode(asked.data),
+                [(names[row], distance, _gallery_picture(known, row, folder)) for row, distance in matches],
+            )
+            for asked, matches in zip(queries, found, strict=True)
+        ]
+        caption = f"The nearest of {len(names):,} pictures, with Euclidean distances. Near is not the same person."
+        save_figure(draw_answers(lines, subtitle=caption), draw, title="Nearest pictures", caption=caption)
         print(f"wrote {draw}")
     return 0
-
-
-def _draw(
-    queries: Sequence[PictureFile], gallery: FeatureFile, found: Sequence[list[Match]], folder: Path, output: Path
-) -> None:
-    rows = []
-    for query, matches in zip(queries, found, strict=True):
-        answers = [(match.name, match.distance, _gallery_picture(gallery, match.row, folder)) for match in matches]
-        rows.append((printable(Path(query.name).name), decode(query.data), answers))
-    caption = f"The nearest of {len(gallery.files):,} pictures, with Euclidean distances. Near is not the same person."
-    save_figure(draw_answers(rows, subtitle=caption), output, title="Nearest pictures", caption=caption)
 
 
 def _gallery_picture(gallery: FeatureFile, row: int, folder: Path) -> Image.Image:

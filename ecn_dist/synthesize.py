@@ -4,8 +4,8 @@ import sys
 import time
 from typing import Annotated, Literal
 
-from ecn_dist.command import at_least, verb
-from ecn_dist.processes import progress_bar
+from ecn_dist.command import verb
+from ecn_dist.methods.options import Count, Natural
 from ecn_dist.synthetic import PRESETS, DomainSize, write_domain
 
 EPILOG = """\
@@ -23,7 +23,7 @@ def main(
     *,
     domain: Annotated[str, tuple(sorted(PRESETS))],
     output: str,
-    seed: Annotated[int, at_least(0)] = 0,
+    seed: Natural = 0,
     train_identities: int = 80,
     test_identities: int = 40,
     cameras: int = 4,
@@ -31,7 +31,7 @@ def main(
     height: int = 64,
     width: int = 32,
     test_split: Literal["test", "validation"] = "test",
-    workers: Annotated[int, at_least(1)] | None = None,
+    workers: Count | None = None,
 ) -> int:
     """Draw pedestrians procedurally and write them as a Market-1501 style folder of JPEGs.
 
@@ -52,8 +52,7 @@ def main(
     """
     start = time.perf_counter()
     size = DomainSize(train_identities, test_identities, cameras, pictures_per_camera, height, width, test_split)
-    with progress_bar() as track:
-        count = write_domain(output, PRESETS[domain], size, seed=seed, workers=workers, track=track)
+    count = write_domain(output, PRESETS[domain], size, seed=seed, workers=workers)
     print(f"{output}: {count} pictures of {domain} ({time.perf_counter() - start:.1f} s)")
     return 0
 

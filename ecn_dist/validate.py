@@ -1,19 +1,18 @@
 """`validate`: check a shard folder and print its summary."""
 
 import sys
-from typing import Annotated
 
-from ecn_dist.command import at_least, printable, verb
+from ecn_dist.command import printable, verb
 from ecn_dist.data.index import ShardIndex
+from ecn_dist.methods.options import Count
 from ecn_dist.packing.summary import print_summary
 from ecn_dist.packing.validation import validate
-from ecn_dist.processes import progress_bar
 
 EXIT_PROBLEMS = 1
 
 
 @verb("validate", "Exit status 0 if all is well, 1 with a list of what is wrong if not.")
-def main(folder: str, *, workers: Annotated[int, at_least(1)] | None = None) -> int:
+def main(folder: str, *, workers: Count | None = None) -> int:
     """Check a shard folder and print its summary.
 
     Every shard's checksum, every picture decoded, every sample's data against the index.
@@ -23,8 +22,7 @@ def main(folder: str, *, workers: Annotated[int, at_least(1)] | None = None) -> 
         workers: processes (default: one for each core, if it is worth it)
     """
     index = ShardIndex.load(folder)
-    with progress_bar() as track:
-        problems = validate(index, workers=workers, track=track)
+    problems = validate(index, workers=workers)
     print_summary(index)
     for problem in problems:
         print(f"wrong: {printable(problem)}", file=sys.stderr)

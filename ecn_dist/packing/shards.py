@@ -32,7 +32,7 @@ from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
 from ecn_dist.packing.records import Dataset, Record, check_queries, first_few, identities_in_order, refuse_unreadable
 from ecn_dist.packing.styles import Styles, in_styles
-from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
+from ecn_dist.processes import choose_workers, run_jobs
 
 TAR_BLOCK = 512
 MEASURED_SAMPLES = 64  # written beforehand, to learn how many bytes a sample takes
@@ -82,7 +82,6 @@ def pack(
     seed: int = 0,
     max_size: tuple[int, int] | None = None,
     overwrite: bool = False,
-    track: Track = untracked,
 ) -> None:
     """Write the shard folder.
 
@@ -115,7 +114,7 @@ def pack(
                 whole = ShardJob(unfinished, split, 0, samples, len(dataset.cameras), own.tables_CCKV, max_size)
                 jobs += _divide(whole, shard_mib, min_shards, seed)
             processes = choose_workers(workers, sum(map(len, dataset.splits.values())))
-            packed = run_jobs(write_shard, jobs, processes, "shards", track)
+            packed = run_jobs(write_shard, jobs, processes, "shards")
             refuse_unreadable([name for _, _, unreadable in packed for name in unreadable])
             splits = {}
             for split in dataset.splits:

@@ -19,7 +19,7 @@ from ecn_dist.data.pictures import UnreadablePicture, decode
 from ecn_dist.errors import UserError
 from ecn_dist.packing.layouts import files_below
 from ecn_dist.packing.records import Dataset, Record, first_few, refuse_unreadable
-from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
+from ecn_dist.processes import choose_workers, run_jobs
 
 KINDS = ("auto", "shipped", "histogram", "none")
 PICTURES_PER_JOB = 512
@@ -43,7 +43,6 @@ def find_styles(
     *,
     allow_missing: bool = False,
     workers: int | None = None,
-    track: Track = untracked,
 ) -> Styles:
     """What `kind` means for this data set.
 
@@ -65,7 +64,7 @@ def find_styles(
         return Styles("none", missing=wanted)
     if kind == "shipped":
         return _shipped(dataset, wanted, allow_missing)
-    return Styles("histogram", tables_CCKV=style_tables(_histograms(dataset, workers, track)), missing=0)
+    return Styles("histogram", tables_CCKV=style_tables(_histograms(dataset, workers)), missing=0)
 
 
 def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
@@ -101,12 +100,12 @@ def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
     return Styles("shipped", copies=copies, missing=len(missing), unused=len(files) - (wanted - len(missing)))
 
 
-def _histograms(dataset: Dataset, workers: int | None, track: Track) -> np.ndarray:
+def _histograms(dataset: Dataset, workers: int | None) -> np.ndarray:
     """(C, K, V) int64: the counts of all training pictures of each camera."""
     records = dataset.splits["train"]
     processes = choose_workers(workers, len(records))
     jobs = [records[first : first + PICTURES_PER_JOB] for first in range(0, len(records), PICTURES_PER_JOB)]
-    results = run_jobs(partial(_chunk_histograms, dataset.camids), jobs, processes, "camera histograms", track)
+    results = run_jobs(partial(_chunk_histograms, dataset.camids), jobs, processes, "camera histograms")
     refuse_unreadable([name for _, names in results for name in names])
     histograms_CKV = np.sum([histograms for histograms, _ in results], axis=0)
     if empty := [camera for camera, camid in dataset.camids.items() if not histograms_CKV[camid].any()]:

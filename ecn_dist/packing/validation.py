@@ -18,13 +18,13 @@ from ecn_dist.data.pictures import UnreadablePicture, decode
 from ecn_dist.errors import UserError
 from ecn_dist.packing.records import first_few, identities_in_order, queries_without_match
 from ecn_dist.packing.shards import picture_suffix
-from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
+from ecn_dist.processes import choose_workers, run_jobs
 
 SHOWN_OF_A_SHARD = 3
 _ShardJob = tuple[str, ShardInfo, np.ndarray]  # path or URL, what the index says of it, its rows of the sidecar
 
 
-def validate(index: ShardIndex, *, workers: int | None = None, track: Track = untracked) -> list[str]:
+def validate(index: ShardIndex, *, workers: int | None = None) -> list[str]:
     """What is wrong with the shard folder; empty where all is well.
 
     That the sidecars' rows fit each other and what index.json announces; that each shard has its checksum, every member
@@ -39,7 +39,7 @@ def validate(index: ShardIndex, *, workers: int | None = None, track: Track = un
             for position, (info, start) in enumerate(zip(split.shards, first[:-1], strict=True))
         ]
         processes = choose_workers(workers, int(np.count_nonzero(split.members["length"])))
-        found = run_jobs(_check_shard, jobs, processes, f"{split.name} shards", track)
+        found = run_jobs(_check_shard, jobs, processes, f"{split.name} shards")
         problems += [*_check_announced(split, index), *_check_rows(split), *(text for texts in found for text in texts)]
     return problems
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ecn_dist.errors import UserError
-from ecn_dist.processes import Track, choose_workers, run_jobs, untracked
+from ecn_dist.processes import choose_workers, run_jobs
 from ecn_dist.synthetic.scene import Studio
 from ecn_dist.synthetic.spec import DomainSpec
 
@@ -77,7 +77,6 @@ def write_domain(
     *,
     seed: int,
     workers: int | None = None,
-    track: Track = untracked,
 ) -> int:
     """Draw a domain into `folder` (made, complete or not at all) and return its number of pictures.
 
@@ -110,7 +109,7 @@ def write_domain(
         people = [(pid, [partial / TRAIN]) for pid in train]
         people += [(pid, [partial / QUERY, partial / GALLERY]) for pid in test]
         jobs = [(studio, size.pictures_per_camera, pid, folders) for pid, folders in people]
-        run_jobs(_draw, jobs, choose_workers(workers, PACKED_MEANWHILE * count), "identities", track)
+        run_jobs(_draw, jobs, choose_workers(workers, PACKED_MEANWHILE * count), "identities")
         (partial / RECORD).write_text(text)
         os.replace(partial, folder)  # which may be there if it is empty
     except OSError as error:

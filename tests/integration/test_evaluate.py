@@ -102,8 +102,8 @@ def test_a_full_disk_leaves_the_figures_of_before(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--batch_size", "0"], "'0' is no whole number from 1 on"),
-        (["--workers", "-1"], "'-1' is no whole number from 0 on"),
+        (["--batch_size", "0"], "'0' must be a whole number, at least 1"),
+        (["--workers", "-1"], "'-1' must be a whole number, at least 0"),
         (["--output", "absent/figures.json"], "there is no folder absent"),
     ],
 )

@@ -6,12 +6,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import pytest
 
-from ecn_dist.command import above_0, add_options, at_least, command, printable, printable_lines, verb
+from ecn_dist.command import add_options, command, printable, printable_lines, verb
 from ecn_dist.errors import UserError
+from ecn_dist.methods.options import Count, Positive
 
 
 def ends(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -93,8 +94,8 @@ def draw(
     *,
     names: list[Path],
     kind: Literal["a", "b"] = "a",
-    size: Annotated[int, at_least(1)] = 2,
-    share: Annotated[float, above_0] | None = None,
+    size: Count = 2,
+    share: Positive | None = None,
     only: list[str] | None = None,
     quiet: bool = False,
 ) -> int:
@@ -129,8 +130,9 @@ def test_options_of_a_signature(capsys: pytest.CaptureFixture[str]) -> None:
         (["x"], "--names"),
         (["--names", "a"], "place"),
         (["x", "--names", "a", "--kind", "c"], "choose from"),
-        (["x", "--names", "a", "--size", "0"], "'0' is no whole number from 1 on"),
-        (["x", "--names", "a", "--share", "nan"], "'nan' is no number above 0"),
+        (["x", "--names", "a", "--size", "0"], "'0' must be a whole number, at least 1"),
+        (["x", "--names", "a", "--size", "1.5"], "'1.5' must be a whole number"),
+        (["x", "--names", "a", "--share", "nan"], "'nan' must be a number, above 0"),
         (["x", "--names", "a", "--qui"], "--qui"),
     ],
 )

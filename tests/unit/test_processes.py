@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
 
 import pytest
 
@@ -29,17 +28,22 @@ def die(number: int) -> int:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 9])
-def test_results_come_in_order_and_are_tracked(workers: int) -> None:
-    seen: list[object] = []
+def test_results_come_in_order(workers: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_jobs(square, range(4), workers, "squares") == [0, 1, 4, 9]
+    assert capsys.readouterr() == ("", "")  # no terminal
 
-    def track(results: Iterable, description: str, total: int) -> Iterable:
-        seen.append((description, total))
-        for result in results:
-            seen.append(result)
-            yield result
 
-    assert run_jobs(square, range(4), workers, "squares", track) == [0, 1, 4, 9]
-    assert seen == [("squares", 4), 0, 1, 4, 9]
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_terminal_shows_a_bar(
+    workers: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert run_jobs(square, range(4), workers, "squares") == [0, 1, 4, 9]
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "squares" in shown.err
+    assert "100%" in shown.err
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from PIL import Image
 from ecn_dist import pack as pack_main
 from ecn_dist.data.index import ShardIndex, SplitIndex
 from ecn_dist.errors import UserError
+from ecn_dist.processes import run_jobs
 from tests.dataset_folders import MARKET, jpeg_bytes, member, pack_folder, picture, write_market, write_picture
 
 
@@ -42,14 +42,12 @@ def folder_bytes(folder: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
-def fail_after(shards: int, error: type[BaseException]):  # a Track
-    def track(results: Iterable, description: str, total: int) -> Iterable:
-        for done, result in enumerate(results):
-            if description == "shards" and done >= shards:
-                raise error
-            yield result
+def fail_after(shards: int, error: type[BaseException]):  # a `run_jobs`
+    def run(function, jobs: list, workers: int, description: str) -> None:
+        run_jobs(function, jobs[:shards], workers, description)
+        raise error
 
-    return track
+    return run
 
 
 def test_offsets_lead_to_the_files_bytes(market: Path, packed: ShardIndex) -> None:
@@ -162,17 +160,23 @@ def test_full_folder_is_refused_unless_overwritten(market: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_pack_leaves_nothing(market: Path, tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_interrupted_pack_leaves_nothing(
+    market: Path, tmp_path: Path, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecn_dist.packing.shards.run_jobs", fail_after(3, error))
     with pytest.raises(error):
-        pack_folder(market, tmp_path, min_shards=4, track=fail_after(3, error))
+        pack_folder(market, tmp_path, min_shards=4)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_overwrite_keeps_the_old_shards(market: Path, tmp_path: Path) -> None:
+def test_an_interrupted_overwrite_keeps_the_old_shards(
+    market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pack_folder(market, tmp_path)
     before = folder_bytes(str(tmp_path))
+    monkeypatch.setattr("ecn_dist.packing.shards.run_jobs", fail_after(3, KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        pack_folder(market, tmp_path, overwrite=True, min_shards=4, track=fail_after(3, KeyboardInterrupt))
+        pack_folder(market, tmp_path, overwrite=True, min_shards=4)
     assert folder_bytes(str(tmp_path)) == before
 
 

@@ -221,4 +221,4 @@ def test_command(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_workers_below_one(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         validate_main.main([str(shards), "--workers", "-3"])
-    assert "'-3' is no whole number from 1 on" in capsys.readouterr().err
+    assert "'-3' must be a whole number, at least 1" in capsys.readouterr().err
