@@ -14,9 +14,8 @@ from ecn_dist.checks import dry_run
 from ecn_dist.command import command
 from ecn_dist.reporting.run_reader import SUMMARY
 from ecn_dist.training import building, finishing, tracking
-from ecn_dist.training.run import Run
+from ecn_dist.training.run import Run, fingerprints
 from ecn_dist.training.signals import EXIT_PREEMPTED, stop_on_signals
-from ecn_dist.training.trainer import fingerprints
 
 DESCRIPTION = "Train a method on a labelled source and an unlabelled target domain, or on one of them."
 

@@ -15,13 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ecn_dist.checks.host_checks import GIB, free_bytes, launched
 from ecn_dist.config import Config, flatten
-from ecn_dist.data import ShardIndex
 from ecn_dist.distributed import RowPartition
 from ecn_dist.errors import UserError
 from ecn_dist.memory.rows_pass import default_chunk_bytes
 from ecn_dist.methods import load
 from ecn_dist.methods.base import Method, Step, Transfer
-from ecn_dist.training.building import Domains, build_method, check_ranks, training_splits
+from ecn_dist.training.building import Domains, build_method, check_ranks, load_domains, training_splits
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.timeline import Timeline
 
@@ -155,7 +154,7 @@ def make_plan(config: Config, world_size: int) -> Plan:
     end: sizes that do not divide, splits that are too small or lack styles, more neighbours than exemplars.
     """
     check_ranks(config, world_size)
-    domains = {name: ShardIndex.load(folder) for name in ("source", "target") if (folder := getattr(config, name))}
+    domains = load_domains(config)
     network = measure(config, domains, world_size)
     feeder = Feeder(config, meta_method(config, domains), training_splits(domains), torch.device("cpu"), world_size)
     num_exemplars = len(domains["target"].split("train")) if "target" in domains else 0

@@ -25,32 +25,40 @@ Domains = dict[str, ShardIndex]
 """Shard folders by "source", "target" and "validation", those that were given"""
 
 
-def open_domains(config: Config) -> Domains:
-    """The shard folders of a run, each shard that is read there and of its size. Collective.
+def load_domains(config: Config) -> Domains:
+    """The shard folders of a run, by their indices alone.
 
-    Raises `UserError` on all ranks for a mistake on any of them, and for validation data that cannot choose: without
-    query and gallery, or with shards of the target's.
+    Raises `UserError` for validation data that cannot choose: without query and gallery, or with the target's shards.
+    """
+    given = {"source": config.source, "target": config.target, "validation": config.checkpoint.validation}
+    domains = {name: ShardIndex.load(folder) for name, folder in given.items() if folder}
+    if validation := domains.get("validation"):
+        if not has_evaluation(validation):
+            raise UserError(f"checkpoint.validation: {given['validation']} must have query and gallery")
+        if _test_shards(validation) & _test_shards(domains.get("target")):
+            raise UserError(
+                f"checkpoint.validation: {given['validation']} has shards of the target's query or gallery, and the "
+                "test's people choose nothing; pack others, such as some of the training people kept apart"
+            )
+    return domains
+
+
+def _test_shards(index: ShardIndex | None) -> set[str]:
+    splits = [] if index is None else [index.split(name) for name in index.splits if name != "train"]
+    return {shard.sha256 for split in splits for shard in split.shards}
+
+
+def open_domains(config: Config) -> Domains:
+    """`load_domains`, with each shard that is read there and of its size; an error of any rank is raised on all.
+
+    Collective.
     """
 
     def load() -> Domains:
-        given = {"source": config.source, "target": config.target, "validation": config.checkpoint.validation}
-        domains = {name: ShardIndex.load(folder) for name, folder in given.items() if folder}
-        trained = methods.entry(config.method).domains
-        tests = {name: set(index.splits) - {"train"} for name, index in domains.items() if name != "source"}
+        domains, trained = load_domains(config), methods.entry(config.method).domains
         for name, index in domains.items():
-            check_shards(*map(index.split, tests.get(name, set()) | ({"train"} if name in trained else set())))
-        if "validation" in domains:
-            if not has_evaluation(domains["validation"]):
-                raise UserError(f"checkpoint.validation: {given['validation']} must have query and gallery")
-            held = [
-                {shard.sha256 for split in tests.get(name, ()) for shard in domains[name].split(split).shards}
-                for name in ("validation", "target")
-            ]
-            if held[0] & held[1]:
-                raise UserError(
-                    f"checkpoint.validation: {given['validation']} has shards of the target's query or gallery, and "
-                    "the test's people choose nothing; pack others, such as some of the training people kept apart"
-                )
+            needed = {"train"} if name in trained else set()
+            check_shards(*map(index.split, needed | (set(index.splits) - {"train"} if name != "source" else set())))
         return domains
 
     return distributed.together(load)

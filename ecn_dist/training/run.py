@@ -15,9 +15,10 @@ import torch
 
 from ecn_dist import distributed
 from ecn_dist.config import Config, dump, flatten, load
+from ecn_dist.data import ShardIndex
 from ecn_dist.errors import UserError
 from ecn_dist.files import atomic_file, write_atomically
-from ecn_dist.reporting import run_reader
+from ecn_dist.reporting import model_card, run_reader
 from ecn_dist.reporting.run_reader import CARD, CONFIG, FIGURES, METRICS, REPORT, SUMMARY, WEIGHTS, read_metrics
 from ecn_dist.training.checkpoint import CheckpointStore, damage, read_meta
 from ecn_dist.training.tracking import log
@@ -31,6 +32,11 @@ _NO_RESULT = ("output_dir", "device", "timeout_seconds", "resume", "resume_chang
 _NO_RESULT_SECTIONS = ("checkpoint.", "evaluation.", "logging.")
 # In full precision an engine is like a number of ranks: another order of the same sums.
 _ROUNDING_ONLY = ("engine", "deepspeed.zero_stage")
+
+
+def fingerprints(domains: dict[str, ShardIndex]) -> dict[str, str]:
+    """Those of the data that results depend on."""
+    return {name: model_card.fingerprint(index) for name, index in domains.items() if name != "validation"}
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

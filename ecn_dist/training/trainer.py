@@ -21,6 +21,7 @@ from ecn_dist.ranking.features import extract_split
 from ecn_dist.reporting import model_card
 from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, Keep, load, read_meta
 from ecn_dist.training.feeding import Feeder
+from ecn_dist.training.run import fingerprints
 from ecn_dist.training.signals import StopRequest
 from ecn_dist.training.strategy import Strategy
 from ecn_dist.training.tracking import Interval, Tracker, describe, log
@@ -289,8 +290,3 @@ class Trainer:
         saved = f"the newest checkpoint in {self.checkpoints.folder} is from before. " if self.saved_step else ""
         remedy = f"{saved}Lower optim.lr or optim.backbone_lr, or add optim.warmup_epochs"
         raise UserError(f"{problem}; {remedy}", on_all_ranks=True)
-
-
-def fingerprints(domains: dict[str, ShardIndex]) -> dict[str, str]:
-    """Those of the data that results depend on."""
-    return {name: model_card.fingerprint(index) for name, index in domains.items() if name != "validation"}

@@ -9,7 +9,7 @@ import torch
 from ecn_dist import train
 from ecn_dist.checks import dry_run
 from ecn_dist.checks.dry_run import Options, make_plan, measure, meta_method, sent
-from ecn_dist.config import Config, DataConfig, ModelConfig, OptimConfig
+from ecn_dist.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimConfig
 from ecn_dist.errors import UserError
 from ecn_dist.methods.base import Step, Transfer
 from ecn_dist.methods.options import LossOptions, MemoryOptions
@@ -51,6 +51,12 @@ def test_steps_and_batches(config: Config) -> None:
         assert plan.timeline.total_steps == (2 + 4) * (48 // 12)
         assert plan.batch_per_rank * world_size == 12
         assert plan.num_exemplars == 36
+
+
+def test_validation_data_that_cannot_choose(config: Config) -> None:
+    saving = CheckpointConfig(keep_best=True, validation=config.target)
+    with pytest.raises(UserError, match="the test's people choose nothing"):
+        make_plan(dataclasses.replace(config, checkpoint=saving), 1)
 
 
 def test_memory_falls_with_the_ranks_but_for_what_every_rank_holds(config: Config) -> None:
