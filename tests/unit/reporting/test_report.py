@@ -303,3 +303,15 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     ):
         assert command.main(argv) == 2
         assert words in capsys.readouterr().err
+
+
+def test_the_best_on_validation_people_is_named(run: Path) -> None:
+    said = "step-00000040 had the highest step-wise mAP on validation identities (31.4 percent)"
+    assert "validation identities" not in Page(write_report(run)).text
+    summary = json.loads((run / "summary.json").read_text())
+    best = {"step": 40, "validation": {"data": "a fingerprint", "mAP_stepwise": 0.314}}
+    (run / "summary.json").write_text(json.dumps(summary | {"best": best}))
+    assert said in Page(write_report(run)).text
+    for broken in (None, 3, {"step": 40}, {"step": "x", "validation": {"mAP_stepwise": 0.1}}, best | {"validation": 1}):
+        (run / "summary.json").write_text(json.dumps(summary | {"best": broken}))
+        assert "validation identities" not in Page(write_report(run)).text
