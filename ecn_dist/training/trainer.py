@@ -228,7 +228,8 @@ class Trainer:
         optim = self.config.optim
         position, epochs = self.timeline.position_in_phase(at)
         # The step schedule counts epochs that have begun, and belongs to the method's own epochs.
-        steps, warmup = () if at.source_only else optim.step_epochs, optim.warmup_epochs
+        listed = optim.step_epoch if isinstance(optim.step_epoch, list) else [optim.step_epoch]
+        steps, warmup = () if at.source_only else listed, optim.warmup_epochs
         return learning_rate_factor(
             position, schedule=optim.schedule, epochs=epochs, step_epochs=steps, warmup_epochs=warmup
         )
