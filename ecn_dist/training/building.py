@@ -95,6 +95,8 @@ def build_method(config: Config, domains: Domains, device: torch.device) -> Meth
     method.to(device)
     if device.type != "meta":
         convert_batchnorm(method, model.batchnorm, device, model.batchnorm_group)
+        if model.channels_last:
+            method.to(memory_format=torch.channels_last)
     return method
 
 
