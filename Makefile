@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DEEPSPEED := $(VENV)/.deepspeed
+EXTRAS := $(VENV)/.extras
 TRITON := $(VENV)/triton
 
 .PHONY: help install demo ablation test test-triton test-faults test-cluster lint lint-python lint-scripts format clean
@@ -27,9 +27,9 @@ $(READY): requirements.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-$(DEEPSPEED): $(READY) requirements-deepspeed.txt
-	@echo "==> adding DeepSpeed (pinned in requirements-deepspeed.txt)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-deepspeed.txt
+$(EXTRAS): $(READY) requirements-extras.txt
+	@echo "==> adding DeepSpeed and timm (pinned in requirements-extras.txt)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-extras.txt
 	@touch $@
 
 $(TRITON)/triton: $(READY)
@@ -42,7 +42,7 @@ demo: $(READY)  ## synthetic domains -> shards -> training with and without the 
 ablation: $(READY)  ## every row of the demo's table over 3 seeds; writes docs/ablation.md
 	@$(BIN)/python -m ecn_dist.demo --ablation --output_dir runs/ablation --table docs/ablation.md
 
-test: $(READY) $(DEEPSPEED)  ## all tests
+test: $(READY) $(EXTRAS)  ## all tests
 	@echo "==> tests"
 	@$(BIN)/python -m pytest tests --ignore tests/cluster
 

@@ -8,6 +8,7 @@ from ecn_dist.command import command
 BENCHMARKS = {
     "memory": "the exemplar memory: time, memory and traffic of a step, against bare products and the published way",
     "data": "the data path: samples a second from shards to batches",
+    "training": "the whole training step, beside the bare forward, backward and optimiser step",
     "clustering": "pseudo-labels: time and memory against the number of pictures, beside the bare product",
     "evaluation": "ranking metrics: time and memory against gallery size",
     "compare": "two versions of the project on the same work, in turn",

@@ -12,6 +12,8 @@ import os
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 
 from ecn_dist import __version__, distributed
+from ecn_dist.errors import UserError
 
 Row = Mapping[str, Any]
 CPU = torch.device("cpu")
@@ -42,11 +45,11 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(-warmup, rounds):
         for name in list(sides)[:: 1 if round_number % 2 == 0 else -1]:
-            _synchronize(device)
+            synchronize(device)
             distributed.barrier()
             start = clock()
             sides[name]()
-            _synchronize(device)
+            synchronize(device)
             elapsed = torch.tensor(clock() - start, dtype=torch.float64)
             slowest = distributed.all_reduce(elapsed, "max").item()
             if round_number >= 0:
@@ -54,9 +57,19 @@ def alternate(
     return seconds
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait for what was asked of the device."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def start_ranks(benchmark: str, world_size: int, arguments: list[str], threads: int) -> None:
+    """Run `benchmarks BENCHMARK` on so many ranks of this machine, with `threads` each. `UserError` where it fails."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
+    command += ["-m", "benchmarks", benchmark, *arguments]
+    status = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False).returncode
+    if status:
+        raise UserError(f"the benchmark on {world_size} ranks ended with status {status}; see above")
 
 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:

@@ -9,7 +9,6 @@ measures on those ranks.
 import argparse
 import itertools
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if options.ranks and "RANK" not in os.environ:  # ranks that torchrun started get the option too
         for world_size in options.ranks:
-            _start_ranks(world_size, arguments, options.threads)
+            harness.start_ranks("memory", world_size, arguments, options.threads)
         return 0
     torch.set_num_threads(options.threads)
     rows = measure(options)
@@ -62,14 +61,6 @@ def main(argv: list[str] | None = None) -> int:
         name = "memory" if world_size == 1 else f"memory-{world_size}-ranks"
         harness.report(options, name, described, rows, harness.markdown_table(rows))
     return 0
-
-
-def _start_ranks(world_size: int, arguments: list[str], threads: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-    command += ["-m", "benchmarks", "memory", *arguments]
-    status = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False).returncode
-    if status:
-        raise UserError(f"the benchmark on {world_size} ranks ended with status {status}; see above")
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:

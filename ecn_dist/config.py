@@ -52,9 +52,13 @@ class ModelConfig:
     """the network"""
 
     arch: str = "resnet50"
-    """small_resnet, or any torchvision classification network with a pooled feature"""
+    """small_resnet, a torchvision classification network with a pooled feature, or timm/NAME (extra timm)"""
     weights: str = "imagenet"
     """imagenet (from torch's cache), none, a file of state-dict tensors, or a URL of one"""
+    mean: list[float] | None = None
+    """of red, green and blue (0 .. 1), with which the weights were made; none: ImageNet's"""
+    std: list[float] | None = None
+    """standard deviations beside model.mean"""
     embedding_dim: Count = 4096
     """length D of the embedding, and of a memory row"""
     dropout: Fraction = 0.5
@@ -71,18 +75,16 @@ class ModelConfig:
     """stride of the last stage; 1 keeps its resolution (ResNets)"""
     pooling: Literal["avg", "gem"] = "avg"
     """of the last feature map: mean, or generalised mean with a trained exponent"""
+    channels_last: bool = False
+    """keep weights and maps with the channels last: mostly faster for convolutions on a GPU, equal up to rounding"""
 
     def check(self, section: str) -> None:
         if self.weights == "none" and self.frozen_stages:
-            raise UserError(
-                f"{section}.frozen_stages: {self.frozen_stages} stages would stay random, as {section}.weights is "
-                "none; set it to 0, or give weights"
-            )
+            found = f"{self.frozen_stages} stages would stay random, as {section}.weights is none"
+            raise UserError(f"{section}.frozen_stages: {found}; set it to 0, or give weights")
         if (self.batchnorm == "group") != (self.batchnorm_group > 0):
-            raise UserError(
-                f"{section}.batchnorm_group: {self.batchnorm_group} with {section}.batchnorm {self.batchnorm}; a group "
-                "of at least 1 picture belongs to batchnorm group, and to no other"
-            )
+            found = f"{section}.batchnorm_group: {self.batchnorm_group} with {section}.batchnorm {self.batchnorm}"
+            raise UserError(f"{found}; a group of at least 1 picture belongs to batchnorm group, and to no other")
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class OptimConfig:
     """learning rate of the new layers"""
     backbone_lr: Positive = 0.01
     """learning rate of the backbone"""
+    layer_decay: Annotated[float, Range(above=0, most=1)] = 1.0
+    """factor of backbone_lr from a stage of the backbone to the one before it; 1: the same rate for all"""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """SGD with Nesterov's momentum, or Adam (weight decay in the gradient)"""
     momentum: Fraction = 0.9
@@ -107,10 +111,6 @@ class OptimConfig:
     """epochs of linear warm-up from 0"""
     source_only_epochs: Natural = 0
     """epochs on the source alone before epoch 0; for networks that start at random"""
-
-    @property
-    def step_epochs(self) -> tuple[int, ...]:
-        return (self.step_epoch,) if isinstance(self.step_epoch, int) else tuple(self.step_epoch)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.accelerator.is_available():
         missing["gpu"] = "needs an accelerator, and this machine has none"
     if find_spec("deepspeed") is None:
-        missing["deepspeed"] = "DeepSpeed is not installed: pip install --no-deps -r requirements-deepspeed.txt"
+        missing["deepspeed"] = "DeepSpeed is not installed: pip install --no-deps -r requirements-extras.txt"
     for item in items:
         for marker in missing.keys() & item.keywords:
             if item.get_closest_marker(marker):

@@ -134,13 +134,12 @@ class Method(nn.Module):
 
     # Before training.
 
-    def parameter_groups(self, *, lr: float, backbone_lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups: the trained parameters of the backbone at `backbone_lr`, all others at `lr`."""
-        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+    def parameter_groups(self, *, lr: float, backbone_lr: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+        """Optimiser groups of the trained parameters: `Backbone.parameter_groups`, and all others at `lr`."""
         others = {id(p) for p in self.backbone.parameters()}
         new = [p for p in self.parameters() if p.requires_grad and id(p) not in others]
-        groups = [{"name": "backbone", "params": backbone, "lr": backbone_lr}, {"name": "new", "params": new, "lr": lr}]
-        return [group for group in groups if group["params"]]
+        groups = self.backbone.parameter_groups(backbone_lr, layer_decay)
+        return [*groups, {"name": "new", "params": new, "lr": lr}] if new else groups
 
     def idle_parameters(self, source_only: bool) -> Iterable[str]:
         """Names of parameters that take no part in the epochs on the source alone, or in those that follow."""

@@ -1,9 +1,12 @@
-"""Backbones by name: any torchvision classification network with a pooled feature, and `small_resnet`."""
+"""Backbones by name: any torchvision or timm classification network with a pooled feature, and `small_resnet`."""
 
 import ecn_dist.torchvision_compat  # noqa: F401  (before torchvision)
 
 # isort: split
 import difflib
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +16,10 @@ from torchvision import models
 from ecn_dist.errors import UserError
 from ecn_dist.models.pooling import GeM, Neck
 from ecn_dist.models.small_resnet import SmallResNet
+from ecn_dist.models.timm_networks import TIMM, build_timm
 
 SMALL_RESNET = "small_resnet"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLASSIFIERS = ("fc", "classifier", "heads", "head")
 _AUXILIARY = ("googlenet", "inception_v3")
 _SHORTCUTS = ("downsample", "shortcut")
@@ -23,20 +28,35 @@ _SHORTCUTS = ("downsample", "shortcut")
 class Backbone(nn.Module):
     """A network cut before its classifier: (b, 3, H, W) -> pooled features (b, num_features).
 
-    `body` keeps torchvision's parameter names. `stages` are its parts from the input on, what `freeze` counts.
+    Pictures come normalised with ImageNet's mean and deviation; those of other weights (`mean`, `std`) are applied to
+    them here. `body` keeps the library's parameter names. `stages` are its parts from the input on, by their names in
+    `body`: what `freeze` and the layers' learning rates count.
     """
 
+    input_scale: Tensor | None
+    input_shift: Tensor | None
+
     def __init__(
-        self, arch: str, height: int, width: int, last_stride: int = 2, pooling: str = "avg", neck: bool = False
+        self,
+        arch: str,
+        height: int,
+        width: int,
+        last_stride: int = 2,
+        pooling: str = "avg",
+        neck: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
-        """With torch's random initialisation.
+        """With the library's random initialisation.
 
         Args:
-            arch: `small_resnet`, or the name of a torchvision classification network.
+            arch: `small_resnet`, the name of a torchvision classification network, or `timm/NAME` (timm_networks.py).
             height, width: of the input, in pixels.
             last_stride: of the last stage; 1 keeps its map twice as high and wide (ResNets only).
-            pooling: `avg`, or `gem` where the network pools a feature map by a module that can be exchanged.
+            pooling: `avg` (as the library does), or `gem` where the network averages a feature map by a module that
+                can be exchanged.
             neck: put a BatchNorm on the pooled feature (`Neck`).
+            mean, std: of red, green and blue in 0 .. 1, which the weights were made with; None: ImageNet's.
 
         Raises:
             UserError: for an unknown name, a network without a pooled feature at this input size, and options that
@@ -45,36 +65,71 @@ class Backbone(nn.Module):
         super().__init__()
         self.arch = arch
         self.last_stride = last_stride
-        self.body = SmallResNet(last_stride) if arch == SMALL_RESNET else _without_classifier(arch)
-        if last_stride != 2 and arch != SMALL_RESNET:
-            _set_last_stride(arch, self.body, last_stride)
+        if arch == SMALL_RESNET:
+            self.body: nn.Module = SmallResNet(last_stride)
+        else:
+            self.body = build_timm(arch, height, width) if arch.startswith(TIMM) else _without_classifier(arch)
+            if last_stride != 2:
+                _set_last_stride(arch, self.body, last_stride)
         if pooling == "gem":
             _pool_by_gem(arch, self.body)
         self.num_features = _measure_features(arch, self.body, height, width)
         self.neck = Neck(self.num_features) if neck else None
+        self.stages = _stages(arch, self.body)
+        self._normalise_with(mean, std)
         # What is frozen is looked up when it is needed: the conversion of BatchNorms may replace modules at any time.
         self._num_frozen = 0
         self._shortcut_batchnorm_trains = False
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(b, 3, H, W) -> (b, num_features): the pooled feature, after the neck where there is one."""
-        return self.pooled(images) if self.neck is None else self.neck(self.pooled(images))
-
-    def pooled(self, images: Tensor) -> Tensor:
-        """(b, 3, H, W) -> (b, num_features), before the neck."""
-        return self.body(images)
+    def _normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        self.normalisation_given = mean is not None
+        self.mean, self.std = tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD)
+        if (mean is None) != (std is None) or not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
+            raise UserError(
+                f"model.mean: {mean} with model.std {std}; give three numbers of each, std above 0, or none"
+            )
+        scale = shift = None
+        if self.has_own_normalisation:
+            theirs, own = ((IMAGENET_MEAN, IMAGENET_STD), (self.mean, self.std))
+            (their_mean, their_std), (own_mean, own_std) = (torch.tensor(two).view(2, 3, 1, 1) for two in (theirs, own))
+            scale, shift = their_std / own_std, (their_mean - own_mean) / own_std
+        self.register_buffer("input_scale", scale, persistent=False)
+        self.register_buffer("input_shift", shift, persistent=False)
 
     @property
-    def stages(self) -> list[list[nn.Module]]:
-        """The parts of the network from its input on; for ResNets: the stem (conv1, bn1), then layer1 .. layer4."""
-        children = dict(self.body.named_children())
-        if "layer1" in children:
-            return [[children["conv1"], children["bn1"]], *([children[f"layer{i}"]] for i in range(1, 5))]
-        if self.arch == SMALL_RESNET:
-            return [[children["stem"]], *([stage] for stage in children["stages"].children())]
-        if "features" in children:
-            return [[part] for part in children["features"].children() if not isinstance(part, GeM)]
-        return [[part] for part in children.values()]
+    def has_own_normalisation(self) -> bool:
+        """Whether the weights were made with another mean or deviation than ImageNet's."""
+        return (self.mean, self.std) != (IMAGENET_MEAN, IMAGENET_STD)
+
+    def forward(self, images: Tensor, by_imagenet: bool = True) -> Tensor:
+        """(b, 3, H, W) -> (b, num_features): the pooled feature, after the neck where there is one.
+
+        `by_imagenet` False: the images are normalised with `mean` and `std` already.
+        """
+        pooled = self.pooled(images, by_imagenet)
+        return pooled if self.neck is None else self.neck(pooled)
+
+    def pooled(self, images: Tensor, by_imagenet: bool = True) -> Tensor:
+        """(b, 3, H, W) -> (b, num_features), before the neck."""
+        if by_imagenet and self.input_scale is not None and self.input_shift is not None:
+            images = torch.addcmul(self.input_shift, images, self.input_scale)
+        return self.body(images)
+
+    def parameter_groups(self, lr: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+        """Optimiser groups of the trained parameters.
+
+        Stage i of n has the learning rate `lr` * `layer_decay` ^ (n - 1 - i); what follows the last stage has `lr`.
+        """
+        last = len(self.stages) - 1
+        groups: dict[int, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                below = (last - i for i, stage in enumerate(self.stages) if _is_in(name.removeprefix("body."), stage))
+                groups.setdefault(next(below, 0) if layer_decay != 1 else 0, []).append(parameter)
+        return [
+            {"name": f"backbone-{power}" if power else "backbone", "params": group, "lr": lr * layer_decay**power}
+            for power, group in groups.items()
+        ]
 
     def freeze(self, num_stages: int, shortcut_batchnorm_trains: bool) -> None:
         """Take the first `num_stages` stages out of training: no gradient, BatchNorms in evaluation mode.
@@ -92,14 +147,41 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
         for part in self._frozen_parts():
-            part.eval()
-            for name, module in part.named_modules():
-                if self._shortcut_batchnorm_trains and isinstance(module, _BatchNorm):
-                    module.train(mode and any(shortcut in name for shortcut in _SHORTCUTS))
+            if isinstance(part, nn.Module):
+                part.eval()
+                for name, module in part.named_modules():
+                    if self._shortcut_batchnorm_trains and isinstance(module, _BatchNorm):
+                        module.train(mode and any(shortcut in name for shortcut in _SHORTCUTS))
         return self
 
-    def _frozen_parts(self) -> list[nn.Module]:
-        return [part for stage in self.stages[: self._num_frozen] for part in stage]
+    def _frozen_parts(self) -> list[nn.Module | nn.Parameter]:
+        return [attrgetter(name)(self.body) for stage in self.stages[: self._num_frozen] for name in stage]
+
+
+def _is_in(name: str, stage: Sequence[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in stage)
+
+
+def _stages(arch: str, body: nn.Module) -> list[list[str]]:
+    """The names of each stage's parts; for ResNets: the stem (conv1, bn1), then layer1 .. layer4."""
+    children = [name for name, _ in body.named_children()]
+    if {"conv1", "bn1", "layer1"} <= set(children):
+        return [["conv1", "bn1"], *([f"layer{i}"] for i in range(1, 5))]
+    if "features" in children:
+        chain = "features"
+    elif arch == SMALL_RESNET or arch.startswith(TIMM):
+        chain = next((name for name in children if name in ("stages", "blocks", "layers")), "")
+    else:
+        chain = ""
+    if not chain:
+        return [[name] for name in children]
+    parts = [
+        f"{chain}.{name}" for name, part in body.get_submodule(chain).named_children() if not isinstance(part, GeM)
+    ]
+    before = children[: children.index(chain)]
+    if before:  # with tokens and position embeddings
+        before += [name for name, _ in body.named_parameters(recurse=False)]
+    return [*([before] if before else []), *([part] for part in parts)]
 
 
 def _without_classifier(arch: str) -> nn.Module:
@@ -132,20 +214,30 @@ def _without_linear(classifier: nn.Module) -> nn.Module:
 
 
 def _set_last_stride(arch: str, body: nn.Module, stride: int) -> None:
-    if not isinstance(body, models.ResNet):
-        raise UserError(f"model.last_stride: {arch} is no ResNet and has none to set; use 2, or a ResNet")
-    for module in body.layer4[0].modules():
-        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
-            module.stride = (stride, stride)
+    """In the first block of `layer4`: of convolutions, and of the average before a shortcut's (ResNet-D)."""
+    layers = body.layer4[0].modules() if hasattr(body, "layer4") else ()
+    strided = [layer for layer in layers if not any(layer.children()) and getattr(layer, "stride", 1) in (2, (2, 2))]
+    if not strided or any(not _can_be_of_stride_1(module) for module in strided):
+        raise UserError(f"model.last_stride: {arch} is no ResNet whose last stride can be set; use 2, or a ResNet")
+    for module in strided:
+        module.stride = (stride, stride)
+        if isinstance(module, nn.AvgPool2d):
+            module.kernel_size = (stride, stride)
+
+
+def _can_be_of_stride_1(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) or (isinstance(module, nn.AvgPool2d) and module.kernel_size in (2, (2, 2)))
 
 
 def _pool_by_gem(arch: str, body: nn.Module) -> None:
     """In the place of the network's average; or before it, as the average over one position changes nothing."""
-    average = getattr(body, "avgpool", None)
+    average, of_timm = getattr(body, "avgpool", None), getattr(body, "global_pool", None)
     if isinstance(average, nn.AdaptiveAvgPool2d) and average.output_size in (1, (1, 1)):
         body.avgpool = GeM()
     elif isinstance(body, models.MobileNetV2 | models.DenseNet):
         body.features.add_module("gem", GeM())
+    elif arch.startswith(TIMM) and getattr(of_timm, "pool_type", "") == "avg":
+        body.global_pool = nn.Sequential(GeM(), nn.Flatten())
     else:
         raise UserError(f"model.pooling: {arch} has no average over a feature map that gem could replace; use avg")
 

@@ -20,6 +20,7 @@ from ecn_dist.distributed import all_gather_rows, all_reduce, rank, world_size
 from ecn_dist.errors import UserError
 
 BatchNormMode = Literal["sync", "group", "local"]
+_AFTERWARDS = ("drop", "act")  # what timm's BatchNorms that are activations as well do after normalising
 
 
 class _NormalizeOverRanks(torch.autograd.Function):
@@ -109,6 +110,13 @@ class GlobalBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
+        output = self._normalised(input)
+        for name in _AFTERWARDS:
+            if name in self._modules:
+                output = self._modules[name](output)  # type: ignore[misc]
+        return output
+
+    def _normalised(self, input: Tensor) -> Tensor:
         b, ranks = input.shape[0], world_size()
         group = self.group or b * ranks
         if not self.training:
@@ -157,7 +165,10 @@ def convert_batchnorm(module: nn.Module, mode: BatchNormMode, device: torch.devi
     """
     if mode == "local" or (mode == "sync" and world_size() == 1):
         return module
-    if mode == "sync" and device.type != "cpu":
+    activations = any(
+        hasattr(norm, name) for norm in module.modules() if isinstance(norm, _BatchNorm) for name in _AFTERWARDS
+    )
+    if mode == "sync" and device.type != "cpu" and not activations:
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for norm in module.modules():
         if isinstance(norm, _BatchNorm):

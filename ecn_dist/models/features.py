@@ -14,13 +14,15 @@ from ecn_dist.models.backbones import Backbone
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def normalized_features(backbone: Backbone, images: Tensor) -> Tensor:
+def normalized_features(backbone: Backbone, images: Tensor, by_imagenet: bool = True) -> Tensor:
     """The evaluation feature f_pool / ||f_pool||: (b, 3, H, W) -> (b, C) of unit length, float32 or float64.
+
+    `by_imagenet` is `Backbone.forward`'s.
 
     Whatever precision the backbone ran in: rounded to bfloat16, lengths would be off by up to 0.2 %. Autocast may be
     on, since it lowers no operation of `normalize`.
     """
-    pooled_bC = backbone(images)
+    pooled_bC = backbone(images, by_imagenet)
     return F.normalize(pooled_bC if pooled_bC.dtype == torch.float64 else pooled_bC.float(), dim=1)
 
 

@@ -15,7 +15,8 @@ def fingerprint_backbone(backbone: Backbone, height: int, width: int) -> str:
     The same for a run, its export and a checkpoint of the same step, on any device.
     """
     stride = "" if backbone.last_stride == 2 else f" last stride {backbone.last_stride}"  # no weight tells of it
-    digest = hashlib.sha256(f"{backbone.arch} {height}x{width}{stride}".encode())
+    own = f" mean {backbone.mean} std {backbone.std}" if backbone.has_own_normalisation else ""
+    digest = hashlib.sha256(f"{backbone.arch} {height}x{width}{stride}{own}".encode())
     for name, tensor in sorted(backbone.body.state_dict().items()):
         if not name.endswith(_BATCH_COUNT):
             values = tensor.detach().to("cpu", torch.float32).contiguous()

@@ -4,8 +4,10 @@ Their names are `base.*` for the backbone, in torchvision's names, then `feat.*`
 perhaps under `module.`; the memory's rows are `em` (N, D). N exemplars, D embedding dimension.
 """
 
+import argparse
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ _NAMES = {
     "classifier.": "source_head.",
 }
 _MEMORY = "state_dict_inv"
+# What torch.load raises for bytes that are no file of tensors, besides its own errors.
+UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 
 
 def with_our_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -35,6 +39,18 @@ def with_our_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def read_file(path: Path, option: str) -> Any:
+    """What a torch file holds: tensors and plain values, and the parsed command line that some keep beside them.
+
+    Raises `UserError`, naming the `option` that gave the file, for anything else.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise UserError(f"{option}: {path} cannot be read as a file of plain tensors ({error})") from error
+
+
 def load_published_memory(file: str, num_exemplars: int, dim: int) -> Tensor:
     """The (N, D) memory rows of a checkpoint; row i is the i-th file name of the training folder, as ours is.
 
@@ -43,10 +59,7 @@ def load_published_memory(file: str, num_exemplars: int, dim: int) -> Tensor:
     path = Path(file)
     if not path.is_file():
         raise UserError(f"memory.start: there is no file {file} (model.weights) to take the memory's rows from")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"memory.start: {file} cannot be read as a file of plain tensors ({error})") from error
+    content = read_file(path, "memory.start")
     inner = content.get(_MEMORY) if isinstance(content, dict) else None
     tensors = {key.removeprefix("module."): value for key, value in inner.items()} if isinstance(inner, dict) else {}
     rows_ND = tensors.get("em")

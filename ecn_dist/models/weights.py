@@ -2,35 +2,37 @@
 
 A file holds plain tensors, as safetensors or as a torch file (read with `weights_only=True`). Backbone keys have
 torchvision's names (`conv1.weight`, `layer1.0...`); the rest of a whole network is `embedding.*` and `source_head.*`.
-Checkpoints of the published code are read too (published.py).
+Checkpoints of the published code are read too (published.py), and those of pretraining on persons
+(person_pretrained.py).
 """
 
 import ecn_dist.torchvision_compat  # noqa: F401  (before torchvision)
 
 # isort: split
-import pickle
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision import models
 
 from ecn_dist.errors import UserError
-from ecn_dist.models.backbones import Backbone
+from ecn_dist.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from ecn_dist.models.person_pretrained import Origin, with_origin
 from ecn_dist.models.pooling import GeM
-from ecn_dist.models.published import with_our_names
+from ecn_dist.models.published import UNREADABLE, read_file, with_our_names
+from ecn_dist.models.timm_networks import TIMM, fit_to_input, usual_normalisation
 
 _HEADS = ("embedding.", "source_head.")
 _NECK = "neck."
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_WRAPPERS = ("teacher", "state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "backbone.body.", "backbone.")
 _CLASSIFIER_KEYS = ("fc.", "classifier.", "heads.", "head.")
 _BATCH_COUNT = "num_batches_tracked"  # bookkeeping that old files lack and that changes no result
-# What torch.load raises for bytes that are no file of tensors, besides its own errors.
-_UNREADABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError)
+_MADE_ANEW = ("relative_position_index", "attn_mask")  # of windows, by each network for its own input
 
 
 def load_weights(network: nn.Module, weights: str) -> list[str]:
@@ -43,40 +45,71 @@ def load_weights(network: nn.Module, weights: str) -> list[str]:
         return []
     backbone = network.get_submodule("backbone")
     assert isinstance(backbone, Backbone)
-    tensors = _read(weights, backbone.arch)
-    _fill_backbone(backbone, tensors, weights)
+    tensors, origin = _read(weights, backbone.arch)
+    _fill_backbone(backbone, tensors, weights, origin)
+    _check_normalisation(backbone, weights, origin)
     return _fill_heads(network, tensors, weights)
 
 
 def load_backbone(backbone: Backbone, weights: str) -> None:
     """Fill the backbone alone, its neck included, as `load_weights` does; what else the file holds is left alone."""
-    tensors = _read(weights, backbone.arch)
+    tensors, origin = _read(weights, backbone.arch)
     if backbone.neck is not None and f"{_NECK}weight" not in tensors:
         raise UserError(f"model.weights: {weights} has no neck, and method cluster compares pictures by it")
-    _fill_backbone(backbone, tensors, weights)
+    _fill_backbone(backbone, tensors, weights, origin)
 
 
-def export_weights(network: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write the whole network as one safetensors file, the backbone under torchvision's names; atomically."""
+def export_weights(network: nn.Module, path: Path) -> None:
+    """Write the whole network as one safetensors file, the backbone under its library's names; atomically.
+
+    The mean and deviation of its pictures are in the file's metadata.
+    """
+    backbone = network.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)
     named = network.state_dict().items()
     tensors = {key.removeprefix("backbone.body."): tensor.detach().cpu().contiguous() for key, tensor in named}
     temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata=metadata)
+    about = {"arch": backbone.arch, "mean": json.dumps(backbone.mean), "std": json.dumps(backbone.std)}
+    save_file(tensors, temporary, metadata=about)
     temporary.replace(path)
 
 
-def _read(weights: str, arch: str) -> dict[str, Tensor]:
+def _read(weights: str, arch: str) -> tuple[dict[str, Tensor], Origin | None]:
     if weights.startswith(("http://", "https://")):
         return _strip(torch.hub.load_state_dict_from_url(weights, map_location="cpu", weights_only=True), weights)
     path = _cached_imagenet(arch) if weights == "imagenet" else Path(weights)
     if not path.is_file():
         raise UserError(f"model.weights: there is no file {path}; it takes imagenet, none, or a file of tensors")
+    if path.suffix != ".safetensors":
+        return _strip(read_file(path, "model.weights"), str(path))
     try:
-        is_safe = path.suffix == ".safetensors"
-        content = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
-    except (*_UNREADABLE, AttributeError) as error:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+        tensors, origin = _strip(load_file(path), str(path))
+        if "mean" in about and "std" in about:
+            mean, std = (tuple(json.loads(about[key])) for key in ("mean", "std"))
+            origin = Origin("its run", mean, std, about.get("arch", arch))
+    except (SafetensorError, *UNREADABLE) as error:
         raise UserError(f"model.weights: {path} cannot be read as a file of plain tensors ({error})") from error
-    return _strip(content, str(path))
+    return tensors, origin
+
+
+def _check_normalisation(backbone: Backbone, weights: str, origin: Origin | None) -> None:
+    """Weights made with another mean than ImageNet's are not taken without a word about it."""
+    if backbone.normalisation_given:
+        return
+    made_with = (origin.mean, origin.std) if origin else None
+    if origin is None and backbone.arch.startswith(TIMM):
+        made_with = usual_normalisation(backbone.body)
+    if made_with in (None, (IMAGENET_MEAN, IMAGENET_STD)):
+        return
+    mean, std = map(list, made_with or ())
+    who = origin.name if origin else f"weights of timm for {backbone.arch}, mostly"
+    raise UserError(
+        f"model.mean: pictures for {weights} are normalised with mean {mean} and deviation {std}, as far as its names "
+        f"tell ({who}), and not with ImageNet's; say so: --model.mean '{mean}' --model.std '{std}' (or give "
+        f"ImageNet's: {list(IMAGENET_MEAN)}, {list(IMAGENET_STD)})"
+    )
 
 
 def _cached_imagenet(arch: str) -> Path:
@@ -94,7 +127,7 @@ def _cached_imagenet(arch: str) -> Path:
     return path
 
 
-def _strip(content: Any, weights: str) -> dict[str, Tensor]:
+def _strip(content: Any, weights: str) -> tuple[dict[str, Tensor], Origin | None]:
     """The tensors of a state dict, out of the usual wrappings; a `UserError` where they are not plain ones by name."""
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -104,12 +137,14 @@ def _strip(content: Any, weights: str) -> dict[str, Tensor]:
         raise UserError(f"model.weights: {held}; write it with torch.save(network.state_dict(), ...)")
     tensors = {}
     for key, value in content.items():
-        if isinstance(value, Tensor):
-            _check_plain(key, value, weights)
+        if isinstance(value, Tensor) and not key.endswith(_MADE_ANEW):
             for prefix in _PREFIXES:
                 key = key.removeprefix(prefix)
             tensors[key] = value
-    return with_our_names(tensors)
+    tensors, origin = with_origin(tensors)
+    for key, value in tensors.items():
+        _check_plain(key, value, weights)
+    return with_our_names(tensors), origin
 
 
 def _check_plain(key: str, tensor: Tensor, weights: str) -> None:
@@ -147,8 +182,10 @@ def _other_shapes(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[s
     return [f"{key} {has} for {needs}" for key, (has, needs) in shapes.items() if has != needs]
 
 
-def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str) -> None:
+def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str, origin: Origin | None) -> None:
     wanted = backbone.body.state_dict()
+    if backbone.arch.startswith(TIMM):
+        tensors = fit_to_input(backbone.body, tensors)
     # Classifiers' weights know no pooling with a trained power, which then starts as it is.
     powers = {f"{name}.p" for name, module in backbone.body.named_modules() if isinstance(module, GeM)}
     missing = [key for key in wanted if key not in tensors and not key.endswith(_BATCH_COUNT) and key not in powers]
@@ -164,6 +201,7 @@ def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str)
         raise UserError(
             f"model.weights: {weights} does not fit {backbone.arch} ({'; '.join(problems)}); "
             "set model.arch and model.pooling to those the file was made with"
+            + (f" ({origin.name}: such as {origin.arch})" if origin else "")
         )
     backbone.body.load_state_dict({key: tensors[key] for key in wanted if key in tensors}, strict=False)
     if backbone.neck is not None and (neck := _below(_NECK, tensors)):

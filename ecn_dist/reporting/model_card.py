@@ -13,7 +13,6 @@ from typing import Any
 
 from ecn_dist import methods
 from ecn_dist.data import ShardIndex
-from ecn_dist.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
 from ecn_dist.models import Backbone
@@ -104,8 +103,8 @@ def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> str
     counts = (("steps", "Steps"), ("world_size", "Ranks"), ("skipped_steps", "Skipped steps"))
     text = template("model_card.md.j2", escape=False).render(
         options=options,
-        mean=", ".join(map(str, IMAGENET_MEAN)),
-        std=", ".join(map(str, IMAGENET_STD)),
+        mean=", ".join(map(str, backbone.mean)),
+        std=", ".join(map(str, backbone.std)),
         num_features=backbone.num_features,
         fingerprint=fingerprint_backbone(backbone, options["data.height"], options["data.width"]),
         data={name: data.get(name) for name in ("source", "target")},

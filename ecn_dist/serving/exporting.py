@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ecn_dist.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ecn_dist.errors import UserError
 from ecn_dist.files import check_name, write_atomically
 from ecn_dist.models import Backbone, normalized_features
@@ -44,7 +43,7 @@ class FeatureNetwork(nn.Module):
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> Tensor:
-        return normalized_features(self.backbone, images)
+        return normalized_features(self.backbone, images, by_imagenet=False)
 
 
 class Format(NamedTuple):
@@ -69,8 +68,8 @@ def describe(backbone: Backbone, height: int, width: int, fingerprint: str) -> M
             "channels": "RGB",
             "resize": "whole picture to height x width, bicubic with antialiasing",
             "scale": "pixel values 0..255 divided by 255, then minus mean, divided by std",
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
+            "mean": list(backbone.mean),
+            "std": list(backbone.std),
         },
         "output": {
             "name": OUTPUT,

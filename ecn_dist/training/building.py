@@ -75,7 +75,8 @@ def build_backbone(config: Config) -> Backbone:
     """The backbone of `config`, its weights at random, on the CPU."""
     model, data = config.model, config.data
     neck = methods.load(config.method).NECK
-    return Backbone(model.arch, data.height, data.width, model.last_stride, model.pooling, neck)
+    own = {"mean": model.mean, "std": model.std}
+    return Backbone(model.arch, data.height, data.width, model.last_stride, model.pooling, neck, **own)
 
 
 def build_method(config: Config, domains: Domains, device: torch.device) -> Method:
@@ -117,6 +118,8 @@ def build_method(config: Config, domains: Domains, device: torch.device) -> Meth
     method.to(device)
     if device.type != "meta":
         convert_batchnorm(method, model.batchnorm, device, model.batchnorm_group)
+        if model.channels_last:
+            method.to(memory_format=torch.channels_last)
     return method
 
 
@@ -132,7 +135,7 @@ def _pictures(split: SplitIndex) -> TargetPictures:
 def build_strategy(config: Config, method: Method, device: torch.device) -> Strategy:
     """The method's optimiser, precision and gradient exchange. Collective."""
     optim = config.optim
-    groups = method.parameter_groups(lr=optim.lr, backbone_lr=optim.backbone_lr)
+    groups = method.parameter_groups(lr=optim.lr, backbone_lr=optim.backbone_lr, layer_decay=optim.layer_decay)
     optimizer: torch.optim.Optimizer
     if optim.optimizer == "adam":
         optimizer = torch.optim.Adam(groups, weight_decay=optim.weight_decay)

@@ -50,7 +50,7 @@ class Timeline:
 
         The epochs on the source alone and the method's have a schedule each, over the fractional epoch of the step's
         middle, which lies strictly between the ends of a warm-up and of a cosine. Linear warm-up; after it "step" is 1,
-        divided by 10 at each of the method's `step_epochs` that has begun, and "cosine" falls to 0 at the end
+        divided by 10 at each of the method's `step_epoch` that has begun, and "cosine" falls to 0 at the end
         (Loshchilov and Hutter 2017, without restarts).
         """
         since, steps = self._in_phase(at.number)
@@ -58,7 +58,8 @@ class Timeline:
         if epoch < optim.warmup_epochs:
             return epoch / optim.warmup_epochs
         if optim.schedule == "step":
-            return 1.0 if at.source_only else 0.1 ** sum(epoch >= begins for begins in optim.step_epochs)
+            steps = optim.step_epoch if isinstance(optim.step_epoch, list) else [optim.step_epoch]
+            return 1.0 if at.source_only else 0.1 ** sum(epoch >= begins for begins in steps)
         progress = (epoch - optim.warmup_epochs) / max(epochs - optim.warmup_epochs, 1e-12)
         return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
