@@ -96,18 +96,24 @@ def measure(config: Config, device: torch.device, folder: Path, rounds: int) -> 
     def note(side: str) -> None:
         nonlocal started
         spent = torch.tensor([after - before for after, before in zip(now(), started, strict=True)])
-        seconds[side].append(tuple(distributed.all_reduce(spent, "max").tolist()))  # type: ignore[arg-type]
+        seconds[side].append(tuple(distributed.all_reduce(spent, "max").tolist()))
         distributed.barrier()
         started = now()
 
-    def after_epoch(epoch: int) -> None:
-        note("train")
-        bare.run()
-        note("bare")
-        trainer.method.train()
+    begin_epoch = trainer.feeder.begin_epoch
 
+    def after_epoch(at: Step) -> None:
+        """Before the next one begins; the last has none after it, and is not timed."""
+        if at.number:
+            note("train")
+            bare.run()
+            note("bare")
+            trainer.method.train()
+        begin_epoch(at)
+
+    trainer.feeder.begin_epoch = after_epoch  # type: ignore[method-assign]
     started = now()
-    trainer.fit(after_epoch, StopRequest())
+    trainer.fit(StopRequest())
     timed = {side: values[-rounds:] for side, values in seconds.items()}
     pictures = trainer.timeline.steps_per_epoch * trainer.feeder.images(trainer.timeline.at(0))
     wall, processor = ({side: [value[at] for value in values] for side, values in timed.items()} for at in (0, 1))
@@ -179,7 +185,7 @@ def write_shards(folder: Path, pictures: int) -> None:
 
 
 def config_of(case: str, options: argparse.Namespace, folder: Path) -> Config:
-    """A run of one round more than those timed, without what `train` does between epochs."""
+    """A run of two rounds more than those timed, the first and the last, without what `train` does between epochs."""
     arch, _, size = case.rpartition(":")
     height, _, width = size.partition("x")
     if not (arch and height.isdecimal() and width.isdecimal()):
@@ -189,7 +195,7 @@ def config_of(case: str, options: argparse.Namespace, folder: Path) -> Config:
         "source": folder / "shards",
         "target": folder / "shards",
         "output_dir": folder / case,
-        "epochs": options.rounds + 1,
+        "epochs": options.rounds + 2,
         "global_batch_size": options.batch_size,
         "data.streams": options.batch_size,
         "data.height": height,

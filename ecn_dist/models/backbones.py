@@ -215,7 +215,8 @@ def _without_linear(classifier: nn.Module) -> nn.Module:
 
 def _set_last_stride(arch: str, body: nn.Module, stride: int) -> None:
     """In the first block of `layer4`: of convolutions, and of the average before a shortcut's (ResNet-D)."""
-    layers = body.layer4[0].modules() if hasattr(body, "layer4") else ()
+    last_stage: Any = getattr(body, "layer4", None)
+    layers = last_stage[0].modules() if last_stage is not None else ()
     strided = [layer for layer in layers if not any(layer.children()) and getattr(layer, "stride", 1) in (2, (2, 2))]
     if not strided or any(not _can_be_of_stride_1(module) for module in strided):
         raise UserError(f"model.last_stride: {arch} is no ResNet whose last stride can be set; use 2, or a ResNet")

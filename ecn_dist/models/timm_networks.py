@@ -126,7 +126,8 @@ def fit_to_input(body: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tenso
         if key == "pos_embed" and given.dim() == 3:
             fitted[key] = _interpolate(given, wanted[key].shape[1], body.get_submodule("patch_embed").grid_size)
         elif key.endswith(_BIAS_TABLE):
-            height, width = body.get_submodule(key.removesuffix(f".{_BIAS_TABLE}")).window_size
+            attention: Any = body.get_submodule(key.removesuffix(f".{_BIAS_TABLE}"))
+            height, width = attention.window_size
             side = math.isqrt(len(given))
             rows, columns = (slice((side - size) // 2, (side + size) // 2) for size in (2 * height - 1, 2 * width - 1))
             if side * side == len(given) and min(rows.start, columns.start) >= 0:

@@ -119,7 +119,7 @@ def build_method(config: Config, domains: Domains, device: torch.device) -> Meth
     if device.type != "meta":
         convert_batchnorm(method, model.batchnorm, device, model.batchnorm_group)
         if model.channels_last:
-            method.to(memory_format=torch.channels_last)
+            method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return method
 
 

@@ -58,8 +58,8 @@ class Timeline:
         if epoch < optim.warmup_epochs:
             return epoch / optim.warmup_epochs
         if optim.schedule == "step":
-            steps = optim.step_epoch if isinstance(optim.step_epoch, list) else [optim.step_epoch]
-            return 1.0 if at.source_only else 0.1 ** sum(epoch >= begins for begins in steps)
+            begun = optim.step_epoch if isinstance(optim.step_epoch, list) else [optim.step_epoch]
+            return 1.0 if at.source_only else 0.1 ** sum(epoch >= first for first in begun)
         progress = (epoch - optim.warmup_epochs) / max(epochs - optim.warmup_epochs, 1e-12)
         return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
