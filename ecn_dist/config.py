@@ -270,7 +270,7 @@ def _check_section(name: str, node: yaml.Node | None) -> None:
     if not isinstance(node, yaml.MappingNode):
         held = "a list" if isinstance(node, yaml.SequenceNode) else repr(node.value) if node and node.value else "empty"
         raise UserError(f"{name or 'the file'} is {held}, where options by name are needed; give one, or leave it out")
-    keys = [key.value for key, _ in node.value]
+    keys = [str(key.value) for key, _ in node.value]  # one that is a list or a mapping, the parser refuses
     for key, (_, value) in zip(keys, node.value, strict=True):
         if keys.count(key) > 1:
             raise UserError(f"{name and name + '.'}{key} stands twice; keep one of them")

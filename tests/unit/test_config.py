@@ -64,6 +64,8 @@ BOMB = "a: &a [x, x, x]\n" + "".join(
         (b"memory:\n  momentum: 0.5\n  momentum: 0.1\n", "memory.momentum stands twice"),
         (b"memory: [", "no YAML"),
         (b"\x00", "no YAML"),
+        (b"? [epochs]\n: 3\n", "unhashable key"),
+        (b"data: {? {workers: 1} : 3}\n", "unhashable key"),
         (b"a: " + b"[" * 100_000, "nested too deep"),
         ("epochs: 3".encode("utf-16"), "UTF-8"),
         ("# Stra\u00dfe".encode("latin-1"), "UTF-8"),
@@ -72,7 +74,7 @@ BOMB = "a: &a [x, x, x]\n" + "".join(
         (b"memory: {temprature: 1}", "unknown option 'memory.temprature'; did you mean memory.temperature"),
         (b"epochs: many", "epochs"),
     ],
-    ids=range(17),
+    ids=range(19),
 )
 def test_a_file_that_cannot_be_used_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
