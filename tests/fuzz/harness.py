@@ -46,6 +46,7 @@ class Place:
 
     root: Path
     commands: str = ""  # a regular expression of the commands that it may start
+    thorough: bool = False  # whether to do what takes longer, too
 
     @property
     def input(self) -> Path:
@@ -196,7 +197,9 @@ def run_case(target: Target, seed: int, number: int, root: Path) -> str | None:
     place = Place(root)
     for folder in (place.input, place.output, root / "cwd", root / "tmp", root / "cache"):
         folder.mkdir(parents=True)
-    what = target.make(Random(f"{seed} {number}"), place)
+    rng = Random(f"{seed} {number}")
+    place.thorough = rng.random() < 0.2
+    what = target.make(rng, place)
     watch, before = _the_watch(), (os.getcwd(), tempfile.tempdir)
     os.chdir(root / "cwd")
     tempfile.tempdir = str(root / "tmp")

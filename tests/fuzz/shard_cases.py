@@ -3,6 +3,7 @@
 The truth is read anew, by NumPy, Pillow and slices of bytes.
 """
 
+import csv
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ecn_dist import validate
+from ecn_dist import label, validate
 from ecn_dist.data import EvaluationStream, ShardIndex, TrainStream, pictures, reader, transforms
 from ecn_dist.data.cache import ShardCache
 from ecn_dist.data.fetch import Patience
@@ -178,12 +179,14 @@ def _stream(address: str, place: Place) -> dict[str, list[Any]]:
     splits = {name: index.split(name) for name in index.splits}
     check_shards(*splits.values())
     json.dumps(model_card.describe_data(index))
-    found = {}
+    found: dict[str, list[Any]] = {}
     for name, split in splits.items():
         stream = EvaluationStream(
             split, height=HEIGHT, width=WIDTH, batch_size=5, style="all" if split.has_styles else "real", cache=cache
         )
         found[name] = list(stream)
+        names = reader.ShardReader(cache).read_file_names(split, range(len(split)))
+        label._write(place.output / f"{name}.csv", split, np.arange(len(split)) % 3 - 1, names)
     if "train" in splits:
         split = splits["train"]
         try:
@@ -216,9 +219,13 @@ def _check(folder: Path, name: str, batches: list[Any]) -> None:
     for field in FIELDS:
         assert told[field].tolist() == members[field].repeat(views).tolist(), f"{field} of {name}"
     images = torch.cat([batch.images for batch in batches])
+    with (folder.parent / "output" / f"{name}.csv").open(encoding="utf-8", newline="") as table:
+        listed = {row["file"] for row in csv.DictReader(table)}
     for at, row in enumerate(members):
         slots = [cameras, *(camera for camera in range(cameras) if camera != row["camid"])][:views]
         data = (folder / shards[row["shard"]]["name"]).read_bytes()
+        about = json.loads(data[row["json_offset"] : row["json_offset"] + row["json_length"]])
+        assert about["file"].encode(errors="backslashreplace").decode() in listed, f"name of {at} of {name}"
         for view, slot in enumerate(slots):
             start = row["offset"][slot]
             pixels = torch.empty((1, HEIGHT, WIDTH, 3), dtype=torch.uint8)
