@@ -95,6 +95,10 @@ def _check(value: Any, rules: Any, where: str, key: str = "") -> None:
     if not rules(value) if callable(rules) else type(value) is not kind or (kind is list and not value):
         raise _damage(where, key, f"is {reprlib.repr(value)}")
     if isinstance(rules, dict):
+        known = {name.removesuffix("?") for name in rules}
+        for name in value.keys() - known:  # of a later program, or of somebody else's
+            if _depth(value[name], most=4) > 4:
+                raise _damage(where, f"{key}.{name}".lstrip("."), "is nested too deep")
         for name, inner in rules.items():
             name, optional = name.removesuffix("?"), name.endswith("?")
             within = f"{key}.{name}" if key else name
@@ -105,6 +109,14 @@ def _check(value: Any, rules: Any, where: str, key: str = "") -> None:
     elif isinstance(rules, list):
         for position, item in enumerate(value):
             _check(item, rules[0], where, f"{key}.{position}")
+
+
+def _depth(value: Any, most: int) -> int:
+    """How deep lists and objects are nested in `value`; at most `most` + 1."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if inner is None or most < 0:
+        return 0
+    return 1 + max((_depth(item, most - 1) for item in inner), default=0)
 
 
 def _damage(where: str, key: str, problem: str) -> UserError:

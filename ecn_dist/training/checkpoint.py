@@ -239,6 +239,14 @@ def _text(pattern: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 5000)
+
+
+def _figures(value: Any) -> bool:
+    return isinstance(value, dict) and number(value.get("mAP_stepwise")) is not None
+
+
 # What meta data may hold; of other keys nothing is read.
 _FILE, _WORD = r"[\w-]+\.safetensors", r"\w{1,99}"
 _RULES: dict[str, Callable[[Any], bool]] = {
@@ -250,11 +258,10 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("timeline", "sizes"), _each(_WORD, _count)),
     "data": _each(_WORD, _text(r"\w{0,99}")),
     "device": _text(_WORD),
-    "config": _each(r"[\w.]{1,99}", lambda value: True),
+    "config": _each(r"[\w.]{1,99}", lambda value: all(map(_plain, value if isinstance(value, list) else [value]))),
     "ended_epoch": lambda value: value is None or type(value) is int,
-    "evaluation": lambda value: (
-        value is None or (isinstance(value, dict) and number(value.get("mAP_stepwise")) is not None)
-    ),
+    "evaluation": lambda value: value is None or _figures(value),
+    "validation": lambda value: value is None or (_figures(value) and _text(r"\w{1,99}")(value.get("data"))),
 }
 
 

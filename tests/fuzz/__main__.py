@@ -25,8 +25,8 @@ def targets(made: material.Material) -> list[Target]:
         Target("weights", 12, partial(models.make_weights, made), models.read_weights),
         Target("checkpoint", 14, partial(models.make_checkpoint, made), partial(models.read_checkpoint, made)),
         Target("features", 14, partial(models.make_features, made), partial(models.read_features, made)),
-        Target("configuration", 8, partial(models.make_config, made), models.read_config),
-        Target("run", 1, partial(models.make_run, made), models.read_run),
+        Target("configuration", 8, partial(models.make_config, made), partial(models.read_config, made)),
+        Target("run", 4, partial(models.make_run, made), models.read_run),
     ]
 
 

@@ -254,17 +254,15 @@ def make_config(material: Material, rng: Random, place: Place) -> str:
     return "configuration"
 
 
-def read_config(place: Place) -> None:
+def read_config(material: Material, place: Place) -> None:
     path = place.input / "config.yaml"
 
-    def read() -> configuration.Config:
-        config = configuration.load(path)
-        config.check()
-        return config
-
     with patch.object(configuration, "build_parser", _parser_once):
-        found = ended(place, read)
-    if found.status:
+        if place.thorough:
+            ended(place, lambda: load_trained(material.run("ecn"), CPU, path))
+        found = ended(place, lambda: configuration.load(path))
+    # Options of a command line may be among those that are checked, so no file is named.
+    if found.status or ended(place, lambda: found.value.check(), named=False).status:
         return
     options = configuration.flatten(found.value)
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -284,25 +282,36 @@ def _says(given: Any, has: Any) -> bool:
     return same and given == has
 
 
-RUN_FILES = ("summary.json", "metrics.jsonl", "config.yaml", "MODEL_CARD.md")
+FINDINGS = {
+    "first_answers": {"num_wrong": 30, "num_wrong_own_camera": 20, "own_camera_share": 0.3, "num_queries": 50},
+    "weakest_camera_pairs": [{"query_camera": "c1", "gallery_camera": "c2", "value": 0.2}],
+}
+COMPARISON = {
+    "rows": {"full": [{"mAP": 0.5, "rank1": 0.7}, {"mAP": 0.4}], "base": [{"mAP": 0.1}]},
+    "title": "t",
+    "note": "",
+}
 
 
 def make_run(material: Material, rng: Random, place: Place) -> str:
     run = material.run("ecn")
-    for name in RUN_FILES:
-        (place.input / name).write_bytes((run / name).read_bytes())
-    name = rng.choice(RUN_FILES[:3])
-    path = place.input / name
-    data = path.read_bytes()
-    if name == "summary.json":
-        path.write_bytes(change_json(rng, data))
-    elif name == "metrics.jsonl":
+    names = ["summary.json", "config.yaml", "findings.json", "comparison.json"]
+    if place.thorough:
+        names.append("metrics.jsonl")  # whose curves take long to draw
+    contents = {name: (run / name).read_bytes() for name in names if (run / name).is_file()}
+    contents |= {"findings.json": json.dumps(FINDINGS).encode(), "comparison.json": json.dumps(COMPARISON).encode()}
+    name = rng.choice(names)
+    data = contents[name]
+    if name == "metrics.jsonl":
         lines = data.splitlines()
         at = rng.randrange(len(lines))
         lines[at] = change_json(rng, lines[at])
-        path.write_bytes(b"\n".join(lines) + b"\n")
+        contents[name] = b"\n".join(lines) + b"\n"
     else:
-        path.write_bytes(damage(rng, data))
+        contents[name] = damage(rng, data) if name == "config.yaml" else change_json(rng, data)
+    (place.input / "figures").mkdir()
+    for each, content in contents.items():
+        (place.input / ("figures" if each == "findings.json" else ".") / each).write_bytes(content)
     return name
 
 

@@ -208,6 +208,8 @@ MEMBERS = "splits.train.members."
         *((f"splits.train.{key}", value) for key in ("samples", "distractors") for value in ("1\n", -1, None)),
         *(("splits.train.camids", value) for value in ("abc", [0, 0], [2000], None)),
         ("splits.train.missing_styles", "many"),
+        ("later", json.loads("[" * 900 + "]" * 900)),
+        ("splits.train.later", json.loads('{"a":' * 5 + "1" + "}" * 5)),
         ("splits", []),
         ("splits", {}),
         ("splits.train", "x"),
@@ -263,6 +265,13 @@ def test_text_that_no_parser_should_choke_on_is_refused(folder: Path, text: str)
 
 
 @pytest.mark.parametrize("version", ["1", 1.0, True, None, 2])
+def test_what_a_later_program_adds_is_left_alone(folder: Path) -> None:
+    index = read_json(folder)
+    change(index, "splits.train.later", {"a": [{"b": [1]}]})
+    write_index(folder, index)
+    assert len(ShardIndex.load(str(folder)).split("train")) == 4
+
+
 def test_a_version_is_a_number_and_this_one(folder: Path, version: object) -> None:
     write_index(folder, read_json(folder) | {"version": version})
     with pytest.raises(UserError, match=f"has format version {version!r}, and this program reads version 1"):

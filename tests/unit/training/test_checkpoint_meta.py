@@ -53,8 +53,9 @@ def change(checkpoint: Path, key: str, value: object) -> None:
         *(("sizes", value) for value in ([], {"clusters": -1}, {"clusters": 2**60}, None)),
         *(("data", value) for value in ([], {"target": 5}, {"target": "\x1b[2J"})),
         *(("device", value) for value in (5, "\x1b", None)),
-        *(("config", value) for value in ([], {"\x1b": 1}, None)),
+        *(("config", value) for value in ([], {"\x1b": 1}, None, {"x": [[]]}, {"x": {}}, {"x": "y" * 5000})),
         *(("evaluation", value) for value in (5, [], {}, {"mAP_stepwise": None}, {"mAP_stepwise": float("nan")})),
+        *(("validation", value) for value in (5, {}, {"mAP_stepwise": 0.5}, {"mAP_stepwise": "x", "data": "0a"})),
         ("ended_epoch", []),
     ],
 )
