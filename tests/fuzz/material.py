@@ -31,9 +31,17 @@ METHODS: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
-def options(method: str, source: Path, target: Path, output: Path) -> list[str]:
-    """The command line of a tiny training."""
-    given = TINY | METHODS[method] | {"source": source, "target": target, "output_dir": output}
+def pack_validation(folder: Path) -> None:
+    """Pack `folder`/validation, by which method cluster's run chooses its best."""
+    people = write_market(folder / "others", identities=2, cameras=2, splits=("query", "gallery"))
+    pack_folder(people, folder / "validation")
+
+
+def options(method: str, shards: Path, output: Path) -> list[str]:
+    """The command line of a tiny training on one shard folder, which `pack_validation` was called beside."""
+    given = TINY | METHODS[method] | {"source": shards, "target": shards, "output_dir": output}
+    if "checkpoint.keep_best" in given:
+        given["checkpoint.validation"] = shards.parent / "validation"
     return [part for key, value in given.items() for part in (f"--{key}", str(value))]
 
 
@@ -70,8 +78,9 @@ def make(root: Path) -> Material:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         market = write_market(root / "market", identities=3, cameras=2)
         pack_folder(market, material.shards, camera_style="histogram", min_shards=2)
+        pack_validation(root)
         for method in METHODS:
-            status = train.main(options(method, material.shards, material.shards, material.run(method)))
+            status = train.main(options(method, material.shards, material.run(method)))
             assert status == 0, f"training {method} ended with {status}"
         crops = market / "query"
         common = ["--checkpoint", str(material.run("ecn")), "--input", str(crops), "--device", "cpu"]

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from ecn_dist import config as configuration
 from ecn_dist import report, search
-from ecn_dist.reporting import model_card
 from ecn_dist.training import building
 from ecn_dist.training.checkpoint import META
-from ecn_dist.training.run import Run
+from ecn_dist.training.run import Run, fingerprints
+from ecn_dist.training.signals import StopRequest
 from ecn_dist.training.trained import load_trained
 from ecn_dist.training.trainer import Trainer
 from tests.fuzz.harness import Place, ended
@@ -185,7 +185,7 @@ def _run_of(place_root: Path, method: str, shards: Path) -> Any:
     """Configuration and domains of the runs that continue; they are the same in all cases."""
     stored = configuration.load(shards.parent / method / "config.yaml")
     domains = building.open_domains(stored)
-    return stored, domains, {name: model_card.fingerprint(index) for name, index in domains.items()}
+    return stored, domains, fingerprints(domains)
 
 
 def read_checkpoint(material: Material, place: Place) -> None:
@@ -200,7 +200,7 @@ def read_checkpoint(material: Material, place: Place) -> None:
         checkpoint = Run(config, data, "cpu").checkpoint()
         if checkpoint is None:
             return None
-        trainer = building.build_trainer(config, domains, CPU, place.output, data)
+        trainer = building.build_trainer(config, domains, CPU, place.output)
         trainer.resume(checkpoint)
         return trainer, checkpoint
 
@@ -213,7 +213,7 @@ def read_checkpoint(material: Material, place: Place) -> None:
         for key, tensor in trainer._state().items():
             assert torch.equal(tensor.view(-1), plain[key].view(-1)) or bool(tensor.isnan().any()), key
         if place.thorough and trainer.step < trainer.timeline.total_steps:
-            ended(place, lambda: trainer.fit(lambda epoch: None, []) and None)  # type: ignore[arg-type]
+            ended(place, lambda: trainer.fit(StopRequest()) and None)
 
 
 def make_features(material: Material, rng: Random, place: Place) -> str:

@@ -11,16 +11,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ecn_dist import train
-from ecn_dist.training import finishing
 from ecn_dist.training.checkpoint import META
+from ecn_dist.training.trainer import Trainer
 from tests.dataset_folders import pack_folder, write_market
-from tests.fuzz.material import METHODS, options
+from tests.fuzz.material import METHODS, options, pack_validation
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("damaged")
     pack_folder(write_market(folder / "market"), folder / "shards", camera_style="histogram")
+    pack_validation(folder)
     return folder / "shards"
 
 
@@ -28,7 +29,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(shards: Path) -> Path:
     """A finished run of each method, with its name."""
     for method in METHODS:
-        assert train.main(options(method, shards, shards, shards.parent / method)) == 0
+        assert train.main(options(method, shards, shards.parent / method)) == 0
     return shards.parent
 
 
@@ -41,7 +42,7 @@ def unfinished(runs: Path, method: str, to: Path) -> Path:
 
 
 def go_on(method: str, shards: Path, run: Path, *more: str) -> int:
-    return train.main([*options(method, shards, shards, run), *more])
+    return train.main([*options(method, shards, run), *more])
 
 
 def test_from_fp32_to_fp16_where_that_is_allowed(
@@ -92,7 +93,7 @@ def test_an_evaluation_that_fails_does_not_cost_the_model(
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(finishing, "evaluate_backbone", fail)
+    monkeypatch.setattr(Trainer, "evaluate", fail)
     with pytest.raises(ZeroDivisionError):
         go_on("ecn", shards, tmp_path / "run")
     monkeypatch.undo()
