@@ -91,11 +91,18 @@ def _read(weights: str, arch: str) -> tuple[dict[str, Tensor], Origin | None]:
             about = file.metadata() or {}
         tensors, origin = _strip(load_file(path), str(path))
         if "mean" in about and "std" in about:
-            mean, std = (tuple(json.loads(about[key])) for key in ("mean", "std"))
+            mean, std = (_of_three_channels(about[key]) for key in ("mean", "std"))
             origin = Origin("its run", mean, std, about.get("arch", arch))
     except (SafetensorError, *UNREADABLE, OSError) as error:
         raise UserError(f"model.weights: {path} cannot be read as a file of plain tensors ({error})") from error
     return tensors, origin
+
+
+def _of_three_channels(text: str) -> tuple[float, ...]:
+    values = json.loads(text)
+    if type(values) is not list or len(values) != 3 or any(type(x) not in (int, float) or x != x for x in values):
+        raise ValueError(f"mean or std in its metadata is {text[:99]!r}")
+    return tuple(values)
 
 
 def _check_normalisation(backbone: Backbone, weights: str, origin: Origin | None) -> None:
@@ -163,7 +170,10 @@ def _strip(content: Any, weights: str) -> tuple[dict[str, Tensor], Origin | None
             for prefix in _PREFIXES:
                 key = key.removeprefix(prefix)
             tensors[key] = value
-    tensors, origin = with_origin(tensors)
+    try:
+        tensors, origin = with_origin(tensors)
+    except UNREADABLE as error:
+        raise UserError(f"model.weights: {weights} has known names for tensors of unknown shapes ({error})") from error
     for key, value in tensors.items():
         _check_plain(key, value, weights)
     return with_our_names(tensors), origin
@@ -207,7 +217,10 @@ def _other_shapes(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[s
 def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str, origin: Origin | None) -> None:
     wanted = backbone.body.state_dict()
     if backbone.arch.startswith(TIMM):
-        tensors = fit_to_input(backbone.body, tensors)
+        try:
+            tensors = fit_to_input(backbone.body, tensors)
+        except UNREADABLE as error:
+            raise UserError(f"model.weights: {weights} cannot be fitted to {backbone.arch} ({error})") from error
     neck = _below(_NECK, tensors) if backbone.neck is not None else {}
     if backbone.neck is not None and neck:
         wanted |= {f"{_NECK}{key}": tensor for key, tensor in backbone.neck.state_dict().items()}

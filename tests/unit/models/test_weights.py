@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision import models
 
 from ecn_dist.errors import UserError
@@ -127,6 +128,46 @@ def test_a_neck_that_does_not_fit_is_named(change: dict[str, Any], said: str, tm
     torch.save({key: value for key, value in (state | change).items() if value is not None}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match=said):
         load_backbone(backbone, str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        dict.fromkeys(
+            (
+                "part_token1",
+                "part_token2",
+                "part_token3",
+                "cls_pos",
+                "part1_pos",
+                "part2_pos",
+                "part3_pos",
+                "pos_embed",
+            ),
+            torch.zeros(3),
+        ),
+        {"stages.0.blocks.0.attn.w_msa.qkv.weight": torch.zeros(2), "stages.x": torch.zeros(2)},
+        {"stages.0.blocks.0.attn.w_msa.qkv.weight": torch.zeros(2), "stages.0.downsample.norm.weight": torch.zeros(3)},
+        {
+            "stages.0.blocks.0.attn.w_msa.qkv.weight": torch.zeros(2),
+            "stages.1.downsample.reduction.weight": torch.zeros(4, 8),
+            "semantic_embed_w.0.weight": torch.zeros(4),
+            "semantic_embed_b.0.weight": torch.zeros(4, 2),
+        },
+    ],
+)
+def test_known_names_of_unknown_shapes(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"weights.pth (has known names for tensors of unknown shapes|does not fit)"):
+        load(tensors, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "5", '"abc"', '[1, 2, "3"]', "[0.5, 0.5]", "[0.5, 0.5, NaN]", "[" * 9999, "{}"])
+def test_a_mean_that_is_none_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    backbone = Backbone("small_resnet", 64, 32)
+    save_file(backbone.body.state_dict(), path, {"mean": text, "std": "[0.5, 0.5, 0.5]"})
+    with pytest.raises(UserError, match=r"weights\.safetensors cannot be read as a file"):
+        load_backbone(backbone, str(path))
 
 
 @pytest.fixture
