@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 EXTRAS := $(VENV)/.extras
 TRITON := $(VENV)/triton
 
-.PHONY: help install demo ablation test test-triton test-faults test-cluster lint lint-python lint-scripts format clean
+.PHONY: help install demo ablation test test-triton test-fuzz test-faults test-cluster lint lint-python lint-scripts format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,10 @@ test: $(READY) $(EXTRAS)  ## all tests
 
 test-triton: $(TRITON)/triton  ## the memory's GPU kernels in Triton's interpreter
 	@PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/unit/memory/test_rows_pass_triton.py
+
+test-fuzz: $(READY)  ## 20,000 damaged and hostile inputs to every reader
+	@echo "==> damaged and hostile input"
+	@$(BIN)/python -m tests.fuzz --cases 20000
 
 test-faults: $(READY)  ## training through twenty SIGKILLs, twice; takes minutes
 	@echo "==> training through kills"

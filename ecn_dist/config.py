@@ -31,9 +31,9 @@ def _own_options() -> dict[str, type]:
 class DataConfig:
     """pictures, and how they are read"""
 
-    height: Count = 256
+    height: Annotated[int, Range(least=1, most=2048)] = 256
     """height of the network's input in pixels"""
-    width: Count = 128
+    width: Annotated[int, Range(least=1, most=2048)] = 128
     """width of the network's input in pixels"""
     camera_style: bool = True
     """camera-invariance: a target picture appears in the style of a random camera (docs/formulas.md)"""
@@ -186,7 +186,7 @@ class Config:
     """of every random choice"""
     epochs: int = 60
     """epochs of the method: passes over the source images, where it says no other length; 0 after source-only ones"""
-    global_batch_size: Count = 128
+    global_batch_size: Annotated[int, Range(least=1, most=2**20)] = 128
     """images of each domain in one step, over all ranks"""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """bf16 and fp16 by autocast (fp16 with loss scaling); fp64 is for tests"""
@@ -270,7 +270,7 @@ def _check_section(name: str, node: yaml.Node | None) -> None:
     if not isinstance(node, yaml.MappingNode):
         held = "a list" if isinstance(node, yaml.SequenceNode) else repr(node.value) if node and node.value else "empty"
         raise UserError(f"{name or 'the file'} is {held}, where options by name are needed; give one, or leave it out")
-    keys = [key.value for key, _ in node.value]
+    keys = [str(key.value) for key, _ in node.value]  # one that is a list or a mapping, the parser refuses
     for key, (_, value) in zip(keys, node.value, strict=True):
         if keys.count(key) > 1:
             raise UserError(f"{name and name + '.'}{key} stands twice; keep one of them")

@@ -19,7 +19,8 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> Path
         UserError: it cannot be written; the text names the file, the reason and what to do.
     """
     with atomic_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        # Names of files may hold bytes of no encoding.
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
     return Path(path)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from ecn_dist.command import printable, verb
-from ecn_dist.data.pictures import decode
+from ecn_dist.data.pictures import UnreadablePicture, decode
 from ecn_dist.errors import UserError
 from ecn_dist.methods.options import Count
 from ecn_dist.ranking import nearest_pictures
@@ -92,7 +92,10 @@ def _gallery_picture(gallery: FeatureFile, row: int, folder: Path) -> Image.Imag
     data = read_picture(path).data
     if hashlib.sha256(data).digest() != gallery.sha256[row].tobytes():
         raise UserError(f"--draw: {path} is not the picture that was embedded; embed the gallery again")
-    return decode(data)
+    try:
+        return decode(data)
+    except UnreadablePicture as error:  # a file of features may name any file
+        raise UserError(f"--draw: {path} cannot be decoded as a picture ({error})") from error
 
 
 if __name__ == "__main__":

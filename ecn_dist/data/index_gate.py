@@ -7,6 +7,7 @@ import json
 import re
 import reprlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ SPLIT_NAMES = ("train", "query", "gallery")
 UNKNOWN_PID = -1  # a training picture whose identity nobody knows
 MAX_INDEX_BYTES = 256 << 20
 MAX_CAMERAS = 1000
+MAX_MEMBER_BYTES = 1 << 28  # a picture; more than any of `pictures.MAX_PIXELS` takes
 REMEDY = "Copy the shard folder again, or pack the data set again"
 
 Fits = Callable[[Any], bool]
@@ -36,11 +38,12 @@ def _each_once(item: Fits) -> Fits:
     return lambda values: type(values) is list and all(map(item, values)) and len(set(values)) == len(values)
 
 
-FOLDER = {
-    "layout": _text(r"(?s).{0,99}"),
+FOLDER = {  # what stands under a name that ends in ? may be missing
+    "layout": _text(r"[ -~]{0,99}"),
     "num_cameras": _number(1, MAX_CAMERAS + 1),
     "cameras": _each_once(_text(r"(?s).*")),
     "splits": lambda splits: type(splits) is dict and len(splits) > 0,
+    "camera_style?": _text("[a-z]{1,20}"),
 }
 FILE = {"bytes": _number(1, 2**50), "sha256": _text("[0-9a-f]{64}")}
 
@@ -51,6 +54,9 @@ def _split_rules(name: str) -> dict[str, Any]:
         "identities": _each_once(_number(0, 2**63)),
         "shards": [{"name": _text(rf"{name}-[0-9]{{6,12}}\.tar"), "samples": _number(1, 2**40), **FILE}],
         "members": {"name": _text(rf"{name}\.members\.npy"), **FILE},
+        **dict.fromkeys(("samples?", "num_identities?", "distractors?", "junk_dropped?"), _number(0, 2**53)),
+        "camids?": _each_once(_number(0, MAX_CAMERAS)),
+        "missing_styles?": lambda value: value is None or _number(0, 2**53)(value),
     }
 
 
@@ -89,14 +95,28 @@ def _check(value: Any, rules: Any, where: str, key: str = "") -> None:
     if not rules(value) if callable(rules) else type(value) is not kind or (kind is list and not value):
         raise _damage(where, key, f"is {reprlib.repr(value)}")
     if isinstance(rules, dict):
+        known = {name.removesuffix("?") for name in rules}
+        for name in value.keys() - known:  # of a later program, or of somebody else's
+            if _depth(value[name], most=4) > 4:
+                raise _damage(where, f"{key}.{name}".lstrip("."), "is nested too deep")
         for name, inner in rules.items():
+            name, optional = name.removesuffix("?"), name.endswith("?")
             within = f"{key}.{name}" if key else name
-            if name not in value:
+            if name in value:
+                _check(value[name], inner, where, within)
+            elif not optional:
                 raise _damage(where, within, "is missing")
-            _check(value[name], inner, where, within)
     elif isinstance(rules, list):
         for position, item in enumerate(value):
             _check(item, rules[0], where, f"{key}.{position}")
+
+
+def _depth(value: Any, most: int) -> int:
+    """How deep lists and objects are nested in `value`; at most `most` + 1."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if inner is None or most < 0:
+        return 0
+    return 1 + max((_depth(item, most - 1) for item in inner), default=0)
 
 
 def _damage(where: str, key: str, problem: str) -> UserError:
@@ -108,6 +128,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands twice")
     return found
+
+
+def _column(rows: np.ndarray, name: str) -> np.ndarray:
+    return np.asarray(rows[name], dtype=np.int64)  # 32 bits are too few for sums with a shard's size
 
 
 def check_rows(
@@ -130,16 +154,21 @@ def check_rows(
     start = 0
     for shard, (samples, num_bytes) in enumerate(shards):  # so that ten million rows need little memory
         rows = members[start : start + samples]
-        indices, camids, lengths, offsets = (np.asarray(rows[name]) for name in ("index", "camid", "length", "offset"))
+        wide = partial(_column, rows)
+        indices, camids, lengths, offsets = (wide(name) for name in ("index", "camid", "length", "offset"))
+        told, told_at = wide("json_length"), wide("json_offset")
         inside = (indices >= 0) & (indices < len(members))
+        longest = min(num_bytes, MAX_MEMBER_BYTES)
         seen[indices[inside]] = True
         wrong = {
             "shard": rows["shard"] != shard,
             "index": ~inside,
             "camid": (camids < 0) | (camids >= num_cameras),
             "pid": ~np.isin(rows["pid"], identities),
-            "length": ((lengths < 0) | (lengths > num_bytes)).any(axis=1) | (lengths[:, -1] == 0),
+            "length": ((lengths < 0) | (lengths > longest)).any(axis=1) | (lengths[:, -1] == 0),
             "offset": ((offsets < 0) | (offsets > num_bytes - lengths)).any(axis=1),
+            "json_length": (told < 0) | (told > longest),
+            "json_offset": (told_at < 0) | (told_at > num_bytes - told),
         }
         for column, rows_wrong in wrong.items():
             if rows_wrong.any():

@@ -58,6 +58,15 @@ def _is_upright(image: Image.Image) -> bool:
     return image.getexif().get(EXIF_ORIENTATION, 1) == 1
 
 
+def is_turned(data: bytes) -> bool:
+    """Whether the picture is stored on its side or mirrored, or so damaged that its EXIF data cannot be read."""
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            return not _is_upright(image)
+    except Exception:  # PIL's readers of damaged files raise almost anything
+        return True
+
+
 def _load(data: bytes) -> tuple[Image.Image, bool]:
     """The picture, and whether the bytes are a JPEG that any decoder shows just so."""
     try:

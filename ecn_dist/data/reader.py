@@ -24,6 +24,8 @@ from ecn_dist.errors import UserError
 
 MAX_OPEN_SHARDS = 64
 READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe under a shard's name is not waited for
+ALIKE = ("YCbCr", "Gray", "RGB")  # kinds of JPEG that both decoders turn into the same RGB
+EXIF = b"Exif\0\0"
 TAR_BLOCK = 512
 TAR_NAME = 100  # a header starts with the member's name, in this many bytes
 
@@ -45,7 +47,9 @@ def decode(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
     try:
         # Both decode with libjpeg-turbo and the same settings, hence to the same pixels, but PIL's way to it is twice
         # as long for a small picture. It stays the judge of what simplejpeg refuses, such as harmless stray bytes.
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ALIKE or (EXIF in data and pictures.is_turned(data)):
+            raise ValueError("simplejpeg gives other pixels")
         pictures.check_size(height, width)
         return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=memory)
     except ValueError:

@@ -113,8 +113,11 @@ def load_sharded(state: dict[str, Tensor], folder: Path) -> None:
     problems = [f"{key} is missing" for key in wanted if key not in stored]
     for key, tensor in wanted.items():
         about = stored.get(key)
-        if isinstance(about, TensorStorageMetadata) and about.size != tensor.shape:
-            problems.append(f"{key} is {tuple(about.size)} and not {tuple(tensor.shape)}")
+        if isinstance(about, TensorStorageMetadata):
+            if about.size != tensor.shape:
+                problems.append(f"{key} is {tuple(about.size)} and not {tuple(tensor.shape)}")
+            if not _holds(about.properties.dtype, tensor.dtype):
+                problems.append(f"{key} is of {about.properties.dtype} and not {tensor.dtype}")
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(
@@ -123,6 +126,11 @@ def load_sharded(state: dict[str, Tensor], folder: Path) -> None:
         )
     with _of_all_ranks("checkpoint load"):
         dcp.load(wanted, storage_reader=reader, no_dist=world_size() == 1)
+
+
+def _holds(stored: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether values mean the same in both: floating point of any precision that is trained with, or equal types."""
+    return stored == wanted or (stored.is_floating_point and wanted.is_floating_point and stored.itemsize > 1)
 
 
 @contextmanager
@@ -144,14 +152,16 @@ def _of_all_ranks(what: str) -> Iterator[None]:
 def _open(folder: Path) -> "_Reader":
     try:
         return _Reader(str(folder))
-    except SafetensorError:
+    except OSError:
+        raise
+    except Exception as damage:  # torch takes what the headers say as it is
         remedy = f"bring the file back, or remove the checkpoint {folder.name}, so that one before it is taken"
         for path in sorted(folder.glob("*.safetensors")):
             try:
                 safe_open(path, "pt")
             except SafetensorError as error:
                 raise UserError(f"{path} is damaged ({error}): {remedy}") from error
-        raise
+        raise UserError(f"{folder} has a damaged file ({type(damage).__name__}: {damage}): {remedy}") from damage
 
 
 class _Reader(dcp.HuggingFaceStorageReader):

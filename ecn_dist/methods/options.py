@@ -39,9 +39,12 @@ def check_range(key: str, value: float, **bounds: float) -> None:
 
 
 def check_ranges(options: Any, prefix: str = "") -> None:
-    """Raise `UserError` for a field of the dataclass `options`, or an item of a list in one, outside its `Range`."""
+    """Raise `UserError` for a field of the dataclass `options`, or an item of a list in one, outside its `Range`, and
+    for a text with a NUL, which no file, network or device has in its name."""
     for name, kind in get_type_hints(type(options), include_extras=True).items():
         given = getattr(options, name)
+        if isinstance(given, str) and "\0" in given:
+            raise UserError(f"{prefix}{name}: {given!r} has a NUL character in it; remove it")
         for value in given if isinstance(given, list) else [given]:
             for bounds in _ranges(kind):
                 check_range(f"{prefix}{name}", value, **vars(bounds))

@@ -47,7 +47,7 @@ def read_file(path: Path, option: str) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except (*UNREADABLE, OSError) as error:
         raise UserError(f"{option}: {path} cannot be read as a file of plain tensors ({error})") from error
 
 
@@ -61,10 +61,11 @@ def load_published_memory(file: str, num_exemplars: int, dim: int) -> Tensor:
         raise UserError(f"memory.start: there is no file {file} (model.weights) to take the memory's rows from")
     content = read_file(path, "memory.start")
     inner = content.get(_MEMORY) if isinstance(content, dict) else None
-    tensors = {key.removeprefix("module."): value for key, value in inner.items()} if isinstance(inner, dict) else {}
+    named = inner.items() if isinstance(inner, dict) else ()
+    tensors = {str(key).removeprefix("module."): value for key, value in named}
     rows_ND = tensors.get("em")
-    if rows_ND is None:
-        raise UserError(f"memory.start: {file} has no memory ({_MEMORY} with em); use zeros")
+    if not isinstance(rows_ND, Tensor) or not rows_ND.is_floating_point():
+        raise UserError(f"memory.start: {file} has no memory ({_MEMORY} with em, floating point); use zeros")
     if rows_ND.shape != (num_exemplars, dim):
         shapes = f"{tuple(rows_ND.shape)}, and the target and model.embedding_dim need {(num_exemplars, dim)}"
         raise UserError(f"memory.start: the memory in {file} is {shapes}; use zeros, or what it was made with")

@@ -9,17 +9,19 @@ Checkpoints of the published code are read too (published.py), and those of pret
 import ecn_dist.torchvision_compat  # noqa: F401  (before torchvision)
 
 # isort: split
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision import models
 
 from ecn_dist.errors import UserError
+from ecn_dist.files import write_atomically
 from ecn_dist.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from ecn_dist.models.person_pretrained import Origin, with_origin
 from ecn_dist.models.pooling import GeM
@@ -68,30 +70,39 @@ def export_weights(network: nn.Module, path: Path) -> None:
     assert isinstance(backbone, Backbone)
     named = network.state_dict().items()
     tensors = {key.removeprefix("backbone.body."): tensor.detach().cpu().contiguous() for key, tensor in named}
-    temporary = path.with_name(path.name + ".tmp")
     about = {"arch": backbone.arch, "mean": json.dumps(backbone.mean), "std": json.dumps(backbone.std)}
-    save_file(tensors, temporary, metadata=about)
-    temporary.replace(path)
+    write_atomically(path, save(tensors, about))  # `save_file` lets nobody but its owner read the file
 
 
 def _read(weights: str, arch: str) -> tuple[dict[str, Tensor], Origin | None]:
     if weights.startswith(("http://", "https://")):
-        return _strip(torch.hub.load_state_dict_from_url(weights, map_location="cpu", weights_only=True), weights)
+        return _strip(_fetch(weights, arch), weights)
     path = _cached_imagenet(arch) if weights == "imagenet" else Path(weights)
     if not path.is_file():
         raise UserError(f"model.weights: there is no file {path}; it takes imagenet, none, or a file of tensors")
     if path.suffix != ".safetensors":
         return _strip(read_file(path, "model.weights"), str(path))
     try:
+        path.open("rb").close()  # what may not be read is "no such file" to safetensors
+    except OSError as error:
+        raise UserError(f"model.weights: {path} cannot be read ({error.strerror}); correct its rights") from error
+    try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
         tensors, origin = _strip(load_file(path), str(path))
         if "mean" in about and "std" in about:
-            mean, std = (tuple(json.loads(about[key])) for key in ("mean", "std"))
+            mean, std = (_of_three_channels(about[key]) for key in ("mean", "std"))
             origin = Origin("its run", mean, std, about.get("arch", arch))
-    except (SafetensorError, *UNREADABLE) as error:
+    except (SafetensorError, *UNREADABLE, OSError) as error:
         raise UserError(f"model.weights: {path} cannot be read as a file of plain tensors ({error})") from error
     return tensors, origin
+
+
+def _of_three_channels(text: str) -> tuple[float, ...]:
+    values = json.loads(text)
+    if type(values) is not list or len(values) != 3 or any(type(x) not in (int, float) or x != x for x in values):
+        raise ValueError(f"mean or std in its metadata is {text[:99]!r}")
+    return tuple(values)
 
 
 def _check_normalisation(backbone: Backbone, weights: str, origin: Origin | None) -> None:
@@ -112,11 +123,29 @@ def _check_normalisation(backbone: Backbone, weights: str, origin: Origin | None
     )
 
 
-def _cached_imagenet(arch: str) -> Path:
+def _fetch(url: str, arch: str) -> Any:
+    """What the file at an address that the user names holds; torch keeps it.
+
+    Its name there is the address's own, so that nothing is taken for ImageNet's weights but what their checksum names.
+    """
+    official = url == _imagenet_url(arch)
+    name = None if official else f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{url.rsplit('/', 1)[-1][-99:]}"
     try:
-        url = models.get_model_weights(arch)["IMAGENET1K_V1"].url
-    except (ValueError, KeyError) as error:
-        raise UserError(f"model.weights: there are no ImageNet weights for {arch}; give a file, or none") from error
+        return torch.hub.load_state_dict_from_url(url, None, "cpu", True, official, name, weights_only=True)
+    except (*UNREADABLE, OSError) as error:
+        raise UserError(f"model.weights: {url} cannot be fetched as a file of plain tensors ({error})") from error
+
+
+def _imagenet_url(arch: str) -> str | None:
+    try:
+        return models.get_model_weights(arch)["IMAGENET1K_V1"].url
+    except (ValueError, KeyError):
+        return None
+
+
+def _cached_imagenet(arch: str) -> Path:
+    if (url := _imagenet_url(arch)) is None:
+        raise UserError(f"model.weights: there are no ImageNet weights for {arch}; give a file, or none")
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.exists():
         raise UserError(
@@ -141,7 +170,10 @@ def _strip(content: Any, weights: str) -> tuple[dict[str, Tensor], Origin | None
             for prefix in _PREFIXES:
                 key = key.removeprefix(prefix)
             tensors[key] = value
-    tensors, origin = with_origin(tensors)
+    try:
+        tensors, origin = with_origin(tensors)
+    except UNREADABLE as error:
+        raise UserError(f"model.weights: {weights} has known names for tensors of unknown shapes ({error})") from error
     for key, value in tensors.items():
         _check_plain(key, value, weights)
     return with_our_names(tensors), origin
@@ -185,7 +217,13 @@ def _other_shapes(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[s
 def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str, origin: Origin | None) -> None:
     wanted = backbone.body.state_dict()
     if backbone.arch.startswith(TIMM):
-        tensors = fit_to_input(backbone.body, tensors)
+        try:
+            tensors = fit_to_input(backbone.body, tensors)
+        except UNREADABLE as error:
+            raise UserError(f"model.weights: {weights} cannot be fitted to {backbone.arch} ({error})") from error
+    neck = _below(_NECK, tensors) if backbone.neck is not None else {}
+    if backbone.neck is not None and neck:
+        wanted |= {f"{_NECK}{key}": tensor for key, tensor in backbone.neck.state_dict().items()}
     # Classifiers' weights know no pooling with a trained power, which then starts as it is.
     powers = {f"{name}.p" for name, module in backbone.body.named_modules() if isinstance(module, GeM)}
     missing = [key for key in wanted if key not in tensors and not key.endswith(_BATCH_COUNT) and key not in powers]
@@ -204,5 +242,5 @@ def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str,
             + (f" ({origin.name}: such as {origin.arch})" if origin else "")
         )
     backbone.body.load_state_dict({key: tensors[key] for key in wanted if key in tensors}, strict=False)
-    if backbone.neck is not None and (neck := _below(_NECK, tensors)):
-        backbone.neck.load_state_dict(neck)
+    if backbone.neck is not None and neck:
+        backbone.neck.load_state_dict(neck, strict=False)

@@ -99,14 +99,17 @@ class Embedder:
                 rounding alone.
 
         Raises:
-            UserError: a picture cannot be read, named by its file or its place.
+            UserError: a picture cannot be read, named by its file or its place; or the features are not finite.
         """
         if isinstance(pictures, str | os.PathLike | Image.Image | PictureFile):
             raise UserError("the embedder takes a list of pictures; for one picture: embedder([picture])[0]")
         if batch_size < 1:
             raise UserError(f"batch_size: {batch_size} must be 1 or more")
         features = map(self._embed, self._batches(pictures, batch_size))
-        return np.concatenate([np.empty((0, self.num_features), dtype=np.float32), *features])
+        features_nC = np.concatenate([np.empty((0, self.num_features), dtype=np.float32), *features])
+        if not np.isfinite(features_nC).all():
+            raise UserError("the network gives features that are not finite: its weights are damaged, or it diverged")
+        return features_nC
 
     @torch.inference_mode()
     def _embed(self, pixels_bHW3: Tensor) -> np.ndarray:

@@ -6,6 +6,8 @@ checkpoints/tmp-step-...     one being written, or what a killed run left of one
 
 import json
 import os
+import re
+import reprlib
 import shutil
 import socket
 from collections.abc import Callable
@@ -19,11 +21,13 @@ from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
+from ecn_dist.reporting.run_reader import number
 from ecn_dist.training.tracking import log
 
 T = TypeVar("T")
 META = "meta.json"
 FORMAT_VERSION = 2  # 1 is release 0.1's, whose meta data have neither a version nor sha256s
+MAX_META_BYTES = 16 << 20
 _TEMPORARY = "tmp-"
 # State under this prefix belongs to a rank: it is read back on the number of ranks that wrote it, and on no other.
 OF_RANKS = "ranks."
@@ -220,6 +224,47 @@ class _Damaged(UserError):
     """Of a checkpoint that cannot be used; others may be."""
 
 
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _each(fits_key: str, fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Of an object whose names match a pattern, and whose values are as they should be."""
+    return lambda value: (
+        isinstance(value, dict) and all(re.fullmatch(fits_key, key) and fits(item) for key, item in value.items())
+    )
+
+
+def _text(pattern: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 5000)
+
+
+def _figures(value: Any) -> bool:
+    return isinstance(value, dict) and number(value.get("mAP_stepwise")) is not None
+
+
+# What meta data may hold; of other keys nothing is read.
+_FILE, _WORD = r"[\w-]+\.safetensors", r"\w{1,99}"
+_RULES: dict[str, Callable[[Any], bool]] = {
+    "step": lambda value: _count(value) and value < 10**8,
+    "world_size": lambda value: _count(value) and value > 0,
+    "files": lambda value: bool(value) and _each(_FILE, _count)(value),
+    "sha256": _each(_FILE, _text("[0-9a-f]{64}")),
+    **dict.fromkeys(("skipped_steps", "replaced_pictures"), _count),
+    **dict.fromkeys(("timeline", "sizes"), _each(_WORD, _count)),
+    "data": _each(_WORD, _text(r"\w{0,99}")),
+    "device": _text(_WORD),
+    "config": _each(r"[\w.]{1,99}", lambda value: all(map(_plain, value if isinstance(value, list) else [value]))),
+    "ended_epoch": lambda value: value is None or type(value) is int,
+    "evaluation": lambda value: value is None or _figures(value),
+    "validation": lambda value: value is None or (_figures(value) and _text(r"\w{1,99}")(value.get("data"))),
+}
+
+
 def damage(checkpoint: Path, *, contents: bool = True) -> str | None:
     """What is wrong with a checkpoint folder, or None where every file is there as it was written.
 
@@ -249,16 +294,25 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     if not path.is_file():
         raise _Damaged(f"{checkpoint} is no complete checkpoint: it has no {META}")
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            meta = json.loads(file.read(MAX_META_BYTES))  # of a longer one, the end is missing
         version = meta.get("version", 1)
         if version not in range(1, FORMAT_VERSION + 1):
             raise UserError(
                 f"{path} has format version {version!r}, and this program reads versions up to {FORMAT_VERSION}; "
                 "continue with the release of ecn_dist that wrote it, or a later one"
             )
-        if not meta.keys() >= {"step", "world_size"} or not isinstance(meta.get("files"), dict):
-            raise ValueError("it lacks step, world_size or files")
-    except (ValueError, AttributeError, RecursionError) as error:
+        for key in ("step", "world_size", "files", *(["sha256"] if version > 1 else [])):
+            if key not in meta:
+                raise ValueError(f"it lacks {key}")
+        for key, fits in _RULES.items():
+            if key in meta and not fits(meta[key]):
+                raise ValueError(f"its {key} is {reprlib.repr(meta[key])}")
+        if version > 1 and meta["sha256"].keys() != meta["files"].keys():
+            raise ValueError("its sha256 and files are not of the same files")
+        if re.fullmatch(r"step-[0-9]{8}", checkpoint.name) and checkpoint.name != f"step-{meta['step']:08d}":
+            raise ValueError(f"its step is {meta['step']}")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _Damaged(f"{checkpoint} is no complete checkpoint: its {META} is damaged ({error})") from error
     return meta
 

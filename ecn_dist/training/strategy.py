@@ -5,6 +5,7 @@ A strategy wraps the network: `forward`, `backward`, `step`. The trainer's step 
 
 import functools
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ecn_dist.distributed import entering, world_size
+from ecn_dist.errors import UserError
 from ecn_dist.methods.base import Method, Step
 from ecn_dist.models import autocast, average_local_statistics
 
@@ -97,6 +99,12 @@ class Strategy(ABC):
             self._keep(parameter, state[f"network.{name}"], kept)
         if "scaler" in state:
             scale, steps_since_overflow = state["scaler"].tolist()
+            if not (0 < scale < math.inf and 0 <= steps_since_overflow < math.inf):
+                raise UserError(
+                    f"resume: the checkpoint is damaged: its loss scale is {scale}, for {steps_since_overflow} steps; "
+                    "take an earlier one",
+                    on_all_ranks=True,
+                )
             self._set_loss_scale(scale, int(steps_since_overflow))
 
     def _start_optimizer_state(self) -> None:

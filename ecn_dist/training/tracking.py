@@ -41,6 +41,7 @@ def start_logs(output_dir: Path) -> None:
         log.addHandler(to_console)
     log.setLevel(logging.INFO)
     log.propagate = False
+    logging.raiseExceptions = False  # a full disk under the log is told by what needs it, and not by tracebacks
 
 
 @dataclass

@@ -9,6 +9,7 @@ from ecn_dist import config as configuration
 from ecn_dist import distributed
 from ecn_dist.config import Config
 from ecn_dist.errors import UserError
+from ecn_dist.methods.options import check_ranges
 from ecn_dist.models import Backbone, convert_batchnorm, load_backbone
 from ecn_dist.reporting.run_reader import CONFIG, WEIGHTS
 from ecn_dist.training.building import build_backbone
@@ -40,7 +41,14 @@ def load_trained(path: Path, device: torch.device, config_file: Path | None = No
 
 def _find(path: Path, config_file: Path | None) -> tuple[Config, str, bool]:
     """For rank 0: the configuration, what is loaded within `path` (empty: itself), and whether it is a checkpoint."""
-    config = configuration.load(config_file or _config_of(path))
+    file = config_file or _config_of(path)
+    config = configuration.load(file)
+    try:  # it may come from anybody, and be none that was trained with
+        for section, options in (("", config), ("data.", config.data), ("model.", config.model)):
+            check_ranges(options, section)
+        config.model.check("model")
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
     if (path / META).is_file() or path.is_file():
         return config, "", not path.is_file()
     if (path / WEIGHTS).is_file():

@@ -210,11 +210,17 @@ class Trainer:
     def resume(self, checkpoint: Path) -> None:
         """Continue from `checkpoint`, written on any number of ranks. Collective."""
         meta = distributed.together(lambda: read_meta(checkpoint))
-        if meta["timeline"] != self.timeline.in_meta():
+        if (timeline := meta.get("timeline")) != self.timeline.in_meta():
             raise UserError(
-                f"resume: {checkpoint} is at step {meta['step']} of a run with {meta['timeline']}, and this one has "
+                f"resume: {checkpoint} is at step {meta['step']} of a run with {timeline}, and this one has "
                 f"{self.timeline.in_meta()}, so the step says nothing here; give the stored options or data, or start "
                 "anew with --model.weights",
+                on_all_ranks=True,
+            )
+        if meta["step"] > (total := self.timeline.total_steps):
+            raise UserError(
+                f"resume: {checkpoint} is at step {meta['step']}, and this run ends at step {total}; give more epochs, "
+                "or an earlier checkpoint",
                 on_all_ranks=True,
             )
         self.method.resize(meta.get("sizes", {}))
@@ -223,13 +229,14 @@ class Trainer:
             state.pop("scaler", None)  # it has none to hand over: ours stays as it begins
         load(checkpoint, state)
         self.step = self.saved_step = meta["step"]
-        self.skipped_steps = meta["skipped_steps"]
+        self.skipped_steps = meta.get("skipped_steps", 0)
         self.replaced_pictures = meta.get("replaced_pictures", 0)
         self.strategy.load_state(state)
         self.method.load_state(state)
         if f"{OF_RANKS}interval" in state:
             *losses, steps = distributed.own_part(state[f"{OF_RANKS}interval"])[0]
-            self.interval.losses, self.interval.steps = torch.stack(losses), int(steps)
+            self.interval.losses = torch.stack(losses)
+            self.interval.steps = int(steps.nan_to_num(0).clamp(0, self.step))
         log.info("continuing from %s, step %d", checkpoint, self.step)
 
     def _state(self) -> dict[str, Tensor]:

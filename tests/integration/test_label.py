@@ -110,3 +110,17 @@ def test_a_sidecar_of_another_picture_is_found(folder: Path, tmp_path: Path, cap
         shard.write(b'{"index": 3' + b" " * (int(first["json_length"]) - 12) + b"}")
     assert label(arguments(copy, tmp_path / "labels.csv", *SEARCH)) == 2
     assert "KEY.json" in capsys.readouterr().err
+
+
+def test_names_of_files_that_are_no_text(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(folder / "data", data)
+    picture = next((data / "bounding_box_train").iterdir())
+    picture.rename(picture.with_name(picture.stem + "_caf\udce9\n.jpg"))  # Latin-1, as Linux lets a file be called
+    pack_folder(data, tmp_path / "shards")
+    output = tmp_path / "labels.csv"
+    assert label([*arguments(folder, output, *SEARCH), "--data", str(tmp_path / "shards")]) == 0
+    with output.open(encoding="utf-8", newline="") as table:
+        names = [row["file"] for row in csv.DictReader(table)]
+    assert picture.stem + "_caf\\udce9\n.jpg" in names
+    assert len(names) == 36

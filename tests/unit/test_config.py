@@ -64,6 +64,8 @@ BOMB = "a: &a [x, x, x]\n" + "".join(
         (b"memory:\n  momentum: 0.5\n  momentum: 0.1\n", "memory.momentum stands twice"),
         (b"memory: [", "no YAML"),
         (b"\x00", "no YAML"),
+        (b"? [epochs]\n: 3\n", "unhashable key"),
+        (b"data: {? {workers: 1} : 3}\n", "unhashable key"),
         (b"a: " + b"[" * 100_000, "nested too deep"),
         ("epochs: 3".encode("utf-16"), "UTF-8"),
         ("# Stra\u00dfe".encode("latin-1"), "UTF-8"),
@@ -72,7 +74,7 @@ BOMB = "a: &a [x, x, x]\n" + "".join(
         (b"memory: {temprature: 1}", "unknown option 'memory.temprature'; did you mean memory.temperature"),
         (b"epochs: many", "epochs"),
     ],
-    ids=range(17),
+    ids=range(19),
 )
 def test_a_file_that_cannot_be_used_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
@@ -121,6 +123,10 @@ def test_wrong_type_names_the_key() -> None:
         (["--data.random_erasing", "7"], "random_erasing: 7.0 must be at least 0 and at most 1"),
         (["--checkpoint.keep_epochs", "[3, -1]"], "checkpoint.keep_epochs: -1 must be at least 0"),
         (["--seed", "-1"], "seed: -1 must be at least 0"),
+        (["--global_batch_size", str(10**12)], "global_batch_size: 10{12} must be at least 1 and at most"),
+        (["--data.height", "100000"], "data.height: 100000 must be at least 1 and at most 2048"),
+        (["--model.arch", "a\0b"], r"model.arch: 'a\\x00b' has a NUL"),
+        (["--output_dir", "a\0b"], r"output_dir: 'a\\x00b' has a NUL"),
         (["--seed", str(2**63)], "seed: .* below 9.22337e"),
         (["--model.weights", "none", "--model.frozen_stages", "3"], "would stay random"),
     ],

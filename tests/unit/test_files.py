@@ -16,6 +16,8 @@ def test_text_and_bytes_get_there(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     assert write_atomically(path, "ä\n") == path
     assert path.read_bytes() == "ä\n".encode()
+    write_atomically(path, "a \udcff\ud800")  # as in names of files that are no UTF-8
+    assert path.read_bytes() == b"a \\udcff\\ud800"
     write_atomically(str(path), b"\x00")
     assert path.read_bytes() == b"\x00"
     assert list(path.parent.iterdir()) == [path]

@@ -157,6 +157,19 @@ def test_names_of_a_foreign_file_are_shown_harmless(
     assert r"\x1b]0;PWNED\x07\x1b[2J.jpg" in shown
 
 
+def test_a_foreign_file_may_name_what_is_no_picture(
+    case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, secret = FeatureFile.read(case / "gallery.safetensors"), case / "run" / "config.yaml"
+    sha256 = found.sha256.copy()
+    sha256[:] = np.frombuffer(hashlib.sha256(secret.read_bytes()).digest(), dtype=np.uint8)
+    gallery = tmp_path / "gallery.safetensors"
+    dataclasses.replace(found, files=(str(secret),) * len(found.files), sha256=sha256).write(gallery)
+    options = search_options(case, "--gallery", str(gallery), "--draw", str(tmp_path / "out.png"))
+    assert search.main(options) == 2
+    assert f"--draw: {secret} cannot be decoded as a picture" in capsys.readouterr().err
+
+
 def test_mistakes_of_a_search(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def error(*more: str) -> str:
         assert search.main(search_options(case, *more)) == 2

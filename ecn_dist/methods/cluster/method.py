@@ -178,9 +178,12 @@ class Cluster(SourceHead):
         return {"clusters": self.num_clusters, "proxies": proxies}
 
     def resize(self, sizes: Mapping[str, int]) -> None:
-        self._make_memories(sizes["clusters"])
+        clusters, proxies, most = sizes.get("clusters", 0), sizes.get("proxies", 0), self.pictures.num_pictures
+        if max(clusters, proxies) > most:
+            raise _not_of_these(f"{clusters} clusters and {proxies} proxies of {most} pictures")
+        self._make_memories(clusters)
         if self.options.camera_weight:
-            self.proxies = self._new_memory(sizes["proxies"], PROXY_TEMPERATURE)
+            self.proxies = self._new_memory(proxies, PROXY_TEMPERATURE)
 
     def memories(self) -> dict[str, ExemplarMemory]:
         return {"memory": self.memory} | ({"proxies": self.proxies} if self.options.camera_weight else {})
@@ -189,8 +192,14 @@ class Cluster(SourceHead):
         return {"cluster.labels": self.labels_N} | super().state()
 
     def load_state(self, state: Tensors) -> None:
-        self.labels_N.copy_(state["cluster.labels"])
+        labels_N, stored = state["cluster.labels"], self.sizes()
+        least, most = labels_N.aminmax()
+        if least < -1 or most >= self.num_clusters:
+            raise _not_of_these(f"labels from {least} to {most} for {self.num_clusters} clusters")
+        self.labels_N.copy_(labels_N)
         self._make_memories(self.num_clusters)
+        if self.num_clusters and self.sizes() != stored:
+            raise _not_of_these(f"{stored['proxies']} camera proxies where its labels make {self.sizes()['proxies']}")
         super().load_state(state)
 
     @classmethod
@@ -223,3 +232,9 @@ class Cluster(SourceHead):
         if weight := options.get("cluster.source_weight"):
             text += f"; the source's identity loss counts with weight {weight:g}"
         return text + "."
+
+
+def _not_of_these(problem: str) -> UserError:
+    """Of a checkpoint whose parts do not fit each other, as all ranks see it."""
+    text = f"resume: the checkpoint has {problem}: it is damaged, or of other data; take an earlier one, or start anew"
+    return UserError(text, on_all_ranks=True)

@@ -203,6 +203,13 @@ MEMBERS = "splits.train.members."
         *(("cameras", value) for value in ("abc", ["1", "1", "2"], ["1", 2, "3"], [[], [], []])),
         ("layout", 7),
         ("layout", "x" * 5000),
+        ("layout", "\x1b[2Jmarket"),
+        *(("camera_style", value) for value in (7, "", "\x1b[2J", [])),
+        *((f"splits.train.{key}", value) for key in ("samples", "distractors") for value in ("1\n", -1, None)),
+        *(("splits.train.camids", value) for value in ("abc", [0, 0], [2000], None)),
+        ("splits.train.missing_styles", "many"),
+        ("later", json.loads("[" * 900 + "]" * 900)),
+        ("splits.train.later", json.loads('{"a":' * 5 + "1" + "}" * 5)),
         ("splits", []),
         ("splits", {}),
         ("splits.train", "x"),
@@ -258,6 +265,13 @@ def test_text_that_no_parser_should_choke_on_is_refused(folder: Path, text: str)
 
 
 @pytest.mark.parametrize("version", ["1", 1.0, True, None, 2])
+def test_what_a_later_program_adds_is_left_alone(folder: Path) -> None:
+    index = read_json(folder)
+    change(index, "splits.train.later", {"a": [{"b": [1]}]})
+    write_index(folder, index)
+    assert len(ShardIndex.load(str(folder)).split("train")) == 4
+
+
 def test_a_version_is_a_number_and_this_one(folder: Path, version: object) -> None:
     write_index(folder, read_json(folder) | {"version": version})
     with pytest.raises(UserError, match=f"has format version {version!r}, and this program reads version 1"):
@@ -280,7 +294,7 @@ def rewrite_sidecar(folder: Path, members: np.ndarray | bytes) -> None:
         ("shard", 1), ("shard", -1), ("shard", 2**31 - 1), ("index", 4), ("index", -1), ("index", 0), ("pid", 4),
         ("pid", -2),
         ("camid", 3), ("camid", -1), ("length", -1), ("length", 0), ("length", 101), ("offset", -1), ("offset", 94),
-        ("offset", 2**63 - 1),
+        ("offset", 2**63 - 1), ("json_length", -1), ("json_length", 101), ("json_offset", -1), ("json_offset", 101),
     ],
 )  # fmt: skip
 def test_rows_that_cannot_be_are_refused_before_they_are_used(folder: Path, column: str, value: int) -> None:
@@ -291,6 +305,15 @@ def test_rows_that_cannot_be_are_refused_before_they_are_used(folder: Path, colu
     assert len(index.splits["train"]) == 4  # for who wants to tell all that is wrong
     with pytest.raises(UserError, match=rf"train\.members\.npy is damaged: {column} .*Copy the shard folder again"):
         index.split("train")
+
+
+def test_shards_may_be_larger_than_32_bits_count(folder: Path) -> None:
+    members, index = np.load(folder / "train.members.npy"), read_json(folder)
+    index["splits"]["train"]["shards"][0]["bytes"] = 2**33
+    write_index(folder, index)
+    members["offset"][0] = 2**33 - 7
+    rewrite_sidecar(folder, members)
+    assert ShardIndex.load(str(folder)).split("train").members["offset"][0, 0] == 2**33 - 7
 
 
 def test_unknown_identities_are_for_training_alone(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ecn_dist.data import reader as reader_module
 from ecn_dist.data.index import SplitIndex
@@ -70,11 +70,22 @@ def jpeg(mode: str, size: tuple[int, int], **options: object) -> bytes:
         jpeg("RGB", (64, 32), progressive=True),
         jpeg("L", (64, 32)),
         jpeg("RGB", (16, 16), subsampling=0)[:-2] + b"stray bytes\xff\xd9",
+        jpeg("RGB", (16, 16), keep_rgb=True),
+        jpeg("CMYK", (16, 16)),
     ],
-    ids=["plain", "odd", "progressive", "grey", "stray"],
+    ids=["plain", "odd", "progressive", "grey", "stray", "rgb", "cmyk"],
 )
 def test_decoded_pixels_are_those_of_pil(data: bytes) -> None:
     expected = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(decode(data), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_come_upright_whoever_packed_them(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = jpeg("RGB", (64, 32), exif=exif)
+    expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     assert np.array_equal(decode(data), expected)
 
 

@@ -83,6 +83,13 @@ def test_memory_that_is_not_there(tmp_path: Path) -> None:
         load_published_memory("imagenet", EXEMPLARS, DIM)
 
 
+@pytest.mark.parametrize("memory", [{"em": "rows"}, {"em": torch.ones(11, 24, dtype=torch.int8)}, {7: None}, [1]])
+def test_memory_that_is_none(tmp_path: Path, memory: object) -> None:
+    torch.save({"state_dict_inv": memory}, tmp_path / "network.pth")
+    with pytest.raises(UserError, match="has no memory"):
+        load_published_memory(str(tmp_path / "network.pth"), 11, 24)
+
+
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple:

@@ -221,3 +221,12 @@ def test_importing_the_package_is_light() -> None:
     code = "import sys, ecn_dist; assert 'torch' not in sys.modules and 'numpy' not in sys.modules; ecn_dist.Nothing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "AttributeError: module 'ecn_dist' has no attribute 'Nothing'" in done.stderr
+
+
+def test_weights_that_are_no_numbers_give_no_features(tmp_path: Path) -> None:
+    run = write_trained_run(tmp_path / "run")
+    embedder = Embedder.load(run, device="cpu")
+    with torch.no_grad():
+        next(embedder.backbone.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match="features that are not finite: its weights are damaged"):
+        embedder(write_pictures(tmp_path / "pictures", 2))

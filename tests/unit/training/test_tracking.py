@@ -1,13 +1,15 @@
 """What is told of a run where a disk fails."""
 
 import errno
+import io
+import logging
 from pathlib import Path
 
 import pytest
 
 from ecn_dist.errors import UserError
 from ecn_dist.reporting.run_reader import METRICS, read_metrics
-from ecn_dist.training.tracking import SummaryWriter, Tracker
+from ecn_dist.training.tracking import SummaryWriter, Tracker, log, start_logs
 
 
 def full(*_: object, **__: object) -> None:
@@ -28,6 +30,24 @@ def test_a_full_disk_under_tensorboard_ends_its_record_alone(tmp_path: Path, mon
     tracker.close()
     assert [line["step"] for line in read_metrics(tmp_path / METRICS)] == [0, 1]
     assert ["TensorBoard's record ends here" in text for text in said] == [True]
+
+
+def test_a_full_disk_under_the_log_is_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Full(io.StringIO):
+        write = full  # type: ignore[assignment]
+
+    before = log.handlers, log.level, log.propagate, logging.raiseExceptions
+    log.handlers = []
+    try:
+        start_logs(tmp_path)
+        to_file = log.handlers[0]
+        assert isinstance(to_file, logging.FileHandler)
+        to_file.setStream(Full()).close()  # type: ignore[union-attr]
+        log.warning("a note")
+        said = capsys.readouterr()
+    finally:
+        log.handlers, log.level, log.propagate, logging.raiseExceptions = before
+    assert (said.out, said.err) == ("a note\n", "")
 
 
 def test_a_full_disk_under_the_metrics_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
