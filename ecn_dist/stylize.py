@@ -16,6 +16,8 @@ import torch
 from ecn_dist import distributed
 from ecn_dist.command import command
 from ecn_dist.data import ShardIndex
+from ecn_dist.data.index import INDEX_NAME
+from ecn_dist.packing.shards import check_output
 from ecn_dist.processes import progress_bar, untracked
 from ecn_dist.reporting import model_card
 from ecn_dist.styles import judging, options
@@ -41,7 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     config = replace(config, height=height, width=width)
     data = {"data": model_card.fingerprint(index)}
     with Run(config, data, device.type, options) as run, stop_on_signals() as stop:
-        if run.claim() and not _train(run, index, device, stop):
+        claimed = run.claim()
+        if not claimed and distributed.on_main(lambda: (Path(config.output) / INDEX_NAME).is_file()):
+            if distributed.is_main():
+                print(f"{run.folder} holds this very run, finished, and {config.output} its copies")
+            return 0
+        distributed.together(lambda: check_output(Path(config.output), overwrite=False))
+        if claimed and not _train(run, index, device, stop):
             return EXIT_PREEMPTED
         generator = distributed.together(lambda: load_generator(run.folder / GENERATOR))
         summary = {"world_size": distributed.world_size(), "steps": config.steps}

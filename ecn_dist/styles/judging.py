@@ -4,7 +4,7 @@ n pictures, H x W pixels, C cameras.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from ecn_dist.reporting.curves import draw_training_curves
 from ecn_dist.reporting.montage import Cell, Row, montage, pixels_of, png_of
 from ecn_dist.reporting.run_reader import FIGURES, METRICS, merge_steps, read_metrics
 
-MOST_PICTURES = 2000  # that are looked at
+MOST_PICTURES, MOST_EMBEDDED = 2000, 400  # that are looked at, and by a re-ID network
 PEOPLE, CAMERAS = 5, 8  # of the sheet
 CLASSIFIER_STEPS, CLASSIFIER_BATCH, CLASSIFIER_SIZE = 400, 64, (128, 64)
 REAL, HISTOGRAM, LEARNT = "real", "histogram", "learnt"
@@ -111,6 +111,7 @@ def see_cameras(judged: Judged, device: torch.device) -> dict[str, float]:
 def find_originals(judged: Judged, backbone: Backbone, config: TrainConfig, device: torch.device) -> dict[str, float]:
     """The share of copies whose original is the nearest of all originals to a trained network."""
     dtype = next(backbone.parameters()).dtype
+    judged = replace(judged, rows=judged.rows[:MOST_EMBEDDED])
 
     @torch.inference_mode()
     def features(pictures: Pictures) -> Tensor:
