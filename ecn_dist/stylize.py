@@ -18,14 +18,12 @@ from ecn_dist.command import command
 from ecn_dist.data import ShardIndex
 from ecn_dist.data.index import INDEX_NAME
 from ecn_dist.packing.shards import check_output
-from ecn_dist.processes import progress_bar, untracked
-from ecn_dist.reporting import model_card
 from ecn_dist.styles import judging, options
 from ecn_dist.styles.networks import GENERATOR, Generator, load_generator, save_generator
 from ecn_dist.styles.training import StyleTrainer
 from ecn_dist.styles.writing import open_data, write_copies
 from ecn_dist.training import tracking
-from ecn_dist.training.run import Run
+from ecn_dist.training.run import Run, fingerprints
 from ecn_dist.training.signals import EXIT_PREEMPTED, StopRequest, stop_on_signals
 from ecn_dist.training.trained import load_trained
 
@@ -41,8 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     height, width = distributed.together(lambda: options.fitting_size(index.split("train"), config))
     config = replace(config, height=height, width=width)
-    data = {"data": model_card.fingerprint(index)}
-    with Run(config, data, device.type, options) as run, stop_on_signals() as stop:
+    with Run(config, fingerprints({"data": index}), device.type, options) as run, stop_on_signals() as stop:
         claimed = run.claim()
         if not claimed and distributed.on_main(lambda: (Path(config.output) / INDEX_NAME).is_file()):
             if distributed.is_main():
@@ -79,8 +76,7 @@ def _train(run: Run, index: ShardIndex, device: torch.device, stop: StopRequest)
 def _write(config: options.Config, index: ShardIndex, generator: Generator, device: torch.device) -> dict[str, Any]:
     """Write the copies; print, and return, how good they are. Collective."""
     output = Path(config.output)
-    with progress_bar() as track:
-        write_copies(index, generator.to(device), config, device, track if distributed.is_main() else untracked)
+    write_copies(index, generator.to(device), config, device)
     asked = load_trained(Path(config.checkpoint), device) if config.checkpoint else None
 
     def judge() -> dict[str, Any]:

@@ -133,9 +133,9 @@ class ShardReader:
             except (ValueError, KeyError, TypeError, RecursionError):
                 name = None
             if not isinstance(name, str):
+                shard = shown(split.shard_path(int(split.members["shard"][row])))
                 raise UserError(
-                    f"{shown(split.shard_path(int(split.members["shard"][row])))}: the KEY.json of {_sample(split, row)} is not the one that was "
-                    f"packed. {REMEDY}"
+                    f"{shard}: the KEY.json of {_sample(split, row)} is not the one that was packed. {REMEDY}"
                 )
             names.append(name)
         return names

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from ecn_dist import distributed
@@ -22,7 +24,6 @@ from ecn_dist.data.pictures import encode
 from ecn_dist.data.reader import ShardReader, check_shards
 from ecn_dist.errors import UserError
 from ecn_dist.packing.shards import add_sample, describe_file, new_shards, open_shard, write_index
-from ecn_dist.processes import Track, untracked
 from ecn_dist.styles.networks import Generator, to_pixels, to_unit
 from ecn_dist.styles.options import Config
 
@@ -45,9 +46,7 @@ def open_data(folder: str) -> ShardIndex:
     return index
 
 
-def write_copies(
-    index: ShardIndex, generator: Generator, config: Config, device: torch.device, track: Track = untracked
-) -> None:
+def write_copies(index: ShardIndex, generator: Generator, config: Config, device: torch.device) -> None:
     """Write the shards of `index` to `config.output`, with each training picture's copies in the other cameras' styles.
 
     The same shards with the same samples, so training plans the same; pictures stay as they are, byte for byte, and
@@ -75,7 +74,7 @@ def write_copies(
             workers=config.workers,
             device=device,
         )
-        made = distributed.together(lambda: _make_copies(track(stream, "copies", len(stream)), generator, folder))
+        made = distributed.together(lambda: _make_copies(_shown(stream), generator, folder))
         places_nC2 = distributed.all_gather_uneven_rows(made).unflatten(1, (-1, 2)).numpy()
         jobs = [(split, shard) for split in map(index.split, index.splits) for shard in range(len(split.shards))]
         own = jobs[distributed.rank() :: distributed.world_size()]
@@ -83,6 +82,13 @@ def write_copies(
         parts = distributed.gather_objects(written)
         distributed.on_main(lambda: _describe(index, folder, [shard for part in parts for shard in part]))
         distributed.together(stack.close)
+
+
+def _shown(stream: EvaluationStream) -> Iterable[Batch]:
+    """The batches, with a bar on rank 0's terminal."""
+    console = Console(stderr=True)
+    hidden = not (distributed.is_main() and console.is_terminal)
+    return track(stream, "copies", len(stream), console=console, disable=hidden)
 
 
 def _check_seen(folder: Path) -> None:
