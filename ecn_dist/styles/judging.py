@@ -4,7 +4,7 @@ n pictures, H x W pixels, C cameras.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ecn_dist.config import Config as TrainConfig
 from ecn_dist.data import ShardIndex, SplitIndex
+from ecn_dist.data.index import UNKNOWN_PID
 from ecn_dist.data.reader import ShardReader
 from ecn_dist.data.transforms import normalise_and_erase, resize_into
 from ecn_dist.files import write_atomically
@@ -26,46 +27,26 @@ from ecn_dist.reporting.run_reader import FIGURES, METRICS, merge_steps, read_me
 
 MOST_PICTURES, MOST_EMBEDDED = 2000, 400  # that are looked at, and by a re-ID network
 PEOPLE, CAMERAS = 5, 8  # of the sheet
-CLASSIFIER_STEPS, CLASSIFIER_BATCH, CLASSIFIER_SIZE = 400, 64, (128, 64)
+CLASSIFIER_STEPS, CLASSIFIER_BATCH, CLASSIFIER_LR, TALLEST = 400, 64, 2e-3, 128
 REAL, HISTOGRAM, LEARNT = "real", "histogram", "learnt"
-Pictures = Sequence[Image.Image]
-Copies = Callable[[int, int], Image.Image]  # row, camera
+Show = Callable[[int, int], Image.Image | None]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Some pictures of a training split, their histogram and learnt copies."""
+class Looked:
+    """Some pictures of a training split, and what shows them in the style of a camera."""
 
     split: SplitIndex
-    rows: np.ndarray  # of the split
-    copies: Mapping[str, Copies]
-    read: Callable[[int], Image.Image]
+    rows_n: np.ndarray  # of the split
+    shows: Mapping[str, Show]  # by kind: of a row and a camera, its own being the picture itself
 
-    @property
-    def wanted(self) -> list[tuple[int, int]]:
-        """Row and camera of one copy of each: the cameras take turns."""
-        num_cameras, camids = self.split.num_cameras, self.split.camids
-        return [(row, int(camids[row] + 1 + at % (num_cameras - 1)) % num_cameras) for at, row in enumerate(self.rows)]
-
-
-def look_at(index: ShardIndex, seed: int = 0) -> Judged:
-    """What is judged of a shard folder with learnt copies: at most MOST_PICTURES, drawn by the seed."""
-    split, reader = index.split("train"), ShardReader()
-    rows = np.random.default_rng(seed).permutation(len(split))[:MOST_PICTURES]
-
-    def read(row: int) -> Image.Image:
-        return reader.read_picture(split, row)
-
-    histograms_CKV = np.zeros((split.num_cameras, 3, 256), dtype=np.int64)
-    for row in rows.tolist():
-        histograms_CKV[split.camids[row]] += picture_histogram(read(row))
-    tables_CCKV = style_tables(np.maximum(histograms_CKV, histograms_CKV.sum((1, 2), keepdims=True) == 0))
-
-    def by_histogram(row: int, camid: int) -> Image.Image:
-        return in_styles(read(row), tables_CCKV[split.camids[row]], [camid])[camid]
-
-    learnt = lambda row, camid: reader.read_picture(split, row, camid)  # noqa: E731
-    return Judged(split, rows, {HISTOGRAM: by_histogram, LEARNT: learnt}, read)
+    def pictures(self, kind: str) -> tuple[list[Image.Image], np.ndarray]:
+        """One of each row, and its cameras: of copies, the other cameras take turns."""
+        own_n, num_cameras = self.split.camids[self.rows_n], self.split.num_cameras
+        turns_n = 1 + np.arange(len(own_n)) % (num_cameras - 1)
+        camids_n = own_n if kind == REAL else (own_n + turns_n) % num_cameras
+        shown = map(self.shows[kind], self.rows_n.tolist(), camids_n.tolist())
+        return [picture for picture in shown if picture is not None], camids_n
 
 
 def judge(
@@ -76,64 +57,93 @@ def judge(
     Args:
         index: what `write_copies` wrote.
         folder: its metrics.jsonl, if any, gives the losses.
-        asked: a re-ID network and the configuration it was trained with, for the figure "original".
+        asked: a re-ID network and the configuration it was trained with, for `original`.
         device: where to compute.
+
+    Returns:
+        `camera`: the share of pictures in which a small classifier, trained on other real ones, sees the wanted camera
+        (of real pictures, theirs); `original`: the share of copies whose original the network finds nearest of all.
     """
-    judged = look_at(index)
-    figures = {"camera": see_cameras(judged, device)}
+    looked = look_at(index)
+    figures = {"camera": see_cameras(looked, device)}
     if asked is not None:
-        figures["original"] = find_originals(judged, *asked, device)
-    write_figures(folder, draw_sheet(judged, in_words(figures)))
+        figures["original"] = find_originals(looked, *asked, device)
+    sheet = draw_sheet(looked, in_words(figures))
+    write_atomically(folder / FIGURES / "styles.png", sheet)
+    if lines := merge_steps(read_metrics(folder / METRICS)):
+        losses = png_of(pixels_of(draw_training_curves(lines)), title="Training", caption="From metrics.jsonl.")
+        write_atomically(folder / FIGURES / "training.png", losses)
     return figures
 
 
-def see_cameras(judged: Judged, device: torch.device) -> dict[str, float]:
-    """The share of pictures in which a small classifier of cameras, trained on other pictures, sees the right one."""
-    half = len(judged.rows) // 2
-    height, width = (min(most, side) for most, side in zip(CLASSIFIER_SIZE, _size(judged), strict=True))
-    load = lambda pictures: _normalised(pictures, height, width).to(device)  # noqa: E731
-    camids_n = torch.from_numpy(judged.split.camids[judged.rows]).to(device)
-    classifier = _train_classifier(
-        load(map(judged.read, judged.rows[:half])), camids_n[:half], judged.split.num_cameras
-    )
-
-    def share(pictures: Pictures, wanted: Tensor) -> float:
-        with torch.inference_mode():
-            return (classifier(load(pictures)).argmax(1) == wanted).float().mean().item()
-
-    found = {REAL: share([judged.read(row) for row in judged.rows[half:]], camids_n[half:])}
-    asked = judged.wanted[half:]
-    for kind, copy in judged.copies.items():
-        found[kind] = share([copy(*of) for of in asked], torch.tensor([camid for _, camid in asked], device=device))
-    return found
+def in_words(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """What `judge` returns, in percent."""
+    said = {"camera": "Shows the wanted camera to a classifier", "original": "leads back to its original"}
+    parts = {name: ", ".join(f"{kind} {100 * share:.1f}" for kind, share in of.items()) for name, of in figures.items()}
+    return "; ".join(f"{said[name]} (percent): {part}" for name, part in parts.items()) + "."
 
 
-def find_originals(judged: Judged, backbone: Backbone, config: TrainConfig, device: torch.device) -> dict[str, float]:
-    """The share of copies whose original is the nearest of all originals to a trained network."""
+def look_at(index: ShardIndex, seed: int = 0) -> Looked:
+    """At most MOST_PICTURES, drawn by the seed, whose histograms also make the histogram copies."""
+    split, reader = index.split("train"), ShardReader()
+    camids, pids = split.camids, split.pids
+    rows_n = np.random.default_rng(seed).permutation(len(split))[:MOST_PICTURES]
+    histograms_CKV = np.zeros((split.num_cameras, 3, 256), dtype=np.int64)
+    for row in rows_n.tolist():
+        histograms_CKV[camids[row]] += picture_histogram(reader.read_picture(split, row))
+    histograms_CKV[histograms_CKV.sum((1, 2)) == 0] = 1  # of a camera that was not drawn: nothing is known
+    tables_CCKV = style_tables(histograms_CKV)
+
+    def real(row: int, camid: int) -> Image.Image | None:
+        """The picture, or another of the same person by the camera."""
+        same = np.flatnonzero((pids == pids[row]) & (camids == camid) & (pids != UNKNOWN_PID))
+        rows = [row] if camids[row] == camid else same.tolist()
+        return reader.read_picture(split, rows[0]) if rows else None
+
+    def histogram(row: int, camid: int) -> Image.Image:
+        return in_styles(reader.read_picture(split, row), tables_CCKV[camids[row]], [camid])[camid]
+
+    def learnt(row: int, camid: int) -> Image.Image:
+        return reader.read_picture(split, row, None if camids[row] == camid else camid)
+
+    return Looked(split, rows_n, {REAL: real, HISTOGRAM: histogram, LEARNT: learnt})
+
+
+def see_cameras(looked: Looked, device: torch.device) -> dict[str, float]:
+    """By kind, the share of pictures in which a classifier, trained on the other half of the real ones, is right."""
+    pictures, half = {kind: looked.pictures(kind) for kind in looked.shows}, len(looked.rows_n) // 2
+    width, height = pictures[LEARNT][0][0].size
+    scale = min(1.0, TALLEST / height)
+    size = round(height * scale), round(width * scale)
+    images = {kind: _normalised(of, *size).to(device) for kind, (of, _) in pictures.items()}
+    camids = {kind: torch.from_numpy(of).to(device) for kind, (_, of) in pictures.items()}
+    classifier = _train_classifier(images[REAL][:half], camids[REAL][:half], looked.split.num_cameras)
+    with torch.inference_mode():
+        return {
+            kind: (classifier(images[kind][half:]).argmax(1) == camids[kind][half:]).float().mean().item()
+            for kind in looked.shows
+        }
+
+
+def find_originals(looked: Looked, backbone: Backbone, config: TrainConfig, device: torch.device) -> dict[str, float]:
+    """By kind of copy, the share whose original is the nearest of all originals to a trained network."""
+    looked = Looked(looked.split, looked.rows_n[:MOST_EMBEDDED], looked.shows)
     dtype = next(backbone.parameters()).dtype
-    judged = replace(judged, rows=judged.rows[:MOST_EMBEDDED])
 
     @torch.inference_mode()
-    def features(pictures: Pictures) -> Tensor:
-        images = _normalised(pictures, config.data.height, config.data.width).to(device, dtype)
-        return torch.cat([normalized_features(backbone, part) for part in images.split(128)])
+    def features(kind: str) -> Tensor:
+        images = _normalised(looked.pictures(kind)[0], config.data.height, config.data.width).to(device, dtype)
+        return torch.cat([normalized_features(backbone, part) for part in images.split(CLASSIFIER_BATCH)])
 
-    originals_nD = features([judged.read(row) for row in judged.rows])
-    own_n, found = torch.arange(len(judged.rows), device=device), {}
-    for kind, copy in judged.copies.items():
-        nearest_n = (features([copy(*of) for of in judged.wanted]) @ originals_nD.T).argmax(1)
-        found[kind] = (nearest_n == own_n).float().mean().item()
-    return found
-
-
-def _size(judged: Judged) -> tuple[int, int]:
-    width, height = judged.copies[LEARNT](*judged.wanted[0]).size
-    return height, width
+    originals_nD, own_n = features(REAL), torch.arange(len(looked.rows_n), device=device)
+    return {
+        kind: ((features(kind) @ originals_nD.T).argmax(1) == own_n).float().mean().item()
+        for kind in (HISTOGRAM, LEARNT)
+    }
 
 
-def _normalised(pictures: Pictures, height: int, width: int) -> Tensor:
+def _normalised(pictures: Sequence[Image.Image], height: int, width: int) -> Tensor:
     """(n, 3, H, W) float32, as networks of pictures take them."""
-    pictures = list(pictures)
     pixels_nHW3 = torch.empty((len(pictures), height, width, 3), dtype=torch.uint8)
     for out_HW3, picture in zip(pixels_nHW3, pictures, strict=True):
         resize_into(out_HW3, np.array(picture))
@@ -141,68 +151,41 @@ def _normalised(pictures: Pictures, height: int, width: int) -> Tensor:
 
 
 def _train_classifier(images_n3HW: Tensor, camids_n: Tensor, num_cameras: int, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
     layers: list[nn.Module] = []
     for inputs, outputs, stride in ((3, 16, 1), (16, 32, 2), (32, 64, 2), (64, 64, 2)):
         layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
-    torch.manual_seed(seed)
     classifier = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_cameras))
     classifier.to(images_n3HW.device)
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=CLASSIFIER_LR)
     draws = np.random.default_rng(seed)
     for step in range(CLASSIFIER_STEPS):
-        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / CLASSIFIER_STEPS)
-        rows = torch.from_numpy(draws.integers(len(images_n3HW), size=CLASSIFIER_BATCH)).to(images_n3HW.device)
-        images = images_n3HW[rows]
-        logits = classifier(images.flip(3) if draws.random() < 0.5 else images)
+        optimizer.param_groups[0]["lr"] = CLASSIFIER_LR * (1 - step / CLASSIFIER_STEPS)
+        rows_b = torch.from_numpy(draws.integers(len(camids_n), size=CLASSIFIER_BATCH)).to(camids_n.device)
         optimizer.zero_grad()
-        F.cross_entropy(logits, camids_n[rows]).backward()
+        F.cross_entropy(classifier(images_n3HW[rows_b]), camids_n[rows_b]).backward()
         optimizer.step()
     return classifier.eval()
 
 
-def draw_sheet(judged: Judged, words: str = "") -> bytes:
-    """A PNG: of some people, one original each, three lines of cameras: real pictures, histogram and learnt copies.
-
-    `words` stand in its caption.
-    """
-    split, cameras = judged.split, range(min(judged.split.num_cameras, CAMERAS))
-    lines, seen = [], set()
+def draw_sheet(looked: Looked, words: str = "") -> bytes:
+    """A PNG: of some people one picture each, and a line of cameras for each kind; `words` stand in the caption."""
+    split, cameras = looked.split, range(min(looked.split.num_cameras, CAMERAS))
+    lines, seen = [], {UNKNOWN_PID}
     for turn in range(PEOPLE):
-        camid = turn % len(cameras)
-        fresh = [row for row in judged.rows.tolist() if split.camids[row] == camid and split.pids[row] not in seen]
+        own = turn % len(cameras)
+        of_camera = [row for row in looked.rows_n.tolist() if split.camids[row] == own]
+        fresh = [row for row in of_camera if split.pids[row] not in seen] or of_camera[turn:]
         for row in fresh[:1]:
-            seen |= {int(split.pids[row])} - {-1}
-            own = Cell(judged.read(row), "", "query")
-            same = {int(split.camids[at]): int(at) for at in np.flatnonzero(split.pids == split.pids[row])}
-            known = same if split.pids[row] >= 0 else {}
-            reals = [Cell(judged.read(known[other])) if other in known else Cell(words="none") for other in cameras]
-            reals[camid] = own
-            lines.append(Row(f"camera {camid}\n{REAL}", reals))
-            for kind, copy in judged.copies.items():
-                cells = [own if other == camid else Cell(copy(row, other)) for other in cameras]
-                lines.append(Row(kind, cells))
-    caption = "Framed: the original. Below real pictures of the person, its copies in the other cameras' styles. "
+            seen.add(int(split.pids[row]))
+            for kind, show in looked.shows.items():
+                shown = [(camid, show(row, camid)) for camid in cameras]
+                cells = [
+                    Cell(picture, "" if picture else "none", "query" if camid == own else "")
+                    for camid, picture in shown
+                ]
+                lines.append(Row(f"camera {own}\n{kind}" if kind == REAL else kind, cells))
     title = "Camera styles"
-    caption += words
+    caption = f"Framed: the original; beside it, the same person as other cameras took it, and its copies. {words}"
     sheet = montage(lines, title=title, subtitle=caption, heads=[f"cam {camid}" for camid in cameras])
     return png_of(pixels_of(sheet), title=title, caption=caption)
-
-
-def write_figures(run_folder: Path, sheet: bytes) -> None:
-    """Write figures/styles.png and, of the losses, figures/training.png, which `report` shows too."""
-    write_atomically(run_folder / FIGURES / "styles.png", sheet)
-    if rows := merge_steps(read_metrics(run_folder / METRICS)):
-        losses = png_of(pixels_of(draw_training_curves(rows)), title="Training", caption="From metrics.jsonl.")
-        write_atomically(run_folder / FIGURES / "training.png", losses)
-
-
-def in_words(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """The figures of `see_cameras` ("camera") and `find_originals` ("original") in a sentence each, in percent."""
-    said = {
-        "camera": "a small classifier of cameras sees the right or wanted camera in",
-        "original": "the re-ID network finds the original nearest to",
-    }
-    parts = {
-        name: ", ".join(f"{100 * share:.1f} of {kind}" for kind, share in figures[name].items()) for name in figures
-    }
-    return " ".join(f"Of 100, {said[name]} {part} pictures." for name, part in parts.items())
