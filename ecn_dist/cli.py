@@ -11,6 +11,7 @@ VERBS = {
     "train": "train on a labelled source and an unlabelled target (under torchrun for several ranks)",
     "evaluate": "CMC, mAP and mINP of a checkpoint on a shard folder",
     "label": "the clusters of a shard folder's pictures by a trained model",
+    "stylize": "learn camera styles, and write shards with copies in them (under torchrun for several ranks)",
     "embed": "features of a folder of pictures, in a file that opens without this project",
     "search": "the pictures of such a file that are nearest to a query picture",
     "export": "a trained model as ONNX or PT2, checked, with its model card",

@@ -121,23 +121,25 @@ class ShardReader:
         except pictures.UnreadablePicture as error:
             raise self.picture_error(split, row, slot, error) from error
 
+    def read_about(self, split: SplitIndex, row: int) -> bytes:
+        """The sample's KEY.json, as it is stored."""
+        member = split.members[row]
+        with self._shard(split, int(member["shard"])) as descriptor:
+            return self._read(split, row, descriptor, int(member["json_length"]), int(member["json_offset"]))
+
     def read_file_names(self, split: SplitIndex, rows: Iterable[int]) -> list[str]:
         """Names that the pictures had in the data set. `UserError` where a row's KEY.json does not belong to it."""
         names = []
         for row in rows:
-            member = split.members[row]
-            shard = int(member["shard"])
-            with self._shard(split, shard) as descriptor:
-                data = self._read(split, row, descriptor, int(member["json_length"]), int(member["json_offset"]))
             try:
-                about = json.loads(data)
-                name = about["file"] if about["index"] == member["index"] else None
+                about = json.loads(self.read_about(split, row))
+                name = about["file"] if about["index"] == split.members["index"][row] else None
             except (ValueError, KeyError, TypeError, RecursionError):
                 name = None
             if not isinstance(name, str):
+                shard = shown(split.shard_path(int(split.members["shard"][row])))
                 raise UserError(
-                    f"{shown(split.shard_path(shard))}: the KEY.json of {_sample(split, row)} is not the one that was "
-                    f"packed. {REMEDY}"
+                    f"{shard}: the KEY.json of {_sample(split, row)} is not the one that was packed. {REMEDY}"
                 )
             names.append(name)
         return names

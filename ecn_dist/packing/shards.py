@@ -98,46 +98,65 @@ def pack(
             read, the disk is full.
     """
     check_queries(dataset)
+    with new_shards(output, overwrite) as unfinished:
+        jobs: list[ShardJob] = []
+        for split, records in dataset.splits.items():
+            own = styles if split == "train" else Styles("none")
+            samples = [
+                Sample(index, dataset.camids[record.camera], record, own.copies.get(record.file, {}))
+                for index, record in enumerate(records)
+            ]
+            whole = ShardJob(unfinished, split, 0, samples, len(dataset.cameras), own.tables_CCKV, max_size)
+            jobs += _divide(whole, shard_mib, min_shards, seed)
+        processes = choose_workers(workers, sum(map(len, dataset.splits.values())))
+        packed = run_jobs(write_shard, jobs, processes, "shards")
+        refuse_unreadable([name for _, _, unreadable in packed for name in unreadable])
+        splits = {}
+        for split in dataset.splits:
+            shards = [shard for job, shard in zip(jobs, packed, strict=True) if job.split == split]
+            splits[split] = _describe_split(dataset, split, unfinished, shards, styles)
+        index = {
+            "format": FORMAT_NAME,
+            "version": FORMAT_VERSION,
+            "layout": dataset.layout,
+            "num_cameras": len(dataset.cameras),
+            "cameras": list(dataset.cameras),
+            "camera_style": styles.kind,
+            "seed": seed,
+            "max_size": max_size,
+            "splits": splits,
+        }
+        write_index(unfinished, index)
+
+
+@contextmanager
+def new_shards(output: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder within `output` to write shards, sidecars and index into, whose files become `output`'s in the end.
+
+    They replace the shards that `output` holds, if `overwrite` allows that; index.json comes last, so that a folder
+    that has one is whole. After an exception, `output` holds what it held.
+
+    Raises:
+        UserError: `output` holds shards or another process packs into it, or it cannot be written.
+    """
     check_output(output, overwrite)
     try:
         output.mkdir(parents=True, exist_ok=True)
         with _only_packer(output), tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=output) as folder:
             check_output(output, overwrite)  # another may just have ended
             unfinished = Path(folder)
-            jobs: list[ShardJob] = []
-            for split, records in dataset.splits.items():
-                own = styles if split == "train" else Styles("none")
-                samples = [
-                    Sample(index, dataset.camids[record.camera], record, own.copies.get(record.file, {}))
-                    for index, record in enumerate(records)
-                ]
-                whole = ShardJob(unfinished, split, 0, samples, len(dataset.cameras), own.tables_CCKV, max_size)
-                jobs += _divide(whole, shard_mib, min_shards, seed)
-            processes = choose_workers(workers, sum(map(len, dataset.splits.values())))
-            packed = run_jobs(write_shard, jobs, processes, "shards")
-            refuse_unreadable([name for _, _, unreadable in packed for name in unreadable])
-            splits = {}
-            for split in dataset.splits:
-                shards = [shard for job, shard in zip(jobs, packed, strict=True) if job.split == split]
-                splits[split] = _describe_split(dataset, split, unfinished, shards, styles)
-            index = {
-                "format": FORMAT_NAME,
-                "version": FORMAT_VERSION,
-                "layout": dataset.layout,
-                "num_cameras": len(dataset.cameras),
-                "cameras": list(dataset.cameras),
-                "camera_style": styles.kind,
-                "seed": seed,
-                "max_size": max_size,
-                "splits": splits,
-            }
+            yield unfinished
             for path in _holds_shards(output):
                 path.unlink()
-            for path in sorted(unfinished.iterdir()):
+            for path in sorted(unfinished.iterdir(), key=lambda path: (path.name == INDEX_NAME, path.name)):
                 os.replace(path, output / path.name)
-            write_atomically(output / INDEX_NAME, json.dumps(index, indent=1) + "\n")
     except OSError as error:  # pictures that cannot be read are collected, so this is the output
         raise UserError(f"cannot write {output}: {error}") from error
+
+
+def write_index(folder: Path, index: dict[str, Any]) -> None:
+    """Write index.json."""
+    write_atomically(folder / INDEX_NAME, json.dumps(index, indent=1) + "\n")
 
 
 @contextmanager
@@ -165,26 +184,33 @@ def _only_packer(output: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def open_shard(path: Path) -> Iterator[webdataset.TarWriter]:
+    """A new tar file for `add_sample`, whose bytes depend on nothing but the samples."""
+    with (
+        open(path, "wb") as file,
+        webdataset.TarWriter(file, encoder=False, user="", group="", mode=0o644, mtime=0) as tar,
+    ):
+        yield tar
+
+
 def write_shard(job: ShardJob) -> Packed:
     """Write one shard; a picture that cannot be read is reported, not written."""
     members = np.zeros(len(job.samples), member_dtype(job.num_cameras))
     unreadable: list[str] = []
     path = job.folder / f"{job.split}-{job.position:06d}.tar"
-    with (
-        open(path, "wb") as file,
-        webdataset.TarWriter(file, encoder=False, user="", group="", mode=0o644, mtime=0) as tar,
-    ):
+    with open_shard(path) as tar:
         for row, sample in zip(members, job.samples, strict=True):
             try:
                 _write_sample(sample, job, tar, row)
             except UnreadablePicture as error:
                 unreadable.append(str(error))
-    return ShardInfo(samples=len(members), **_describe_file(path)), members, unreadable
+    return ShardInfo(samples=len(members), **describe_file(path)), members, unreadable
 
 
 def _write_sample(sample: Sample, job: ShardJob, tar: webdataset.TarWriter, row: np.void) -> None:
     """Append the sample's members to the shard and fill in its row of the sidecar."""
-    key, pid, camid = f"{sample.index:08d}", sample.record.pid, sample.camid
+    pid, camid = sample.record.pid, sample.camid
     stored, image = _read(sample.record.path, job.max_size)
     pictures = {job.num_cameras: stored}  # by slot
     if job.tables_CCKV is not None:
@@ -193,16 +219,26 @@ def _write_sample(sample: Sample, job: ShardJob, tar: webdataset.TarWriter, row:
         pictures |= {other: encode(copy) for other, copy in styled.items()}
     pictures |= {other: _read(path, job.max_size)[0] for other, path in sample.copies.items()}
 
+    row["shard"], row["index"], row["pid"], row["camid"] = job.position, sample.index, pid, camid
+    about = {"index": sample.index, "pid": pid, "camid": camid, "file": sample.record.file}
+    add_sample(tar, row, pictures, json.dumps(about).encode())
+
+
+def add_sample(tar: webdataset.TarWriter, row: np.void, pictures: Mapping[int, bytes], about: bytes) -> None:
+    """Append the members of a sample: its pictures by slot, then KEY.json; note their places in its `row`.
+
+    The row is one of `member_dtype`, with the sample's index.
+    """
+    key, num_cameras = f"{row['index']:08d}", len(row["offset"]) - 1
+
     def add(suffix: str, data: bytes) -> tuple[int, int]:
         """Append the member KEY.SUFFIX; offset and length of its data."""
         tar.write({"__key__": key, suffix: data})
         return tar.tarstream.offset - -(-len(data) // TAR_BLOCK) * TAR_BLOCK, len(data)
 
-    row["shard"], row["index"], row["pid"], row["camid"] = job.position, sample.index, pid, camid
     for slot, data in sorted(pictures.items()):
-        row["offset"][slot], row["length"][slot] = add(picture_suffix(slot, job.num_cameras), data)
-    about = {"index": sample.index, "pid": pid, "camid": camid, "file": sample.record.file}
-    row["json_offset"], row["json_length"] = add("json", json.dumps(about).encode())
+        row["offset"][slot], row["length"][slot] = add(picture_suffix(slot, num_cameras), data)
+    row["json_offset"], row["json_length"] = add("json", about)
 
 
 def _read(path: str, max_size: tuple[int, int] | None) -> tuple[bytes, Image.Image]:
@@ -231,7 +267,8 @@ def _divide(whole: ShardJob, shard_mib: float, min_shards: int, seed: int) -> li
     return [job(position, rows) for position, rows in enumerate(np.array_split(order, min(shards, count)))]
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> dict[str, Any]:
+    """Name, size in bytes and sha256, as index.json has them."""
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
@@ -252,7 +289,7 @@ def _describe_split(dataset: Dataset, split: str, folder: Path, shards: list[Pac
         "junk_dropped": dataset.junk[split],
         "distractors": dataset.distractors if split == "gallery" else 0,
         "missing_styles": styles.missing if split == "train" else None,
-        "members": _describe_file(sidecar),
+        "members": describe_file(sidecar),
         "shards": [asdict(info) for info, _, _ in shards],
     }
 

@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import torch
 
+from ecn_dist import config as configuration
 from ecn_dist import distributed
-from ecn_dist.config import Config, dump, flatten, load
 from ecn_dist.data import ShardIndex
 from ecn_dist.errors import UserError
 from ecn_dist.files import atomic_file, write_atomically
@@ -39,13 +39,14 @@ def fingerprints(domains: dict[str, ShardIndex]) -> dict[str, str]:
     return {name: model_card.fingerprint(index) for name, index in domains.items() if name != "validation"}
 
 
-def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def differences(stored: dict[str, Any], wanted: dict[str, Any], schema: Any = configuration) -> list[str]:
     """The options, as `flatten` gives them, that change results and differ: `key: stored -> wanted`.
 
-    An option that the stored ones lack is younger than they are, and had its default's effect.
+    An option that the stored ones lack is younger than they are, and had its default's effect; see `Run` on `schema`.
     """
     # As they come back from a file: tuples as lists.
-    before, after = (json.loads(json.dumps(options)) for options in (flatten(Config()) | stored, wanted))
+    defaults = schema.flatten(schema.Config())
+    before, after = (json.loads(json.dumps(options)) for options in (defaults | stored, wanted))
     no_result = _NO_RESULT + (_ROUNDING_ONLY if after["precision"] in ("fp32", "fp64") else ())
     return [
         f"{key}: {before[key]} -> {value}"
@@ -60,9 +61,16 @@ class Run(AbstractContextManager):
     As a context manager it gives the folder back to other processes. The methods raise `UserError` on all ranks alike.
     """
 
-    def __init__(self, config: Config, data: dict[str, str], device: str = "cpu") -> None:
-        """`data` has the fingerprints of source and target; `device` is the kind of the ranks' devices."""
-        self.config, self.data, self.device = config, data, device
+    def __init__(self, config: Any, data: dict[str, str], device: str = "cpu", schema: Any = configuration) -> None:
+        """A run of `config` in its `output_dir`.
+
+        Args:
+            config: the options, a `schema.Config`, with `output_dir`, `resume` and `resume_changed`.
+            data: the fingerprints of the data, by domain.
+            device: the kind of the ranks' devices.
+            schema: the module of the options: it has `Config`, `dump`, `flatten` and `load`, as `ecn_dist.config` does.
+        """
+        self.config, self.data, self.device, self.schema = config, data, device, schema
         self.folder = Path(config.output_dir)
         self.store = CheckpointStore(self.folder / "checkpoints")
         self._where = f"output_dir: {self.folder}"  # in errors
@@ -90,7 +98,7 @@ class Run(AbstractContextManager):
             if not self._is_to_train():  # another process may have trained it in the meantime
                 return None
             if not (self.folder / CONFIG).is_file():
-                write_atomically(self.folder / CONFIG, dump(self.config))
+                write_atomically(self.folder / CONFIG, self.schema.dump(self.config))
             return owner
 
         owner = distributed.on_main(on_main)
@@ -127,7 +135,7 @@ class Run(AbstractContextManager):
         def on_main() -> None:
             read_metrics(self.folder / METRICS)  # a broken one refuses the run now, while everything is there
             with atomic_file(self.folder / CONFIG) as file:
-                file.write(dump(self.config).encode())
+                file.write(self.schema.dump(self.config).encode())
                 file.flush()
                 try:
                     # Any that this run does not go on from would be newer than what it saves, and so outlive it.
@@ -173,7 +181,7 @@ class Run(AbstractContextManager):
                 "continue it with --resume auto"
             )
         try:
-            stored = flatten(load(folder / CONFIG))
+            stored = self.schema.flatten(self.schema.load(folder / CONFIG))
         except UserError as error:
             advice = "bring it back, or name a new folder"
             raise UserError(f"{self._where}/{CONFIG} cannot be read ({error}); {advice}") from error
@@ -200,7 +208,8 @@ class Run(AbstractContextManager):
         changed = [f"{domain}: other data" for domain in self.data if stored.get(domain) != self.data[domain]]
         if meta.get("device", self.device) != self.device:  # they draw other dropout masks
             changed.append(f"kind of device: {meta['device']} -> {self.device}")
-        changes = "; ".join(changed + differences(meta.get("config", {}), flatten(self.config)))
+        wanted = self.schema.flatten(self.config)
+        changes = "; ".join(changed + differences(meta.get("config", {}), wanted, self.schema))
         if changes and self.config.resume_changed == "refuse":
             raise UserError(
                 f"{what}; these differ: {changes}. Give the stored ones to continue it, name a new output_dir, or "

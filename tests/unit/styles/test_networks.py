@@ -1,0 +1,65 @@
+"""Shapes, pixels and files of the networks."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ecn_dist.data.transforms import normalise_and_erase
+from ecn_dist.errors import UserError
+from ecn_dist.styles.networks import Discriminator, Generator, Shape, load_generator, save_generator, to_pixels, to_unit
+
+SHAPE = Shape(("3", "7"), 16, 8, channels=4, blocks=2)
+
+
+def test_a_copy_does_not_depend_on_its_batch() -> None:
+    torch.manual_seed(0)
+    generator = Generator(SHAPE).double()
+    images, wanted = torch.rand(3, 3, 16, 8, dtype=torch.float64) * 2 - 1, torch.tensor([1, 0, 1])
+    copies = generator(images, wanted)
+    assert copies.shape == images.shape
+    assert copies.abs().max() < 1
+    torch.testing.assert_close(generator(images[1:2], wanted[1:2]), copies[1:2], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(generator(images, 1 - wanted), copies)
+
+
+def test_with_skip_a_network_that_gives_nothing_gives_the_picture() -> None:
+    generator = Generator(replace(SHAPE, skip=True)).double()
+    torch.nn.init.zeros_(generator.layers[-1].weight)
+    images = torch.linspace(-1, 1, 3 * 16 * 8, dtype=torch.float64).view(1, 3, 16, 8)
+    torch.testing.assert_close(generator(images, torch.tensor([1])), images, rtol=0, atol=0.011)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "halvings"), [(16, 8, 2), (64, 32, 4), (128, 64, 5), (256, 128, 6), (512, 256, 6), (60, 28, 3)]
+)
+def test_the_discriminators_depth_goes_by_the_size(height: int, width: int, halvings: int) -> None:
+    discriminator = Discriminator(5, height, width, channels=2)
+    patches, cameras = discriminator(torch.rand(2, 3, height, width))
+    assert patches.shape == (2, 1, height >> halvings, width >> halvings)
+    assert cameras.shape == (2, 5)
+
+
+def test_pixels_come_back() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(2, -1, -1, 3)
+    for dtype in (torch.float32, torch.float64):
+        unit = to_unit(normalise_and_erase(pixels.clone()), dtype)
+        assert unit.dtype == dtype
+        assert unit.min() == pytest.approx(-1, abs=1e-6)
+        assert unit.max() == pytest.approx(1, abs=1e-6)
+        assert torch.equal(to_pixels(unit), pixels)
+
+
+def test_a_generators_file(tmp_path: Path) -> None:
+    generator, path = Generator(SHAPE), tmp_path / "generator.safetensors"
+    save_generator(generator, path)
+    read = load_generator(path)
+    assert read.shape == SHAPE
+    assert all(torch.equal(read.state_dict()[name], tensor) for name, tensor in generator.state_dict().items())
+
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match="is damaged"):
+        load_generator(path)
+    with pytest.raises(UserError, match="there is no"):
+        load_generator(tmp_path / "other")
