@@ -13,10 +13,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ecn_dist.command import command
-from ecn_dist.demo import as_cell, execute, say
+from ecn_dist.demo import as_cell, execute
 from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
 from ecn_dist.reporting.run_reader import is_finished, read_run
@@ -81,24 +80,19 @@ class Bench:
     def _trained(self, row: Row, weights: Path) -> Path:
         run = self.folder / row.folder
         if not is_finished(run):
-            say(f"seed {self.seed}: {row.name}: {row.meaning}")
             places = ["--source", self.shards / "cuhk03", "--target", self.shards / "market_validation"]
             start = ["--model.weights", weights, "--output_dir", run, "--seed", self.seed, *row.options.split()]
-            self._on_ranks("ecn_dist.train", "--config", RECIPES / row.recipe, *places, *start)
+            arguments = ["--config", RECIPES / row.recipe, *places, *start]
+            execute("ecn_dist.train", *map(str, arguments), ranks=self.ranks if self.ranks > 1 else 0)
         return run
 
     def _evaluated(self, row: Row, trained: Row, *options: str) -> Figures:
         output = self.folder / f"{row.folder}-{self.split}.json"
         if not output.is_file():
-            say(f"seed {self.seed}: {row.name}: {self.split} identities")
             places = ["--checkpoint", self.folder / trained.folder, "--data", self.shards / f"market_{self.split}"]
-            self._on_ranks("ecn_dist.evaluate", *places, "--output", output, "--workers", 0, *options)
+            execute("ecn_dist.evaluate", *map(str, places), "--output", str(output), "--workers", "0", *options)
         found = json.loads(output.read_text(encoding="utf-8"))
         return {key: found[key] for key in COLUMNS}
-
-    def _on_ranks(self, module: str, *args: Any) -> None:
-        launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}", "-m"]
-        execute("-m", *(launcher if self.ranks > 1 else ()), module, *map(str, args))
 
 
 def as_markdown(results: Mapping[str, list[Figures]], rows: Iterable[Row]) -> str:
