@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from ecn_dist import distributed
 from ecn_dist.command import printable, verb
 from ecn_dist.errors import UserError
 from ecn_dist.files import check_name
@@ -46,6 +47,7 @@ def main(
     """
     check_name(output, SUFFIX)
     files, left_out = find_pictures(input)
+    distributed.keep_freed_memory()
     embedder = Embedder.load(checkpoint, device, config)
     checksums: list[bytes] = []
 

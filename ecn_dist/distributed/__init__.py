@@ -30,6 +30,7 @@ from ecn_dist.distributed.process_group import (
     end,
     is_distributed,
     is_main,
+    keep_freed_memory,
     rank,
     report_failure,
     resolve_device,

@@ -1,5 +1,6 @@
 """Start and end of the process group, and who this process is in it."""
 
+import ctypes
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ from ecn_dist.distributed.liveness import EXIT_RANK_LOST, Heartbeats, exit_at_on
 from ecn_dist.errors import UserError
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 _heartbeats: Heartbeats | None = None
 
 
@@ -48,8 +50,23 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
+def keep_freed_memory() -> None:
+    """Let the C library give large blocks out again after they are freed, instead of asking the kernel each time.
+
+    On the CPU every feature map is such a block, and to have its pages mapped and cleared anew costs a step a quarter
+    of its time, and an evaluation in large batches more than half (MobileNetV2). For the whole process, from now on;
+    nothing happens where the C library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def start(device: torch.device, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
     """Join the process group that torchrun's environment describes; without that environment, stay one process.
+
+    On the CPU this process keeps freed memory from then on (`keep_freed_memory`).
 
     Args:
         device: Decides the backend: gloo for the CPU, and beside it the accelerator's own (nccl on CUDA).
@@ -58,6 +75,8 @@ def start(device: torch.device, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     Raises:
         UserError: Where the environment is not as torchrun makes it, or the ranks cannot be connected in that time.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     if dist.is_initialized() or not {"RANK", "WORLD_SIZE"} & os.environ.keys():
         return
     _check_environment()

@@ -1,6 +1,9 @@
 """Joining the process group where torchrun's environment is wrong or the other ranks cannot be reached."""
 
+import ctypes
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -49,3 +52,24 @@ def test_other_ranks_out_of_reach(monkeypatch: pytest.MonkeyPatch, rank: int) ->
     with pytest.raises(UserError, match=rf"(?is){words}"):
         distributed.start(torch.device("cpu"), 1.0)
     assert not distributed.is_distributed()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_freed_memory_is_kept() -> None:
+    """A large block that is freed and asked for again brings no new pages, which the kernel would have to clear."""
+    code = """
+import resource, torch
+from ecn_dist import distributed
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(16, 2**20)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first = faults()
+distributed.start(torch.device("cpu"))
+faults()
+print(first, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 5
