@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ecn_dist.errors import UserError
 from ecn_dist.methods.cluster.options import ClusterOptions
+from ecn_dist.methods.hhl.options import HHLOptions
 
 if TYPE_CHECKING:
     from ecn_dist.methods.base import Method
@@ -49,6 +50,12 @@ METHODS: dict[str, Entry] = {
         domains=("target",),
         options=ClusterOptions,
         reads=("memory.temperature", "data.camera_style", *_HEADS),
+    ),
+    "hhl": Entry(
+        "triplets of source identities and of target pictures with their style copies (Zhong et al. 2018)",
+        "ecn_dist.methods.hhl.method:HHL",
+        options=HHLOptions,
+        reads=("data.camera_style", *_HEADS),
     ),
     "source_only": Entry(
         "identity classification on the source alone: starting weights for the others",
