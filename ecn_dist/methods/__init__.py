@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ecn_dist.errors import UserError
+from ecn_dist.methods.camstyle.options import CamStyleOptions
 from ecn_dist.methods.cluster.options import ClusterOptions
 from ecn_dist.methods.hhl.options import HHLOptions
 
@@ -55,6 +56,13 @@ METHODS: dict[str, Entry] = {
         "triplets of source identities and of target pictures with their style copies (Zhong et al. 2018)",
         "ecn_dist.methods.hhl.method:HHL",
         options=HHLOptions,
+        reads=("data.camera_style", *_HEADS),
+    ),
+    "camstyle": Entry(
+        "identity classification of labelled pictures and of their style copies (Zhong et al. 2018)",
+        "ecn_dist.methods.camstyle.method:CamStyle",
+        domains=("source",),
+        options=CamStyleOptions,
         reads=("data.camera_style", *_HEADS),
     ),
     "source_only": Entry(

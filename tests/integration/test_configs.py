@@ -41,6 +41,7 @@ SCALED = {
 OF_METHOD = {
     "ecn": {"loss.neighbors_from_epoch": 1},
     "hhl": {"hhl.source_identities": 2, "hhl.instances": 3, "hhl.target_pictures": 6},
+    "camstyle": {"camstyle.copies": 6},
     "cluster": {
         "cluster.instances": 3,
         "cluster.steps_per_epoch": 2,

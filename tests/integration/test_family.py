@@ -1,4 +1,4 @@
-"""HHL over small runs: equal on any ranks, continued to the bit, without the target's identities."""
+"""HHL and CamStyle over small runs: equal on any ranks, continued to the bit, without the target's identities."""
 
 import shutil
 from pathlib import Path
@@ -38,6 +38,7 @@ SMALL = {
 }
 OPTIONS = {
     "hhl": {"hhl.source_identities": 4, "hhl.instances": 3, "hhl.target_pictures": 12},
+    "camstyle": {"camstyle.copies": 12},
 }
 WITH_TARGET = ("hhl",)
 
