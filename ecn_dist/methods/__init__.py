@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ecn_dist.errors import UserError
 from ecn_dist.methods.camstyle.options import CamStyleOptions
 from ecn_dist.methods.cluster.options import ClusterOptions
+from ecn_dist.methods.fmcl.options import FMCLOptions
 from ecn_dist.methods.hhl.options import HHLOptions
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ METHODS: dict[str, Entry] = {
         "ecn_dist.methods.hhl.method:HHL",
         options=HHLOptions,
         reads=("data.camera_style", *_HEADS),
+    ),
+    "fmcl": Entry(
+        "exemplar memory of a momentum encoder's features, which are the positives, too (FMCL)",
+        "ecn_dist.methods.fmcl.method:FMCL",
+        options=FMCLOptions,
+        reads=("memory.temperature", "memory.dtype", "loss.", "data.camera_style", *_HEADS),
     ),
     "camstyle": Entry(
         "identity classification of labelled pictures and of their style copies (Zhong et al. 2018)",
