@@ -68,8 +68,9 @@ def export_weights(network: nn.Module, path: Path) -> None:
     named = network.state_dict().items()
     tensors = {key.removeprefix("backbone.body."): tensor.detach().cpu().contiguous() for key, tensor in named}
     temporary = path.with_name(path.name + ".tmp")
-    about = {"arch": backbone.arch, "mean": json.dumps(backbone.mean), "std": json.dumps(backbone.std)}
-    save_file(tensors, temporary, metadata=about)
+    about = {"arch": backbone.arch, "mean": backbone.mean, "std": backbone.std}
+    # One entry: safetensors writes several in any order, and equal networks are to give equal files.
+    save_file(tensors, temporary, metadata={"network": json.dumps(about)})
     temporary.replace(path)
 
 
@@ -83,10 +84,10 @@ def _read(weights: str, arch: str) -> tuple[dict[str, Tensor], Origin | None]:
         return _strip(read_file(path, "model.weights"), str(path))
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("network", "{}"))
         tensors, origin = _strip(load_file(path), str(path))
         if "mean" in about and "std" in about:
-            mean, std = (tuple(json.loads(about[key])) for key in ("mean", "std"))
+            mean, std = (tuple(about[key]) for key in ("mean", "std"))
             origin = Origin("its run", mean, std, about.get("arch", arch))
     except (SafetensorError, *UNREADABLE) as error:
         raise UserError(f"model.weights: {path} cannot be read as a file of plain tensors ({error})") from error

@@ -98,6 +98,15 @@ def test_export_is_read_back_with_torchvision_names(tmp_path: Path) -> None:
         assert torch.equal(a, b), name
 
 
+def test_equal_networks_give_equal_files(tmp_path: Path) -> None:
+    network = new_network()
+    files = set()
+    for _ in range(8):
+        export_weights(network, tmp_path / "weights.safetensors")
+        files.add((tmp_path / "weights.safetensors").read_bytes())
+    assert len(files) == 1
+
+
 def test_heads_of_other_methods_are_left_alone_and_own_ones_are_read(tmp_path: Path) -> None:
     network, other, plain = new_network(), new_network(seed=1), new_network(seed=2)
     for with_head in (network, other):
