@@ -25,7 +25,7 @@ from ecn_dist.reporting.report import write_report
 from ecn_dist.reporting.run_reader import is_finished, read_run
 
 CONFIG = Path(str(resources.files("ecn_dist") / "configs" / "demo.yaml"))
-CLUSTER = "demo_cluster.yaml"
+CLUSTER, HHL, FMCL, CAMSTYLE = "demo_cluster.yaml", "demo_hhl.yaml", "demo_fmcl.yaml", "demo_camstyle.yaml"
 NO_COPIES = "--data.camera_style false"
 TARGET_ALONE = f"{NO_COPIES} --cluster.source_weight 0"
 ABLATION_SEEDS = 3
@@ -60,6 +60,13 @@ ABLATION_ROWS = (
     Row("cluster, target alone", "without copies and source", "cluster_alone", TARGET_ALONE, CLUSTER),
     Row("cluster, no copies", "the same without style copies", "cluster_real", NO_COPIES, CLUSTER),
     Row("cluster", "clusters, camera-aware, with copies and source", "cluster", recipe=CLUSTER),
+    Row("HHL, no triplets", "target passes, no triplet loss", "hhl_control", "--hhl.triplet_weight 0", HHL),
+    Row("HHL, no copies", "triplets of source identities and real target pictures", "hhl_real", NO_COPIES, HHL),
+    Row("HHL", "triplets across cameras and domains", "hhl", recipe=HHL),
+    Row("FMCL, no copies", "momentum encoder, real pictures", "fmcl_real", NO_COPIES, FMCL),
+    Row("FMCL", "momentum encoder, with copies", "fmcl", recipe=FMCL),
+    Row("CamStyle, no copies", "source alone, a second batch of real pictures", "camstyle_real", NO_COPIES, CAMSTYLE),
+    Row("CamStyle", "source alone, with its own copies", "camstyle", recipe=CAMSTYLE),
 )
 DEMO_ROWS = tuple(row for row in ABLATION_ROWS if row.name in ("source only", "control", "E + C + N", "cluster"))
 
@@ -76,14 +83,14 @@ class Demo:
 
     def run(self, rows: Sequence[Row]) -> dict[str, Evaluation]:
         """Data, shards, the common start, then every row; what an earlier call finished is taken as it is."""
-        for domain, styles in (("source", "none"), ("target", "histogram")):
+        for domain in ("source", "target"):
             data, shards = self.folder / "data" / domain, self.folder / "shards" / domain
             if not (shards / "index.json").is_file():
                 print(f"\n==> {domain}: drawing pictures, packing them into shards", flush=True)
                 options = ["--domain", domain, "--seed", f"{self.seed}", "--test_split", self.test_split]
                 execute("ecn_dist.synthesize", *options, "--output", f"{data}")
                 options = ["--layout", "market", "--input", f"{data}", "--output", f"{shards}"]
-                execute("ecn_dist.pack", *options, "--camera_style", styles)
+                execute("ecn_dist.pack", *options, "--camera_style", "histogram")
         start = self._train(SOURCE_ONLY, "--epochs", "0")
         weights = ["--model.weights", f"{start / 'weights.safetensors'}", "--optim.source_only_epochs", "0"]
         found: dict[str, Evaluation] = {}

@@ -3,7 +3,9 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ecn_dist.data import Batch
 from ecn_dist.methods.base import Setting, TargetPictures
 from ecn_dist.methods.ecn.method import ECN
 from ecn_dist.methods.source_only import SourceOnly
@@ -28,3 +30,11 @@ def source_network(arch: str = "small_resnet", **others: Any) -> SourceOnly:
 
 def ecn_network(arch: str = "small_resnet", *, num_exemplars: int = 24, **others: Any) -> ECN:
     return ECN(setting(arch, num_exemplars=num_exemplars, **others))
+
+
+def batch(labels: Tensor | None = None, indices: Tensor | None = None) -> Batch:
+    """What losses read of a batch, whose pictures have passed through the network."""
+    given = next(values for values in (labels, indices) if values is not None)
+    unknown = torch.full_like(given, -1)
+    labels, indices = (unknown if values is None else values for values in (labels, indices))
+    return Batch(torch.empty(len(given), 0), labels, unknown, unknown, indices)

@@ -1,4 +1,4 @@
-"""The memory's losses and updates (formulas.md), written plainly: float64, one process, loops."""
+"""Losses and the memory's updates (formulas.md), written plainly: float64, one process, loops."""
 
 import torch
 from torch import Tensor
@@ -100,3 +100,15 @@ def bank_loss(
         losses.append(-(weight * torch.log_softmax(logits, dim=0)).sum())
     (gradient,) = torch.autograd.grad(torch.stack(losses).mean(), features)
     return torch.stack(losses).detach(), gradient
+
+
+def triplet_loss(embeddings: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """HHL's batch-hard triplet loss: for each anchor the farthest of its label against the nearest of another."""
+    terms = []
+    for anchor, label in enumerate(labels.tolist()):
+        distances = [torch.linalg.vector_norm(embeddings[anchor] - other) for other in embeddings]
+        same = labels == label
+        positive = max((d for d, s in zip(distances, same, strict=True) if s), key=torch.Tensor.item)
+        negative = min((d for d, s in zip(distances, same, strict=True) if not s), key=torch.Tensor.item)
+        terms.append(torch.clamp(positive - negative + margin, min=0))
+    return torch.stack(terms).mean()

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecn_dist.data import Batch
 from ecn_dist.distributed import all_reduce
 from ecn_dist.methods.base import Feed, Setting, Step, source_loss
 from ecn_dist.methods.source_only import SourceHead
+from ecn_dist.models import MomentumEncoder
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,18 @@ class Toy(SourceHead):
     @classmethod
     def describe(cls, options: Mapping[str, Any]) -> str:
         return f"A toy that pulls the domains together with weight {options['toy.weight']}."
+
+
+class MeanToy(Toy):
+    """The same, evaluated by a momentum encoder, which stands still but on the source alone: there it is a copy."""
+
+    EVALUATED = "encoder.network"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        copied = {"backbone": self.backbone, "embedding": self.embedding, "source_head": self.source_head}
+        self.encoder = MomentumEncoder(nn.ModuleDict(copied))
+
+    def finish_step(self, outputs: Any, batches: Mapping[str, Batch], took_step: bool, at: Step) -> None:
+        super().finish_step(outputs, batches, took_step, at)
+        self.encoder.update(self, 0.0 if at.source_only else 1.0)

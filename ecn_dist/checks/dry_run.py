@@ -21,7 +21,7 @@ from ecn_dist.memory.rows_pass import default_chunk_bytes
 from ecn_dist.methods import load
 from ecn_dist.methods.base import Method, Step, Transfer
 from ecn_dist.training.building import Domains, build_method, check_ranks, load_domains, training_splits
-from ecn_dist.training.feeding import Feeder
+from ecn_dist.training.feeding import Feeder, pictures
 from ecn_dist.training.timeline import Timeline
 
 META = torch.device("meta")
@@ -85,9 +85,10 @@ def meta_method(config: Config, domains: Domains) -> Method:
 
 def measure(config: Config, domains: Domains, world_size: int) -> NetworkCost:
     """The cost of a step on one of `world_size` ranks, found on torch's meta device: shapes alone, no arithmetic."""
-    network = meta_method(config, domains)
+    network, splits = meta_method(config, domains), training_splits(domains)
     size = (3, config.data.height, config.data.width)
-    images = {feed.name: torch.empty(feed.batch_size // world_size, *size, device=META) for feed in network.feeds()}
+    counts = {feed.name: pictures(feed, splits) // world_size for feed in network.feeds()}
+    images = {name: torch.empty(count, *size, device=META) for name, count in counts.items()}
     alone = {"source": torch.empty(config.global_batch_size // world_size, *size, device=META)}
     own = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
     kept: dict[int, torch.UntypedStorage] = {}

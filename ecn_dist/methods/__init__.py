@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ecn_dist.errors import UserError
+from ecn_dist.methods.camstyle.options import CamStyleOptions
 from ecn_dist.methods.cluster.options import ClusterOptions
+from ecn_dist.methods.fmcl.options import FMCLOptions
+from ecn_dist.methods.hhl.options import HHLOptions
 
 if TYPE_CHECKING:
     from ecn_dist.methods.base import Method
@@ -49,6 +52,25 @@ METHODS: dict[str, Entry] = {
         domains=("target",),
         options=ClusterOptions,
         reads=("memory.temperature", "data.camera_style", *_HEADS),
+    ),
+    "hhl": Entry(
+        "triplets of source identities and of target pictures with their style copies (Zhong et al. 2018)",
+        "ecn_dist.methods.hhl.method:HHL",
+        options=HHLOptions,
+        reads=("data.camera_style", *_HEADS),
+    ),
+    "fmcl": Entry(
+        "exemplar memory of a momentum encoder's features, which are the positives, too (FMCL)",
+        "ecn_dist.methods.fmcl.method:FMCL",
+        options=FMCLOptions,
+        reads=("memory.temperature", "memory.dtype", "loss.", "data.camera_style", *_HEADS),
+    ),
+    "camstyle": Entry(
+        "identity classification of labelled pictures and of their style copies (Zhong et al. 2018)",
+        "ecn_dist.methods.camstyle.method:CamStyle",
+        domains=("source",),
+        options=CamStyleOptions,
+        reads=("data.camera_style", *_HEADS),
     ),
     "source_only": Entry(
         "identity classification on the source alone: starting weights for the others",

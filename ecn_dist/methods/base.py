@@ -117,6 +117,8 @@ class Method(nn.Module):
 
     LOSSES: tuple[str, ...] = ("loss",)
     """names of what `losses` returns; "loss" is minimised, and all are logged"""
+    EVALUATED: ClassVar[str] = ""
+    """name of the part that is evaluated and exported, a network with a `backbone`; empty for the method itself"""
     NECK: ClassVar[bool] = False
     """whether the evaluated feature is that of a BatchNorm neck on the pooled one"""
     too_few_labels: ClassVar[str] = ""
@@ -130,7 +132,7 @@ class Method(nn.Module):
     @property
     def evaluated(self) -> Backbone:
         """The backbone that is evaluated and exported."""
-        return self.backbone
+        return cast(Backbone, self.get_submodule(self.EVALUATED).backbone)
 
     # Before training.
 
@@ -170,6 +172,11 @@ class Method(nn.Module):
         if not at.source_only:
             return self.losses(outputs, batches, at)
         return dict.fromkeys(SOURCE_LOSSES, source_loss(outputs, batches))
+
+    def finish_step(self, outputs: Tensors, batches: Batches, took_step: bool, at: Step) -> None:
+        """State changes that follow step `at`: those of `after_step`, or none on the source alone. Collective."""
+        if not at.source_only:
+            self.after_step(outputs, batches, took_step, at)
 
     # A step, as the method makes it.
 

@@ -1,7 +1,7 @@
 """Options that several methods share. Plain dataclasses: importing them imports no torch."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -53,6 +53,17 @@ def check_ranges(options: Any, prefix: str = "") -> None:
 def _ranges(kind: Any) -> Iterable[Range]:
     """Those of a type, and of the types it is made of."""
     return {*getattr(kind, "__metadata__", ()), *(found for part in get_args(kind) for found in _ranges(part))}
+
+
+def check_streams(options: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    """Raise `UserError` unless the sizes of a method's own batches, by what sets them, can be cut as the global one."""
+    streams = options["data.streams"]
+    for what, size in sizes.items():
+        if size % streams:
+            raise UserError(
+                f"{what}: a batch of {size} pictures must be a multiple of data.streams ({streams}), as "
+                "global_batch_size is; change one of them"
+            )
 
 
 @dataclass(frozen=True)

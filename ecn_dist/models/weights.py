@@ -1,7 +1,7 @@
 """Weights in and out of the network: torchvision's, a file's, an export's.
 
 A file holds plain tensors, as safetensors or as a torch file (read with `weights_only=True`). Backbone keys have
-torchvision's names (`conv1.weight`, `layer1.0...`); the rest of a whole network is `embedding.*` and `source_head.*`.
+torchvision's names (`conv1.weight`, `layer1.0...`); the rest of a whole network is `embedding.*` and heads, `*_head.*`.
 Checkpoints of the published code are read too (published.py), and those of pretraining on persons
 (person_pretrained.py).
 """
@@ -28,7 +28,6 @@ from ecn_dist.models.pooling import GeM
 from ecn_dist.models.published import UNREADABLE, read_file, with_our_names
 from ecn_dist.models.timm_networks import TIMM, fit_to_input, usual_normalisation
 
-_HEADS = ("embedding.", "source_head.")
 _NECK = "neck."
 _WRAPPERS = ("teacher", "state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "backbone.body.", "backbone.")
@@ -70,8 +69,9 @@ def export_weights(network: nn.Module, path: Path) -> None:
     assert isinstance(backbone, Backbone)
     named = network.state_dict().items()
     tensors = {key.removeprefix("backbone.body."): tensor.detach().cpu().contiguous() for key, tensor in named}
-    about = {"arch": backbone.arch, "mean": json.dumps(backbone.mean), "std": json.dumps(backbone.std)}
-    write_atomically(path, save(tensors, about))  # `save_file` lets nobody but its owner read the file
+    about = {"arch": backbone.arch, "mean": backbone.mean, "std": backbone.std}
+    # One entry: safetensors writes several in any order, and equal networks are to give equal files.
+    write_atomically(path, save(tensors, {"network": json.dumps(about)}))  # `save_file` lets nobody else read the file
 
 
 def _read(weights: str, arch: str) -> tuple[dict[str, Tensor], Origin | None]:
@@ -88,9 +88,9 @@ def _read(weights: str, arch: str) -> tuple[dict[str, Tensor], Origin | None]:
         raise UserError(f"model.weights: {path} cannot be read ({error.strerror}); correct its rights") from error
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("network", "{}"))
         tensors, origin = _strip(load_file(path), str(path))
-        if "mean" in about and "std" in about:
+        if isinstance(about, dict) and {"mean", "std"} <= about.keys():
             mean, std = (_of_three_channels(about[key]) for key in ("mean", "std"))
             origin = Origin("its run", mean, std, about.get("arch", arch))
     except (SafetensorError, *UNREADABLE, OSError) as error:
@@ -98,10 +98,9 @@ def _read(weights: str, arch: str) -> tuple[dict[str, Tensor], Origin | None]:
     return tensors, origin
 
 
-def _of_three_channels(text: str) -> tuple[float, ...]:
-    values = json.loads(text)
+def _of_three_channels(values: Any) -> tuple[float, ...]:
     if type(values) is not list or len(values) != 3 or any(type(x) not in (int, float) or x != x for x in values):
-        raise ValueError(f"mean or std in its metadata is {text[:99]!r}")
+        raise ValueError(f"mean or std in its metadata is {str(values)[:99]!r}")
     return tuple(values)
 
 
@@ -191,18 +190,23 @@ def _check_plain(key: str, tensor: Tensor, weights: str) -> None:
 
 def _fill_heads(network: nn.Module, tensors: dict[str, Tensor], weights: str) -> list[str]:
     notes = []
-    for prefix in _HEADS:
-        part = getattr(network, prefix.rstrip("."), None)
-        given = _below(prefix, tensors)
-        if part is None or not given:
+    for name in dict.fromkeys(filter(None, map(_head, tensors))):
+        part, prefix = getattr(network, name, None), f"{name}."
+        if part is None:
             continue
-        wanted = part.state_dict()
+        given, wanted = _below(prefix, tensors), part.state_dict()
         differing = ", ".join(_other_shapes(given, wanted))
         if given.keys() == wanted.keys() and not differing:
             part.load_state_dict(given)
         else:
             notes.append(f"{weights}: {prefix}* does not fit ({differing}) and starts at random")
     return notes
+
+
+def _head(key: str) -> str:
+    """The part of a whole network beside its backbone that `key` names; empty for another key."""
+    name = key.partition(".")[0]
+    return name if name == "embedding" or name.endswith("_head") else ""
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -227,8 +231,8 @@ def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str,
     # Classifiers' weights know no pooling with a trained power, which then starts as it is.
     powers = {f"{name}.p" for name, module in backbone.body.named_modules() if isinstance(module, GeM)}
     missing = [key for key in wanted if key not in tensors and not key.endswith(_BATCH_COUNT) and key not in powers]
-    others = (*_CLASSIFIER_KEYS, *_HEADS, _NECK)
-    unexpected = [key for key in tensors if key not in wanted and not key.startswith(others)]
+    others = (*_CLASSIFIER_KEYS, _NECK)
+    unexpected = [key for key in tensors if key not in wanted and not key.startswith(others) and not _head(key)]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": _other_shapes(tensors, wanted)}
     problems = [
         f"{what}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"

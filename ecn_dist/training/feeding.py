@@ -15,6 +15,7 @@ from ecn_dist.data.plan import PassPlan, Plan, check_batch
 from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
 from ecn_dist.methods.base import Feed, Method, Step
+from ecn_dist.models import check_statistics
 from ecn_dist.training.timeline import Timeline
 
 
@@ -49,6 +50,9 @@ class Feeder:
                 self._streams[feed] = self._new_stream(feed, splits[feed.domain], self._plan(feed, 0))
         passes = {feed: stream.steps_per_pass for feed, stream in self._streams.items() if not feed.instances}
         steps = method.steps_per_epoch() or next(passes[feed] for feed in self.feeds if feed in passes)
+        model = config.model
+        for feed in self.feeds:  # each is a pass of its own
+            check_statistics(model.batchnorm, model.batchnorm_group, pictures(feed, splits), world_size)
         self.timeline = Timeline(steps, source_only, config.epochs, passes[self.alone[0]] if self.alone else steps)
         self._opened: dict[Feed, Iterator[Batch]] = {}
 
@@ -58,10 +62,7 @@ class Feeder:
 
     def images(self, at: Step) -> int:
         """Pictures in a step's batches, over all ranks."""
-        return sum(
-            feed.batch_size * (self._splits[feed.domain].num_cameras if feed.style == "all" else 1)
-            for feed in self.of(at)
-        )
+        return sum(pictures(feed, self._splits) for feed in self.of(at))
 
     def begin_epoch(self, at: Step) -> None:
         """Open what step `at`, the first of its epoch or of this process, needs; `Method.before_epoch` came before."""
@@ -105,6 +106,11 @@ class Feeder:
             epoch=epoch,
             **({} if given is None else {"remedy": self._method.too_few_labels}),
         )
+
+
+def pictures(feed: Feed, splits: dict[str, SplitIndex]) -> int:
+    """Pictures of a batch over all ranks: of each sample one, or one for each camera."""
+    return feed.batch_size * (splits[feed.domain].num_cameras if feed.style == "all" else 1)
 
 
 def adaptation_batches(config: Config, split: SplitIndex, device: torch.device) -> Iterator[Batch]:

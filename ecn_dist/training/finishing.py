@@ -43,7 +43,7 @@ def train(run: Run, trainer: Trainer, stop: StopRequest | None = None) -> bool:
     }
     average_local_statistics(method)
     # Before the evaluation, so that no failure there costs the model.
-    distributed.on_main(lambda: export_weights(method, output_dir / WEIGHTS))
+    distributed.on_main(lambda: export_weights(method.get_submodule(method.EVALUATED), output_dir / WEIGHTS))
     evaluation = trainer.evaluate(domains.get("target"), "result")
     if evaluation is None:
         log.info("there is no target with query and gallery, so there is nothing to evaluate on")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ecn_dist import config as configuration
-from ecn_dist import distributed
+from ecn_dist import distributed, methods
 from ecn_dist.config import Config
 from ecn_dist.errors import UserError
 from ecn_dist.methods.options import check_ranges
@@ -29,7 +29,8 @@ def load_trained(path: Path, device: torch.device, config_file: Path | None = No
     torch.manual_seed(config.seed)
     backbone = distributed.together(lambda: build_backbone(config))
     if is_checkpoint:
-        load(found, {f"network.backbone.{key}": tensor for key, tensor in backbone.state_dict().items()})
+        prefix = ".".join(filter(None, ("network", methods.load(config.method).EVALUATED, "backbone")))
+        load(found, {f"{prefix}.{key}": tensor for key, tensor in backbone.state_dict().items()})
     else:
         distributed.together(lambda: load_backbone(backbone, str(found)))
     if config.precision == "fp64":

@@ -102,8 +102,7 @@ class Trainer:
         losses = self.method.step_losses(outputs, batches, at)
         self.strategy.backward(losses["loss"])
         took_step = self._optimizer_step(at)
-        if not at.source_only:
-            self.method.after_step(outputs, batches, took_step, at)
+        self.method.finish_step(outputs, batches, took_step, at)
         zero = torch.zeros_like(losses["loss"])
         return torch.stack([losses.get(name, zero) for name in self.method.LOSSES]).detach()
 

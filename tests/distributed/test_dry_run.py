@@ -35,14 +35,27 @@ def step_matches_the_plan(options: list[str], folder: str) -> None:
         assert payload <= traffic[operation] <= payload + FLAGS, operation
 
 
-@pytest.mark.parametrize("batchnorm", ["sync", "local"])
-def test_step_sends_what_the_plan_says(ranks: RankPool, tmp_path: Path, batchnorm: str) -> None:
+HHL = ["--hhl.source_identities=4", "--hhl.instances=3", "--hhl.target_pictures=12"]
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        # Neighbours from the first epoch on, so that the step has all that the plan counts.
+        ("ecn", ["--loss.neighbors_from_epoch=0"]),
+        ("ecn", ["--loss.neighbors_from_epoch=0", "--model.batchnorm=local"]),
+        ("fmcl", ["--loss.neighbors_from_epoch=0"]),
+        ("hhl", [*HHL, "--data.camera_style=false"]),  # the plan is without the copies' embeddings
+        ("camstyle", ["--camstyle.copies=12", "--data.camera_style=false"]),
+    ],
+    ids=["ecn", "ecn-local", "fmcl", "hhl", "camstyle"],
+)
+def test_step_sends_what_the_plan_says(ranks: RankPool, tmp_path: Path, method: str, more: list[str]) -> None:
     for domain, styles in (("source", "none"), ("target", "histogram")):
         pack_folder(write_market(tmp_path / f"{domain}-data", identities=6), tmp_path / domain, camera_style=styles)
     options = [f"--{key}={tmp_path / key}" for key in ("source", "target")]
     options += [f"--output_dir={tmp_path / 'run'}", "--device=cpu", "--epochs=2", "--global_batch_size=12"]
     options += ["--data.height=64", "--data.width=32", "--data.streams=12", "--data.workers=0"]
     options += ["--model.arch=small_resnet", "--model.weights=none", "--model.embedding_dim=32"]
-    # Neighbours from the first epoch on, so that the step has all that the plan counts.
-    options += ["--loss.neighbors_from_epoch=0", f"--model.batchnorm={batchnorm}", "--logging.tensorboard=false"]
+    options += [f"--method={method}", "--logging.tensorboard=false", *more]
     ranks(2).run(step_matches_the_plan, options, str(tmp_path / "run"))

@@ -3,14 +3,18 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from ecn_dist.evaluate import main as evaluate
 from ecn_dist.methods import METHODS, Entry
 from ecn_dist.report import main as report
 from ecn_dist.reporting.run_reader import read_metrics
 from ecn_dist.train import main as train
+from ecn_dist.training.trained import load_trained
+from tests.dataset_folders import pack_folder, write_market
 from tests.integration.conftest import Domains
-from tests.integration.training import SHORT, assert_equal_runs, checkpoint_steps
+from tests.integration.training import SHORT, assert_equal_runs, checkpoint_steps, final_tensors
 from tests.toy_method import ToyOptions
 
 TOY = Entry("a toy", "tests.toy_method:Toy", options=ToyOptions, reads=("model.embedding_dim", "model.dropout"))
@@ -65,3 +69,31 @@ def test_its_options_are_checked(toy: list[str], tmp_path: Path, capsys) -> None
     assert "did you mean toy.weight" in capsys.readouterr().err
     assert train([*toy, "--output_dir", str(tmp_path), "--loss.num_neighbors", "3"]) == 2
     assert "loss.num_neighbors: method toy has no use for it" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(300)
+def test_a_method_may_be_evaluated_by_a_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a momentum encoder: in the run, by its export and by its checkpoints."""
+    mean_toy = Entry("a mean toy", "tests.toy_method:MeanToy", options=ToyOptions, reads=TOY.reads)
+    monkeypatch.setitem(METHODS, "toy", mean_toy)
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    pack_folder(write_market(tmp_path / "data"), shards)
+    small = {"global_batch_size": 6, "data.streams": 6, "data.height": 64, "data.width": 32, "data.workers": 0}
+    small |= {"model.arch": "small_resnet", "model.weights": "none", "model.embedding_dim": 16}
+    small |= {"optim.source_only_epochs": 1, "epochs": 1, "logging.tensorboard": False, "logging.figures": False}
+    options = [f"--{key}={value}" for key, value in small.items()]
+    assert (
+        train([*options, "--method", "toy", f"--source={shards}", f"--target={shards}", "--output_dir", str(run)]) == 0
+    )
+
+    def backbone(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+    alone, last = (run / "checkpoints" / f"step-{step:08d}" for step in checkpoint_steps(run))
+    student, mean = (backbone(f"network.{part}backbone.", final_tensors(run)) for part in ("", "encoder.network."))
+    assert not torch.equal(student["body.stem.0.weight"], mean["body.stem.0.weight"])
+    for place in (run, last, alone):
+        found = load_trained(place, torch.device("cpu"))[0].state_dict()
+        assert found.keys() == mean.keys()
+        for key, tensor in found.items():
+            assert key.endswith("num_batches_tracked") or torch.equal(tensor, mean[key]), (place, key)

@@ -42,6 +42,32 @@ def without_identities(shards: Path, folder: Path) -> Path:
     return changed(shards, folder, remove)
 
 
+def permuted(shards: Path, folder: Path, permutation: np.ndarray) -> Path:
+    """A copy of a shard folder in which training picture i has the exemplar index `permutation[i]`."""
+
+    def permute(members: np.ndarray, split: dict) -> None:
+        members["index"] = permutation[members["index"]]
+
+    return changed(shards, folder, permute)
+
+
+def carry_draws(monkeypatch: pytest.MonkeyPatch, permutation: np.ndarray) -> None:
+    """Random numbers are addressed by the exemplar index: carry them along, so that each picture keeps its own."""
+    before = np.argsort(permutation)
+    make, words = Draws.__init__, Draws._words
+
+    def making(self: Draws, seed: int, domain: str, purpose: str) -> None:
+        make(self, seed, domain, purpose)
+        self.by_index = domain == "target" and purpose in ("augmentation", "erasing", "instances")
+
+    def carried(self: Draws, count: int, address: tuple) -> np.ndarray:
+        first, second, third = address
+        return words(self, count, (first, before[second] if self.by_index else second, third))
+
+    monkeypatch.setattr(Draws, "__init__", making)
+    monkeypatch.setattr(Draws, "_words", carried)
+
+
 @pytest.mark.timeout(400)
 def test_removing_the_pids_changes_no_parameter(ranks, small_domains: Domains, tmp_path: Path) -> None:
     options = [*small_domains.options, *SHORT]
@@ -71,36 +97,16 @@ CLUSTER = [
 def test_permuted_exemplar_indices_change_nothing(
     small_domains: Domains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """A published method of this family owes 20 mAP to file names sorted by identity; none here may.
-
-    Random numbers are addressed by the exemplar index: they are carried along, so that each picture keeps its own.
-    """
+    """A published method of this family owes 20 mAP to file names sorted by identity; none here may."""
     places = small_domains.options[2:]
     options = [*small_domains.options, *SHORT] if method == "ecn" else [*CLUSTER, *places]
     options += ["--precision", "fp64"]
     size = len(ShardIndex.load(str(small_domains.target)).split("train"))
     permutation = np.random.default_rng(0).permutation(size)
-
-    def permute(members: np.ndarray, split: dict) -> None:
-        members["index"] = permutation[members["index"]]
-
-    permuted = changed(small_domains.target, tmp_path / "permuted", permute)
+    target = permuted(small_domains.target, tmp_path / "permuted", permutation)
     assert train([*options, "--output_dir", str(tmp_path / "sorted")]) == 0
-
-    before = np.argsort(permutation)
-    make, words = Draws.__init__, Draws._words
-
-    def making(self: Draws, seed: int, domain: str, purpose: str) -> None:
-        make(self, seed, domain, purpose)
-        self.by_index = domain == "target" and purpose in ("augmentation", "erasing", "instances")
-
-    def carried(self: Draws, count: int, address: tuple) -> np.ndarray:
-        first, second, third = address
-        return words(self, count, (first, before[second] if self.by_index else second, third))
-
-    monkeypatch.setattr(Draws, "__init__", making)
-    monkeypatch.setattr(Draws, "_words", carried)
-    assert train([*options, "--target", str(permuted), "--output_dir", str(tmp_path / "other")]) == 0
+    carry_draws(monkeypatch, permutation)
+    assert train([*options, "--target", str(target), "--output_dir", str(tmp_path / "other")]) == 0
 
     expected, found = (
         torch.tensor([line["loss"] for line in loss_lines(tmp_path / run) if "loss" in line], dtype=torch.float64)

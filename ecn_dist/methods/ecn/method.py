@@ -23,7 +23,7 @@ ROW_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class ECN(SourceHead):
     """Zhong et al. 2019, figure 2: one backbone and embedding, a source classifier, an exemplar memory."""
 
-    LOSSES = ("loss", "loss_source", "loss_target")
+    LOSSES: tuple[str, ...] = ("loss", "loss_source", "loss_target")
 
     def __init__(self, setting: Setting) -> None:
         """Raises `UserError` for more neighbours than the target has training pictures."""

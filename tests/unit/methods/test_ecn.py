@@ -1,7 +1,10 @@
 """ECN's passes (formulas.md: Network), and what it tells of itself."""
 
+import dataclasses
+
 import torch
 
+from ecn_dist.config import build_parser
 from ecn_dist.methods import METHODS, describe
 from ecn_dist.methods.base import Step
 from ecn_dist.methods.ecn.method import ECN
@@ -54,3 +57,13 @@ def test_every_method_says_what_it_is() -> None:
     full = {"loss.target_weight": 0.3, "data.camera_style": True, "loss.num_neighbors": 6}
     assert "(E), camera-invariance (C) and neighbourhood-invariance (N, k = 6" in describe(full)
     assert describe({"loss.target_weight": 0}).startswith("Control")
+
+
+def test_help_has_every_methods_options_with_what_they_mean() -> None:
+    shown = " ".join(build_parser("train", "").format_help().split()).partition(" options: ")[2]
+    for name, entry in METHODS.items():
+        for option in dataclasses.fields(entry.options) if entry.options else ():
+            _, found, rest = shown.partition(f"--{name}.{option.name} ")
+            assert found, (name, option.name)
+            meaning = rest.partition(" --")[0].partition("(type:")[0]
+            assert len(meaning.split()) > 3, (name, option.name, meaning)

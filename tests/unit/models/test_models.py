@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ecn_dist.errors import UserError
 from ecn_dist.methods.source_only import SourceOnly
@@ -95,6 +96,26 @@ def test_export_is_read_back_with_torchvision_names(tmp_path: Path) -> None:
     assert load_weights(other, str(tmp_path / "weights.safetensors")) == []
     for (name, a), (_, b) in zip(network.state_dict().items(), other.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_equal_networks_give_equal_files(tmp_path: Path) -> None:
+    network = new_network()
+    files = set()
+    for _ in range(8):
+        export_weights(network, tmp_path / "weights.safetensors")
+        files.add((tmp_path / "weights.safetensors").read_bytes())
+    assert len(files) == 1
+
+
+def test_heads_of_other_methods_are_left_alone_and_own_ones_are_read(tmp_path: Path) -> None:
+    network, other, plain = new_network(), new_network(seed=1), new_network(seed=2)
+    for with_head in (network, other):
+        with_head.add_module("triplet_head", nn.Linear(16, 4))
+    export_weights(network, tmp_path / "weights.safetensors")
+    for reader in (other, plain):
+        assert load_weights(reader, str(tmp_path / "weights.safetensors")) == []
+        for name, tensor in reader.state_dict().items():
+            assert torch.equal(tensor, network.state_dict()[name]), name
 
 
 def test_backbone_weights_with_a_foreign_classifier_fit(tmp_path: Path) -> None:

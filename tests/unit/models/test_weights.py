@@ -165,7 +165,8 @@ def test_known_names_of_unknown_shapes(tensors: dict[str, torch.Tensor], tmp_pat
 def test_a_mean_that_is_none_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     backbone = Backbone("small_resnet", 64, 32)
-    save_file(backbone.body.state_dict(), path, {"mean": text, "std": "[0.5, 0.5, 0.5]"})
+    about = '{"mean": ' + text + ', "std": [0.5, 0.5, 0.5]}'
+    save_file(backbone.body.state_dict(), path, {"network": about})
     with pytest.raises(UserError, match=r"weights\.safetensors cannot be read as a file"):
         load_backbone(backbone, str(path))
 

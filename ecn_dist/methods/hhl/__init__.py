@@ -1,0 +1,1 @@
+"""HHL: hetero- and homogeneously learnt triplets (Zhong et al., ECCV 2018)."""

@@ -1,0 +1,21 @@
+"""The options of `method: hhl`. Imports no torch."""
+
+from dataclasses import dataclass
+
+from ecn_dist.methods.options import Count, NotNegative
+
+
+@dataclass(frozen=True)
+class HHLOptions:
+    triplet_weight: NotNegative = 0.5
+    """of the triplet loss beside the source's identity loss; 0 is the control without it"""
+    margin: NotNegative = 0.3
+    """by which the farthest positive is to be nearer than the nearest negative, in Euclidean distance"""
+    triplet_dim: Count = 128
+    """length of the triplet loss's embedding"""
+    source_identities: Count = 8
+    """P source identities in a batch of triplets; P times hhl.instances is a multiple of data.streams"""
+    instances: Count = 8
+    """K pictures of each source identity"""
+    target_pictures: Count = 16
+    """target pictures in a batch of triplets, each with all its style copies; a multiple of data.streams"""
