@@ -41,7 +41,7 @@ def test_validation_data_that_cannot_choose(small_domains: Domains, validation: 
     del index["splits"]["query"]
     (halved / "index.json").write_text(json.dumps(index))
     shutil.copytree(small_domains.target, copied)
-    for folder, said in ((absent, "absent"), (halved, "it must have query and gallery"), (copied, "the test's people")):
+    for folder, said in ((absent, "absent"), (halved, "must have query and gallery"), (copied, "the test's people")):
         assert said in error_of(capsys, *options, "--checkpoint.validation", str(folder))
     next(halved.glob("gallery-*.tar")).unlink()
     (halved / "index.json").write_bytes((validation / "index.json").read_bytes())
