@@ -5,7 +5,7 @@ Also with camera-aware neighbourhoods (CA-Jaccard, CVPR 2024). Exact, sparse, di
 Letters: N pictures, n of them on this rank, D feature length, C clusters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy import sparse
@@ -161,4 +161,6 @@ def _codes(
     with torch.no_grad():
         features = torch.as_tensor(features)
         pictures = Pictures(features, sharded, torch.device(device) if device is not None else features.device)
+        # Of more than there are, all are near; memory is laid out for those that there are.
+        rankings = [replace(r, k=min(r.k, pictures.total), head=min(r.head, pictures.total)) for r in rankings]
         return make_codes(pictures, rankings, camids, memory_budget)

@@ -14,7 +14,7 @@ from ecn_dist.errors import UserError
 from tests.fuzz.__main__ import run
 from tests.fuzz.harness import Place, Target, ended, run_case
 
-SEED, CASES, SECONDS = 7, 250, 12.0
+SEED, CASES, SECONDS = 7, 250, 10.0
 
 
 def test_damaged_and_hostile_input(tmp_path: Path) -> None:

@@ -40,6 +40,17 @@ def test_similarities_equal_the_dense_definition(camera_aware: bool) -> None:
             np.testing.assert_allclose(1 - found.toarray(), dense_jaccard(case.features, **options), atol=1e-12)
 
 
+@pytest.mark.parametrize("camera_aware", [False, True])
+def test_more_neighbours_than_pictures_are_all_of_them(camera_aware: bool) -> None:
+    features, camids = unit(40, 4), torch.arange(40) % 3 if camera_aware else None
+    wanted = {"k1": 40, "k2": 40, "k1_intra": 40, "k1_inter": 40, "k2_intra": 40, "k2_inter": 40}
+    expected = jaccard_similarities(features, camids=camids, **wanted).toarray()
+    found = jaccard_similarities(features, camids=camids, **dict.fromkeys(wanted, 10**15))
+    np.testing.assert_array_equal(found.toarray(), expected)
+    if not camera_aware:
+        np.testing.assert_allclose(1 - expected, dense_jaccard(features, k1=40, k2=40), atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_types_are_taken_as_given(dtype: torch.dtype) -> None:
     features = random_case(4).features.to(dtype)
