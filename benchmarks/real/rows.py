@@ -36,21 +36,22 @@ class Row:
     options: str = ""
 
 
-START = Row("source only", "the common start", "source_only", "source_only.yaml")
+PROXIES = "--cluster.camera_weight 0.5"
+START = Row("source only", "421 identities of CUHK03; where the others start", "source_only", "source_only.yaml")
 ROWS = (
     START,
     Row("source only, AdaBN", "BatchNorm statistics of the target", "adabn", "", "--adapt_batchnorm"),
     Row("control", "target passes, no target loss (lambda = 0)", "control", "ecn.yaml", "--loss.target_weight 0"),
     Row("ECN", "exemplar, camera, neighbours", "ecn", "ecn.yaml"),
-    Row("cluster", "target alone", "cluster", "cluster.yaml", "--cluster.camera_aware false"),
-    Row("cluster, camera-aware", "neighbourhoods by camera", "cluster_aware", "cluster.yaml"),
-    Row("cluster, proxies", "and camera proxies", "cluster_proxies", "cluster.yaml", "--cluster.camera_weight 0.5"),
+    Row("cluster", "clusters of the target alone", "cluster", "cluster.yaml", "--cluster.camera_aware false"),
+    Row("cluster, camera-aware", "the same, neighbourhoods by camera", "cluster_aware", "cluster.yaml"),
+    Row("cluster, proxies", "the same, and camera proxies", "cluster_proxies", "cluster.yaml", PROXIES),
     Row(
         "cluster, source",
-        "and the labelled source",
+        "the same, and the labelled source",
         "cluster_source",
         "cluster.yaml",
-        "--cluster.camera_weight 0.5 --cluster.source_weight 1",
+        f"{PROXIES} --cluster.source_weight 1",
     ),
 )
 
