@@ -49,9 +49,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights_of(arch: str, folder: Path) -> Path:
     """A file of starting weights for another input, with statistics other than 0 and 1."""
     torch.manual_seed(0)
-    backbone = Backbone(arch, 128, 64).train()
+    backbone = Backbone(arch, 224, 224).train()
     with torch.no_grad():
-        backbone(torch.randn(4, 3, 128, 64))
+        backbone(torch.randn(2, 3, 224, 224))
     torch.save(backbone.body.state_dict(), folder / "start.pth")
     return folder / "start.pth"
 
