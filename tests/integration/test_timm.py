@@ -69,7 +69,7 @@ def run(ranks: RankPool, world_size: int, shards: Path, folder: Path, **options:
     return folder
 
 
-@pytest.mark.parametrize("name", ["ecn_vit", "ecn_vit+ics+parts", "ecn_swin", "ecn_convnext", "ecn_resnet"])
+@pytest.mark.parametrize("name", ["ecn_vit+ics+parts", "ecn_swin", "ecn_convnext", "ecn_resnet"])
 def test_small_networks_are_equal_on_any_number_of_ranks(
     ranks: RankPool, shards: Path, name: str, tmp_path: Path
 ) -> None:
@@ -101,8 +101,8 @@ def test_networks_of_timm_train_evaluate_and_are_exported(
 ) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs the extra `export` ({package})")
-    file = weights_of(f"timm/{name}", tmp_path)
-    folder = run(ranks, 2, shards, tmp_path / "run", **{"model.arch": f"timm/{name}", "model.weights": file})
+    options = {"model.arch": f"timm/{name}", "model.weights": "none", "model.frozen_stages": 0}
+    folder = run(ranks, 2, shards, tmp_path / "run", **options)
     assert json.loads((folder / "summary.json").read_text())["evaluation"]["mAP"] > 0
     output = tmp_path / "model.onnx"
     assert export.main(["--checkpoint", str(folder), "--format", "onnx", "--output", str(output)]) == 0, capsys
