@@ -32,6 +32,7 @@ OPTIONS = {
     "optim.backbone_lr": 0.001,
     "optim.layer_decay": 0.7,
     "epochs": 1,
+    "checkpoint.every_steps": 1000,
     "logging.every_steps": 1,
     "logging.tensorboard": False,
     "logging.figures": False,
