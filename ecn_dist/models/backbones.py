@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
 from ecn_dist.errors import UserError
+from ecn_dist.models.dropout import drop_paths_globally
 from ecn_dist.models.pooling import GeM, Neck
 from ecn_dist.models.small_resnet import SmallResNet
 from ecn_dist.models.timm_networks import TIMM, build_timm
@@ -73,6 +74,7 @@ class Backbone(nn.Module):
                 _set_last_stride(arch, self.body, last_stride)
         if pooling == "gem":
             _pool_by_gem(arch, self.body)
+        drop_paths_globally(self.body)
         self.num_features = _measure_features(arch, self.body, height, width)
         self.neck = Neck(self.num_features) if neck else None
         self.stages = _stages(arch, self.body)

@@ -1,4 +1,6 @@
-"""Dropout whose masks do not depend on the number of ranks."""
+"""Dropout and stochastic depth whose masks do not depend on the number of ranks."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,37 @@ class GlobalDropout(nn.Module):
         uniform_BD = torch.rand(world_size() * b, dim, generator=generator, device=features_bD.device)
         kept_bD = uniform_BD[rank() * b : (rank() + 1) * b] >= self.probability
         return features_bD * (kept_bD.to(features_bD.dtype) / (1.0 - self.probability))
+
+
+class GlobalDropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): each picture goes past a residual branch with some probability.
+
+    The mask is drawn for the global batch from torch's own generator, which the trainer seeds alike on all ranks.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(b, ...) -> (b, ...), pictures zeroed with the probability and the rest scaled up; in training mode."""
+        if not self.training or self.probability == 0.0:
+            return branch
+        b = branch.shape[0]
+        kept_b = torch.rand(world_size() * b, device=branch.device)[rank() * b : (rank() + 1) * b] >= self.probability
+        scale_b = kept_b.to(branch.dtype) / (1.0 - self.probability)
+        return branch * scale_b.view(b, *[1] * (branch.dim() - 1))
+
+
+def drop_paths_globally(body: nn.Module) -> None:
+    """Put `GlobalDropPath` in the place of timm's and torchvision's modules, whose masks depend on the ranks."""
+    for parent in list(body.modules()):
+        for name, child in parent.named_children():
+            path: Any = child
+            if type(path).__name__ == "DropPath":
+                setattr(parent, name, GlobalDropPath(path.drop_prob))
+            elif type(path).__name__ == "StochasticDepth" and path.mode == "row":
+                setattr(parent, name, GlobalDropPath(path.p))
 
 
 def mix_seed(*values: int) -> int:

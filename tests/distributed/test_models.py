@@ -9,7 +9,7 @@ from ecn_dist import distributed
 from ecn_dist.errors import UserError
 from ecn_dist.models import Backbone, autocast, check_statistics, convert_batchnorm, reestimate_batchnorm
 from ecn_dist.models.batchnorm import GlobalBatchNorm
-from ecn_dist.models.dropout import GlobalDropout
+from ecn_dist.models.dropout import GlobalDropout, GlobalDropPath
 
 CPU = torch.device("cpu")
 IMAGES_A_RANK = 4
@@ -155,6 +155,14 @@ def dropout_rows() -> torch.Tensor:
     return distributed.all_gather_rows(masks[0])
 
 
+def dropped_paths() -> torch.Tensor:
+    torch.manual_seed(3)
+    path = GlobalDropPath(0.25)
+    masks = torch.cat([path(torch.ones(120 // distributed.world_size(), 2, 3)) for _ in range(2)], 1)
+    assert torch.equal(path.eval()(masks), masks)
+    return distributed.all_gather_rows(masks)
+
+
 def adapted_statistics() -> list[torch.Tensor]:
     torch.manual_seed(0)
     backbone = Backbone("small_resnet", 16, 8).double()
@@ -248,6 +256,24 @@ def test_dropout_does_not_depend_on_the_ranks(ranks, world_size: int) -> None:
     assert set(whole.unique().tolist()) == {0.0, 2.0}
     for rows in ranks(world_size).run(dropout_rows):
         assert torch.equal(rows, whole)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_stochastic_depth_does_not_depend_on_the_ranks(ranks, world_size: int) -> None:
+    whole = dropped_paths()
+    assert whole.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
+    assert 0.15 < (whole == 0).float().mean() < 0.35
+    assert torch.equal(whole[:, 0, 0], whole[:, 1, 2])  # whole pictures, anew at each call
+    assert not torch.equal(whole[:, 0, 0], whole[:, 2, 0])
+    for rows in ranks(world_size).run(dropped_paths):
+        assert torch.equal(rows, whole)
+
+
+def test_stochastic_depth_of_networks_is_drawn_for_the_global_batch() -> None:
+    backbone = Backbone("efficientnet_b0", 64, 32)
+    kinds = {type(module).__name__ for module in backbone.modules()}
+    assert "GlobalDropPath" in kinds
+    assert "StochasticDepth" not in kinds
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -38,7 +38,7 @@ def make(engine: str, precision: str = "fp32", seed: int = 0, adam: bool = False
         # An eps of its default size would divide the rounding of gradients close to 0.
         optimizer = torch.optim.Adam(groups, weight_decay=5e-4, eps=1e-4)
     else:
-        groups = network.parameter_groups(lr=0.05, backbone_lr=0.02)
+        groups = network.parameter_groups(lr=0.05, backbone_lr=0.02, layer_decay=0.8)
         optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, nesterov=True)
     network.train()
     if engine == "ddp":

@@ -32,6 +32,7 @@ OPTIONS = {
     "optim.backbone_lr": 0.001,
     "optim.layer_decay": 0.7,
     "epochs": 1,
+    "checkpoint.every_steps": 1000,
     "logging.every_steps": 1,
     "logging.tensorboard": False,
     "logging.figures": False,
@@ -49,9 +50,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights_of(arch: str, folder: Path) -> Path:
     """A file of starting weights for another input, with statistics other than 0 and 1."""
     torch.manual_seed(0)
-    backbone = Backbone(arch, 128, 64).train()
+    backbone = Backbone(arch, 224, 224).train()
     with torch.no_grad():
-        backbone(torch.randn(4, 3, 128, 64))
+        backbone(torch.randn(2, 3, 224, 224))
     torch.save(backbone.body.state_dict(), folder / "start.pth")
     return folder / "start.pth"
 
@@ -69,7 +70,7 @@ def run(ranks: RankPool, world_size: int, shards: Path, folder: Path, **options:
     return folder
 
 
-@pytest.mark.parametrize("name", ["ecn_vit", "ecn_vit+ics+parts", "ecn_swin", "ecn_convnext", "ecn_resnet"])
+@pytest.mark.parametrize("name", ["ecn_vit+ics+parts", "ecn_swin", "ecn_convnext", "ecn_resnet"])
 def test_small_networks_are_equal_on_any_number_of_ranks(
     ranks: RankPool, shards: Path, name: str, tmp_path: Path
 ) -> None:
@@ -101,8 +102,8 @@ def test_networks_of_timm_train_evaluate_and_are_exported(
 ) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs the extra `export` ({package})")
-    file = weights_of(f"timm/{name}", tmp_path)
-    folder = run(ranks, 2, shards, tmp_path / "run", **{"model.arch": f"timm/{name}", "model.weights": file})
+    options = {"model.arch": f"timm/{name}", "model.weights": "none", "model.frozen_stages": 0}
+    folder = run(ranks, 2, shards, tmp_path / "run", **options)
     assert json.loads((folder / "summary.json").read_text())["evaluation"]["mAP"] > 0
     output = tmp_path / "model.onnx"
     assert export.main(["--checkpoint", str(folder), "--format", "onnx", "--output", str(output)]) == 0, capsys
