@@ -24,7 +24,7 @@ TINTS = np.array([[1.0, 0.3, 0.3], [0.3, 1.0, 0.3], [0.3, 0.3, 1.0]])
 def looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Looked:
     """Cameras that tint; learnt copies have the wanted camera's tint, histogram copies only the name of it."""
     monkeypatch.setattr(judging, "CLASSIFIER_STEPS", 80)
-    split, reader = write_split(tmp_path, [48, 24], styles=False), ShardReader()
+    split, reader = write_split(tmp_path, [48, 24], styles=False, sizes=((16, 8),)), ShardReader()
 
     def tinted(row: int, camid: int) -> Image.Image:
         return Image.fromarray((np.asarray(reader.read_picture(split, row)) * TINTS[camid]).astype(np.uint8))
