@@ -1,10 +1,10 @@
 """What a loader worker does: the pictures of one step, read, decoded and resized to one batch of bytes.
 
-b samples of this rank, V views of each, H x W network input, h x w stored picture.
+b samples of this rank, V views of each, H x W network input, h x w stored picture, K random numbers.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import threading
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from ecn_dist.data import transforms
+from ecn_dist.data.cache import ShardCache
 from ecn_dist.data.draws import Draws
-from ecn_dist.data.index import SplitIndex
+from ecn_dist.data.index import SplitIndex, is_url
 from ecn_dist.data.pictures import UnreadablePicture
-from ecn_dist.data.reader import ShardReader, decode
+from ecn_dist.data.plan import Step
+from ecn_dist.data.reader import PictureError, ShardReader, decode, picture_error
 from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
 
@@ -23,16 +25,6 @@ DECODED_BYTES = 1 << 20  # what is larger is decoded into memory of its own
 STYLES = ("real", "random", "other", "all")
 ROW, PID, CAMID, INDEX, BOX, NUM_FIELDS = 0, 1, 2, 3, slice(4, 8), 8  # of a batch's int64 fields
 FIELD_BYTES = 8 * NUM_FIELDS
-
-
-class Request(NamedTuple):
-    """What a worker is asked for."""
-
-    step: int
-    rows_b: np.ndarray
-    occurrences_b: np.ndarray
-    pass_number: int
-    stand_ins: Sequence[np.ndarray] = ()  # of each sample; none where nothing may be replaced
 
 
 class RawBatch(NamedTuple):
@@ -50,17 +42,32 @@ def fields_and_pixels(data: Tensor, height: int, width: int) -> tuple[Tensor, Te
     return fields, data[FIELD_BYTES * pictures :].view(pictures, height, width, 3)
 
 
-class PictureDataset(Dataset[RawBatch]):
-    """Item `request`: its batch. Outside of loader workers it lasts until the next one is made.
+class _Memory(threading.local):
+    """A thread's memory that serves again: the system clears fresh memory page by page, as long as decoding takes.
 
-    Fresh memory costs nearly as much as decoding (the system clears it page by page), so it serves again where that is
-    safe.
+    `decoded` is on purpose not aligned to 32 bytes: libjpeg-turbo writes to aligned rows past the cache, and reading
+    them back would take longer.
+    """
+
+    def __init__(self) -> None:
+        self.batch = torch.empty(0, dtype=torch.uint8)
+        memory = np.empty(DECODED_BYTES + 32, dtype=np.uint8)
+        self.decoded = memory[(16 - memory.ctypes.data) % 32 :][:DECODED_BYTES]
+
+
+_memory = _Memory()
+
+
+class PictureDataset(Dataset[RawBatch]):
+    """Item `step`: its batch. Outside of loader workers it lasts until this thread makes the next one.
 
     Args:
-        split: what the requests' rows count in.
-        reader: of the split's shards.
+        split: what the steps' rows count in.
+        height, width, style, augmentation, cache: see `TrainStream`.
         seed, domain: of the random numbers.
-        height, width, style, augmentation: see `TrainStream`.
+
+    Raises:
+        UserError: the cache of a URL's shards is too small, or cannot be used.
     """
 
     def __init__(
@@ -68,23 +75,20 @@ class PictureDataset(Dataset[RawBatch]):
         split: SplitIndex,
         height: int,
         width: int,
-        reader: ShardReader,
         *,
         style: str = "real",
         augmentation: Augmentation | None = None,
         seed: int = 0,
         domain: str = "",
+        cache: ShardCache | None = None,
     ) -> None:
-        self.split = split
+        self.reader = ShardReader(cache or ShardCache.of_host() if is_url(split.folder) else None)
+        self.split = self.reader.cache.mapped(split) if self.reader.cache else split
         self.height, self.width = height, width
-        self.reader = reader
-        self.style = style
-        self.augmentation = augmentation
+        self.style, self.augmentation = style, augmentation
         self.views = split.num_cameras if style == "all" else 1
         self._draws = Draws(seed, domain, "augmentation")
         self._erase_draws = Draws(seed, domain, "erasing")
-        self._memory = torch.empty(0, dtype=torch.uint8)
-        self._decoded = _decoding_memory()
 
     def batch_bytes(self, samples: int) -> int:
         """Of a batch of so many samples."""
@@ -94,58 +98,48 @@ class PictureDataset(Dataset[RawBatch]):
         """A batch in full shape, with zeros for data."""
         return RawBatch(self._empty(samples).zero_(), error)
 
-    def __getitem__(self, request: Request) -> RawBatch:
-        data = self._empty(len(request.rows_b))
+    def __getitem__(self, step: Step) -> RawBatch:
+        data = self._empty(len(step.rows_b))
         try:
-            return RawBatch(data, None, self._fill(data, request))
+            return RawBatch(data, None, self._fill(data, step))
         except UserError as error:
-            return self.failed(len(request.rows_b), str(error))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_memory": torch.empty(0, dtype=torch.uint8), "_decoded": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _decoded=_decoding_memory())
+            return self.failed(len(step.rows_b), str(error))
 
     def _empty(self, samples: int) -> Tensor:
         size = self.batch_bytes(samples)
-        if get_worker_info() is not None:
+        if get_worker_info() is not None:  # its memory is shared with who trains
             return torch.empty(size, dtype=torch.uint8)
-        if self._memory.numel() < size:
-            self._memory = torch.empty(size, dtype=torch.uint8)
-        return self._memory[:size]
+        if _memory.batch.numel() < size:
+            _memory.batch = torch.empty(size, dtype=torch.uint8)
+        return _memory.batch[:size]
 
-    def _fill(self, data: Tensor, request: Request) -> int:
-        """Write the pictures that `request` asks for; returns how many samples were replaced."""
+    def _fill(self, data: Tensor, step: Step) -> int:
+        """Write the pictures of a step; returns how many samples were replaced."""
         fields, pixels = fields_and_pixels(data, self.height, self.width)
-        fields_np = fields.numpy()
-        rows_b, occurrences_b, pass_number = request.rows_b, request.occurrences_b, request.pass_number
-        slots_bV, draws_bVK = self.choose(rows_b, occurrences_b, pass_number)
-        pictures = self.reader.read_batch(self.split, rows_b.repeat(self.views), slots_bV.ravel())
-        shown_b, V = rows_b.copy(), self.views
-        for at, row in enumerate(rows_b.tolist()):
+        occurrences_b, number, V = step.occurrences_b, step.pass_number, self.views
+        slots_bV, draws_bVK = self.choose(step.rows_b, occurrences_b, number)
+        pictures = self.reader.read_batch(self.split, step.rows_b.repeat(V), slots_bV.ravel())
+        shown_b = step.rows_b.copy()
+        for at, row in enumerate(step.rows_b):
             views = slice(at * V, (at + 1) * V)
-            problem = self._show(pixels[views], pictures[views], draws_bVK[at])
-            if problem is None:
-                continue
-            for stand_in in request.stand_ins[at] if request.stand_ins else ():
-                slots_1V, draws_1VK = self.choose(stand_in[None], occurrences_b[at : at + 1], pass_number)
+            error = self._show(pixels[views], row, slots_bV[at], draws_bVK[at], pictures[views])
+            for stand_in in step.stand_ins[at] if error and step.stand_ins else ():
+                slots_1V, draws_1VK = self.choose(stand_in[None], occurrences_b[at : at + 1], number)
                 others = self.reader.read_batch(self.split, stand_in.repeat(V), slots_1V[0])
-                if self._show(pixels[views], others, draws_1VK[0]) is None:
-                    shown_b[at], draws_bVK[at] = stand_in, draws_1VK[0]
+                if not self._show(pixels[views], stand_in, slots_1V[0], draws_1VK[0], others):
+                    shown_b[at], draws_bVK[at], error = stand_in, draws_1VK[0], None
                     break
-            else:
-                view, error = problem
-                raise self.reader.picture_error(self.split, row, int(slots_bV[at, view]), error) from error
-        members_bV = np.asarray(self.split.members)[shown_b].repeat(V)
+            if error:
+                raise error
+        fields_np, members_bV = fields.numpy(), np.asarray(self.split.members)[shown_b].repeat(V)
         fields_np[ROW] = shown_b.repeat(V)
         for field, name in ((PID, "pid"), (CAMID, "camid"), (INDEX, "index")):
             fields_np[field] = members_bV[name]
-        fields_np[BOX] = self._boxes(draws_bVK, members_bV["index"], occurrences_b, pass_number)
-        return int(np.count_nonzero(shown_b != rows_b))
+        fields_np[BOX] = self._boxes(draws_bVK, members_bV["index"], occurrences_b, number)
+        return int(np.count_nonzero(shown_b != step.rows_b))
 
     def choose(self, rows_b: np.ndarray, occurrences_b: np.ndarray, pass_number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(b, V) which pictures of each sample are shown, and (b, V, NUM_DRAWS) the draws that say how."""
+        """(b, V) which pictures of each sample are shown, and (b, V, K) the draws that say how."""
         members_b = np.asarray(self.split.members)[rows_b]
         own_b1 = members_b["camid"].astype(np.int64)[:, None]
         addresses = (self._views_of(occurrences_b), members_b["index"].repeat(self.views), pass_number)
@@ -167,18 +161,18 @@ class PictureDataset(Dataset[RawBatch]):
         return (occurrences_b[:, None] * self.views + np.arange(self.views)).ravel()
 
     def _show(
-        self, out_VHW3: Tensor, data: Sequence[bytes], draws_VK: np.ndarray
-    ) -> tuple[int, UnreadablePicture] | None:
-        """Decode and resize one sample's pictures; which of them cannot be decoded, and why."""
-        for view, draws in enumerate(draws_VK):
+        self, out_VHW3: Tensor, row: int, slots_V: np.ndarray, draws_VK: np.ndarray, data: list[bytes]
+    ) -> PictureError | None:
+        """Decode and resize one sample's pictures; returns the error where one cannot be decoded."""
+        for out_HW3, slot, draws_K, picture in zip(out_VHW3, slots_V, draws_VK, data, strict=True):
             try:
-                pixels_hw3 = decode(data[view], self._decoded)
+                pixels_hw3 = decode(picture, _memory.decoded)
             except UnreadablePicture as error:
-                return view, error
+                return picture_error(self.split, row, slot, error)
             if self.augmentation is None:
-                transforms.resize_into(out_VHW3[view], pixels_hw3)
+                transforms.resize_into(out_HW3, pixels_hw3)
             else:  # plain floats: the arithmetic is scalar
-                transforms.augment_into(out_VHW3[view], pixels_hw3, draws.tolist(), self.augmentation)
+                transforms.augment_into(out_HW3, pixels_hw3, draws_K.tolist(), self.augmentation)
         return None
 
     def _boxes(
@@ -194,14 +188,3 @@ class PictureDataset(Dataset[RawBatch]):
             for at, row in zip(erased, draws, strict=True):
                 boxes[at] = transforms.erase_box(row, self.height, self.width, self.augmentation)
         return boxes.T
-
-
-def _decoding_memory() -> np.ndarray:
-    """Memory to decode one picture after the other into, on purpose not aligned to 32 bytes.
-
-    libjpeg-turbo writes to aligned rows past the cache, and reading them back would take longer; fresh memory is
-    cleared by the system page by page. Together that is a tenth of decoding and resizing.
-    """
-    memory = np.empty(DECODED_BYTES + 32, dtype=np.uint8)
-    skipped = (16 - memory.ctypes.data) % 32
-    return memory[skipped : skipped + DECODED_BYTES]

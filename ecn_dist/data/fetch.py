@@ -1,4 +1,4 @@
-"""A URL's bytes, with patience, with an end to it, and never more than were announced.
+"""The bytes of an address, with patience, with an end to it, and never more than were announced.
 
 `http:` and `https:` by Python's own client, `pipe:COMMAND` from a shell, anything else (`s3:`, `gs:`, ...) by fsspec
 with the package that it needs.
@@ -11,7 +11,6 @@ import select
 import signal
 import subprocess
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
@@ -22,7 +21,6 @@ from http.client import HTTPException
 from ecn_dist.errors import UserError
 
 CHUNK_BYTES = 1 << 20
-EXIT_SECONDS = 1.0  # at least, for a command to end after its last byte
 SECRET = re.compile(r"(?i)((?:bearer|basic|token|secret|password|key|signature)[\w-]*['\"]?[=:\s]+)[^\s'\"&]+")
 
 
@@ -35,6 +33,9 @@ class Patience:
     stall_seconds: float = 30.0  # an attempt ends when it is so far behind the least rate
     backoff_seconds: float = 1.0  # before the second attempt; doubles with each
     least_rate: int = 256 << 10  # bytes a second; what comes faster earns no more than `stall_seconds`
+
+
+PATIENCE = Patience()
 
 
 class FetchError(Exception):
@@ -52,7 +53,7 @@ def shown(url: str) -> str:
 
 
 def fetch(
-    url: str, receive: Callable[[Iterator[bytes]], None], patience: Patience | None = None, limit: int | None = None
+    url: str, receive: Callable[[Iterator[bytes]], None], patience: Patience = PATIENCE, limit: int | None = None
 ) -> None:
     """Hand the chunks of `url` to `receive`, anew with every attempt.
 
@@ -65,7 +66,6 @@ def fetch(
     Raises:
         UserError: every attempt failed, or no package here opens such an address.
     """
-    patience = patience or Patience()
     problem = ""
     for attempt in range(patience.attempts):
         if attempt:
@@ -82,7 +82,7 @@ def fetch(
     )
 
 
-def fetch_bytes(url: str, limit: int, patience: Patience | None = None) -> bytes:
+def fetch_bytes(url: str, limit: int, patience: Patience = PATIENCE) -> bytes:
     """All of `url`, in memory, if it has at most `limit` bytes. `UserError` where it cannot be had."""
     parts: list[bytes] = []
 
@@ -95,16 +95,9 @@ def fetch_bytes(url: str, limit: int, patience: Patience | None = None) -> bytes
 
 def _chunks(url: str, patience: Patience, limit: int | None) -> Generator[bytes]:
     """What arrives, as long as it comes fast enough; the time that the receiver takes does not count."""
-    if url.startswith("pipe:"):
-        source = _command(url.removeprefix("pipe:"), patience.stall_seconds)
-    elif url.startswith(("http://", "https://")):
-        source = _http(url, patience.stall_seconds)
-    else:
-        source = _fsspec(url)
-    credit, received = patience.stall_seconds, 0
+    credit, received, begun = patience.stall_seconds, 0, time.monotonic()
     try:
-        with closing(source):
-            begun = time.monotonic()
+        with closing(_source(url, patience.stall_seconds)) as source:
             for chunk in source:
                 credit -= time.monotonic() - begun
                 if credit < 0:
@@ -115,14 +108,39 @@ def _chunks(url: str, patience: Patience, limit: int | None) -> Generator[bytes]
                     raise FetchError(f"more than the {limit} bytes that were announced")
                 yield chunk
                 begun = time.monotonic()
-    except TimeoutError as error:
+    except (TimeoutError, subprocess.TimeoutExpired) as error:
         raise FetchError(f"nothing arrived for {patience.stall_seconds:g} s") from error
     except (OSError, HTTPException) as error:
         raise FetchError(str(error) or type(error).__name__) from error
 
 
+def _source(url: str, seconds: float) -> Generator[bytes]:
+    """The bytes as they come. `TimeoutError` where none do for so many seconds; with fsspec that is its own matter."""
+    if url.startswith("pipe:"):
+        yield from _command(url.removeprefix("pipe:"), seconds)
+    elif url.startswith(("http://", "https://")):
+        with urllib.request.urlopen(url, timeout=seconds) as answer:
+            while data := answer.read1(CHUNK_BYTES):
+                yield data
+            if answer.length:
+                raise FetchError(f"the connection broke off, {answer.length} bytes before the end")
+    else:
+        import fsspec  # type: ignore[import-untyped]  # only such addresses need it
+
+        try:
+            file = fsspec.open(url, "rb").open()
+        except (ImportError, ValueError) as error:
+            raise UserError(
+                f"{shown(url)}: nothing here opens such an address ({error}). Or fetch it by a command, for s3: "
+                "pipe:aws s3 cp s3://BUCKET/FOLDER/{} -"
+            ) from error
+        with file:
+            while data := file.read(CHUNK_BYTES):
+                yield data
+
+
 def _command(command: str, seconds: float) -> Generator[bytes]:
-    """The output of a shell command; `TimeoutError` where nothing arrives within so many seconds."""
+    """The output of a shell command."""
     # In a process group: what a shell starts does not end with the shell.
     process = subprocess.Popen(
         command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, process_group=0
@@ -130,16 +148,14 @@ def _command(command: str, seconds: float) -> Generator[bytes]:
     assert process.stdout is not None
     _running.add(process)
     try:
-        while True:
-            if not select.select([process.stdout], [], [], seconds)[0]:
-                raise TimeoutError
+        while select.select([process.stdout], [], [], seconds)[0]:
             if not (data := os.read(process.stdout.fileno(), CHUNK_BYTES)):
                 break
             yield data
-        if status := process.wait(max(seconds, EXIT_SECONDS)):
+        else:
+            raise TimeoutError
+        if status := process.wait(seconds):
             raise FetchError(f"the command ended with status {status}")
-    except subprocess.TimeoutExpired as error:
-        raise FetchError("the command did not end after its last byte") from error
     finally:
         _end(process)
 
@@ -163,34 +179,3 @@ def end_commands() -> None:
 _running: set[subprocess.Popen[bytes]] = set()  # that this process started and has not ended
 atexit.register(end_commands)  # threads that fetch ahead are daemons
 os.register_at_fork(after_in_child=_running.clear)
-
-
-def _http(url: str, seconds: float) -> Generator[bytes]:
-    try:
-        answer = urllib.request.urlopen(url, timeout=seconds)
-    except urllib.error.HTTPError as error:
-        with error:
-            raise FetchError(f"the server answered with an error ({error.code} {error.reason})") from error
-    except urllib.error.URLError as error:
-        raise FetchError(f"no connection to the host ({error.reason})") from error
-    with answer:
-        while data := answer.read1(CHUNK_BYTES):
-            yield data
-        if answer.length:
-            raise FetchError(f"the connection broke off, {answer.length} bytes before the end")
-
-
-def _fsspec(url: str) -> Generator[bytes]:
-    """By any file system that fsspec knows; how long a read waits is that one's matter."""
-    import fsspec  # type: ignore[import-untyped]  # only such addresses need it
-
-    try:
-        file = fsspec.open(url, "rb").open()
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"{shown(url)}: nothing here opens such an address ({error}). Or fetch it by a command, for s3: "
-            "pipe:aws s3 cp s3://BUCKET/FOLDER/{} -"
-        ) from error
-    with file:
-        while data := file.read(CHUNK_BYTES):
-            yield data

@@ -85,7 +85,7 @@ class IdentityPlan:
         rows_B, occurrences_B = map(np.concatenate, zip(*self._turns[first : first + self.identities], strict=True))
         b = self.global_batch_size // world_size
         part = slice(rank * b, (rank + 1) * b)
-        return Step(rows_B[part], occurrences_B[part], self.epoch)
+        return Step(rows_B[part], occurrences_B[part], self.epoch, step)
 
     def stand_ins(self, row: int) -> np.ndarray:
         """The other pictures of the identity, from the next exemplar index on."""
@@ -102,8 +102,7 @@ class IdentityPlan:
             in_batch = set(order[len(order) - begun :])
             drawn = self._identity_draws.order((number, self._numbers, self.epoch)).tolist()
             first = [identity for identity in drawn if identity not in in_batch][: self.identities - begun]
-            rest = set(drawn) - set(first)
-            order = first + [identity for identity in drawn if identity in rest]
+            order = first + [identity for identity in drawn if identity not in first]
             for identity in order:
                 yield next(turns[identity])
 

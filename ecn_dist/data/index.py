@@ -9,16 +9,17 @@ C cameras of the folder.
 
 import hashlib
 import os
+import reprlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from ecn_dist.data.fetch import Patience, fetch_bytes, shown
-from ecn_dist.data.index_gate import MAX_INDEX_BYTES, REMEDY, UNKNOWN_PID, check_rows, parse_index
+from ecn_dist.data.fetch import PATIENCE, Patience, fetch_bytes, shown
+from ecn_dist.data.index_gate import MAX_INDEX_BYTES, MAX_MEMBER_BYTES, REMEDY, UNKNOWN_PID, damage, parse_index
 from ecn_dist.errors import UserError
 
 INDEX_NAME = "index.json"
@@ -130,6 +131,36 @@ class SplitIndex:
         """Path or URL of a shard, by its position in `shards`."""
         return location(self.folder, self.shards[shard].name)
 
+    def check(self) -> None:
+        """`UserError` where a row of the sidecar cannot be what pack wrote; it names the column."""
+        where = shown(location(self.folder, f"{self.name}.members.npy"))
+        pids = np.array([*self.identities, *[UNKNOWN_PID] * (self.name == "train")], dtype=np.int64)
+        fewest = np.arange(self.num_cameras + 1) == self.num_cameras  # a copy may be missing, the picture may not
+        seen, start = np.zeros(len(self), dtype=bool), 0
+        for number, shard in enumerate(self.shards):  # so that ten million rows need little memory
+            rows = self.members[start : start + shard.samples]
+            longest = min(shard.bytes, MAX_MEMBER_BYTES)
+            ranges = {
+                "shard": (number, number),
+                "index": (0, len(self) - 1),
+                "camid": (0, self.num_cameras - 1),
+                "length": (fewest, longest),
+                "offset": (0, shard.bytes - rows["length"].astype(np.int64)),
+                "json_length": (0, longest),
+                "json_offset": (0, shard.bytes - rows["json_length"].astype(np.int64)),
+            }
+            wrong = {name: (rows[name] < least) | (rows[name] > most) for name, (least, most) in ranges.items()}
+            wrong["pid"] = ~np.isin(rows["pid"], pids)
+            for column, where_wrong in wrong.items():
+                if where_wrong.any():
+                    row = int(where_wrong.reshape(len(rows), -1).any(axis=1).argmax())
+                    value = reprlib.repr(rows[column][row].tolist())
+                    raise damage(where, f"{column} of sample {start + row}", f"is {value}")
+            seen[rows["index"]] = True
+            start += shard.samples
+        if not seen.all():
+            raise damage(where, "index", f"is not 0 .. {len(self) - 1}, each once")
+
     def __getstate__(self) -> dict[str, Any]:
         state = {name: self.__dict__[name] for name in self.__dataclass_fields__}
         if isinstance(self.members, np.memmap):
@@ -155,7 +186,7 @@ class ShardIndex:
     _checked: set[str] = field(default_factory=set)
 
     @classmethod
-    def load(cls, folder: str, patience: Patience | None = None) -> "ShardIndex":
+    def load(cls, folder: str, patience: Patience = PATIENCE) -> "ShardIndex":
         """Read `index.json`, which must be what pack writes, and map the sidecars, whose size and checksum are checked.
 
         Shards are not touched; `split` checks a sidecar's rows.
@@ -190,72 +221,53 @@ class ShardIndex:
             raise UserError(f"no split {name!r} in {shown(self.folder)} (it has: {there})")
         split = self.splits[name]
         if name not in self._checked:
-            pids = np.array([*split.identities, UNKNOWN_PID][: None if name == "train" else -1], dtype=np.int64)
-            where = shown(location(self.folder, f"{name}.members.npy"))
-            check_rows(where, split.members, [(s.samples, s.bytes) for s in split.shards], self.num_cameras, pids)
+            split.check()
             self._checked.add(name)
         return split
 
 
-def _read_index(folder: str, how_to_pack: str, patience: Patience | None) -> bytes:
+def _read_index(folder: str, how_to_pack: str, patience: Patience) -> bytes:
     where = location(folder, INDEX_NAME)
     if is_url(folder):
         return fetch_bytes(where, MAX_INDEX_BYTES, patience)
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"no such shard folder: {folder}. {how_to_pack}")
-    if not Path(where).is_file():
+    if not os.path.isfile(where):
         raise UserError(
             f"{folder} has no {INDEX_NAME}: it is not a shard folder, or packing was interrupted. {how_to_pack}"
         )
-    with open(where, "rb") as file:
-        data = file.read(MAX_INDEX_BYTES + 1)
-    if len(data) > MAX_INDEX_BYTES:
+    if os.path.getsize(where) > MAX_INDEX_BYTES:
         raise UserError(f"{where} has more than {MAX_INDEX_BYTES} bytes. {REMEDY}")
-    return data
+    return Path(where).read_bytes()
 
 
-def _load_split(
-    name: str, folder: str, num_cameras: int, split: dict[str, Any], patience: Patience | None
-) -> SplitIndex:
+def _load_split(name: str, folder: str, num_cameras: int, split: dict[str, Any], patience: Patience) -> SplitIndex:
     shards = tuple(ShardInfo(s["name"], s["samples"], s["bytes"], s["sha256"]) for s in split["shards"])
     announced, samples, dtype = split["members"], sum(s.samples for s in shards), member_dtype(num_cameras)
     where = location(folder, announced["name"])
     if not 0 < announced["bytes"] - samples * dtype.itemsize <= NPY_HEADER_BYTES:
-        raise UserError(
-            f"{shown(location(folder, INDEX_NAME))} is damaged: splits.{name}.members.bytes is {announced['bytes']}, "
-            f"which is not what {samples} samples of {num_cameras} cameras take. {REMEDY}"
+        raise damage(
+            shown(location(folder, INDEX_NAME)),
+            f"splits.{name}.members.bytes",
+            f"is {announced['bytes']}, which is not what {samples} samples of {num_cameras} cameras take",
         )
-    members: np.ndarray
-    if is_url(folder):
-        data = fetch_bytes(where, announced["bytes"], patience)
-        offset = _check_sidecar(shown(where), BytesIO(data), announced, dtype, samples)
-        members = np.frombuffer(data, dtype, samples, offset)
-    elif not Path(where).is_file():
+    if not is_url(folder) and not os.path.isfile(where):
         raise UserError(f"{where} is missing. Copy the whole shard folder, or pack the data set again")
-    else:
-        with open(where, "rb") as file:
-            offset = _check_sidecar(where, file, announced, dtype, samples)
-        members = np.memmap(where, dtype, "r", offset, (samples,))
+    with BytesIO(fetch_bytes(where, announced["bytes"], patience)) if is_url(folder) else open(where, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if (size := file.seek(0, os.SEEK_END), sha256) != (announced["bytes"], announced["sha256"]):
+            raise UserError(
+                f"{shown(where)} is not the file that was packed: {size} bytes with sha256 {sha256[:12]}..., where "
+                f"{INDEX_NAME} says {announced['bytes']} bytes with {announced['sha256'][:12]}.... {REMEDY}"
+            )
+        file.seek(0)
+        try:
+            members = np.load(file) if is_url(folder) else np.load(where, mmap_mode="r")
+            found = f"{members.shape[0]} rows of {members.dtype}"
+        except Exception as error:  # NumPy takes a damaged header for Python, and raises what that does
+            raise UserError(f"{shown(where)} is not a readable array ({error}). {REMEDY}") from error
+    if (members.shape, members.dtype) != ((samples,), dtype):
+        raise UserError(
+            f"{shown(where)} does not fit {INDEX_NAME}: {found} where {samples} of {dtype} are announced. {REMEDY}"
+        )
     return SplitIndex(name, folder, shards, members, num_cameras, tuple(split["identities"]))
-
-
-def _check_sidecar(where: str, file: BinaryIO, announced: dict[str, Any], dtype: np.dtype, samples: int) -> int:
-    """At which byte the rows begin. `UserError` where it is not the file that was packed, or not of such rows."""
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    size = file.seek(0, os.SEEK_END)
-    if (size, sha256) != (announced["bytes"], announced["sha256"]):
-        raise UserError(
-            f"{where} is not the file that was packed: {size} bytes with sha256 {sha256[:12]}..., where {INDEX_NAME} "
-            f"says {announced['bytes']} bytes with {announced['sha256'][:12]}.... {REMEDY}"
-        )
-    file.seek(0)
-    try:
-        found = np.lib.format.read_magic(file), np.lib.format.read_array_header_1_0(file)
-    except Exception as error:  # NumPy takes a damaged header for Python, and raises what that does
-        raise UserError(f"{where} is not a readable array ({error}). {REMEDY}") from error
-    if found != ((1, 0), ((samples,), False, dtype)) or file.tell() + samples * dtype.itemsize != size:
-        (rows, *_), _, of = found[1]
-        raise UserError(
-            f"{where} does not fit {INDEX_NAME}: {rows} rows of {of} where {samples} of {dtype} are announced. {REMEDY}"
-        )
-    return file.tell()

@@ -6,11 +6,8 @@ A shard folder may come from anybody. Names go into paths, URLs and commands; nu
 import json
 import re
 import reprlib
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from ecn_dist.errors import UserError
 
@@ -38,19 +35,18 @@ def _each_once(item: Fits) -> Fits:
     return lambda values: type(values) is list and all(map(item, values)) and len(set(values)) == len(values)
 
 
-FOLDER = {  # what stands under a name that ends in ? may be missing
+# What an object must have: a dict for an object, a list of one for objects in a list that is not empty, or what fits.
+# What stands under a name that ends in ? may be missing.
+FILE = {"bytes": _number(1, 2**50), "sha256": _text("[0-9a-f]{64}")}
+FOLDER = {
     "layout": _text(r"[ -~]{0,99}"),
     "num_cameras": _number(1, MAX_CAMERAS + 1),
     "cameras": _each_once(_text(r"(?s).*")),
-    "splits": lambda splits: type(splits) is dict and len(splits) > 0,
+    "splits": lambda splits: type(splits) is dict and set() < set(splits) <= set(SPLIT_NAMES),
     "camera_style?": _text("[a-z]{1,20}"),
 }
-FILE = {"bytes": _number(1, 2**50), "sha256": _text("[0-9a-f]{64}")}
-
-
-def _split_rules(name: str) -> dict[str, Any]:
-    """What an object must have: a dict for an object, a list of one for objects in a list, or what fits."""
-    return {
+SPLITS = {
+    name: {
         "identities": _each_once(_number(0, 2**63)),
         "shards": [{"name": _text(rf"{name}-[0-9]{{6,12}}\.tar"), "samples": _number(1, 2**40), **FILE}],
         "members": {"name": _text(rf"{name}\.members\.npy"), **FILE},
@@ -58,6 +54,8 @@ def _split_rules(name: str) -> dict[str, Any]:
         "camids?": _each_once(_number(0, MAX_CAMERAS)),
         "missing_styles?": lambda value: value is None or _number(0, 2**53)(value),
     }
+    for name in SPLIT_NAMES
+}
 
 
 def parse_index(data: bytes, where: str, how_to_pack: str) -> dict[str, Any]:
@@ -72,40 +70,37 @@ def parse_index(data: bytes, where: str, how_to_pack: str) -> dict[str, Any]:
         raise UserError(f"{where} is not JSON ({reprlib.repr(str(error))}). {how_to_pack}") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT_NAME:
         raise UserError(f"{where} does not describe a shard folder of ecn_dist. {how_to_pack}")
-    if type(index.get("version")) is not int or index["version"] != FORMAT_VERSION:
+    if not _number(FORMAT_VERSION, FORMAT_VERSION + 1)(index.get("version")):
         raise UserError(
             f"{where} has format version {reprlib.repr(index.get('version'))}, and this program reads version "
             f"{FORMAT_VERSION}. Pack the data set again, or use the program that packed it"
         )
     _check(index, FOLDER, where)
     if len(index["cameras"]) != index["num_cameras"]:
-        raise _damage(where, "cameras", f"is {reprlib.repr(index['cameras'])}")
+        raise damage(where, "cameras", f"is {reprlib.repr(index['cameras'])}")
     for name, split in index["splits"].items():
-        if name not in SPLIT_NAMES:
-            raise _damage(where, f"splits.{reprlib.repr(name)}", "is none of " + ", ".join(SPLIT_NAMES))
-        _check(split, _split_rules(name), where, f"splits.{name}")
-        if len({shard["name"] for shard in split["shards"]}) != len(split["shards"]):
-            raise _damage(where, f"splits.{name}.shards", "names a shard twice")
+        _check(split, SPLITS[name], where, f"splits.{name}")
+        if not _each_once(_text(".*"))([shard["name"] for shard in split["shards"]]):
+            raise damage(where, f"splits.{name}.shards", "names a shard twice")
     return index
 
 
 def _check(value: Any, rules: Any, where: str, key: str = "") -> None:
     """`UserError` where a value, or one within it, is not as the rules say."""
-    kind = type(rules) if isinstance(rules, dict | list) else object
+    kind = type(rules)
     if not rules(value) if callable(rules) else type(value) is not kind or (kind is list and not value):
-        raise _damage(where, key, f"is {reprlib.repr(value)}")
+        raise damage(where, key, f"is {reprlib.repr(value)}")
     if isinstance(rules, dict):
-        known = {name.removesuffix("?") for name in rules}
-        for name in value.keys() - known:  # of a later program, or of somebody else's
+        for name in value.keys() - {name.removesuffix("?") for name in rules}:  # a later program's, or somebody else's
             if _depth(value[name], most=4) > 4:
-                raise _damage(where, f"{key}.{name}".lstrip("."), "is nested too deep")
+                raise damage(where, f"{key}.{name}".lstrip("."), "is nested too deep")
         for name, inner in rules.items():
             name, optional = name.removesuffix("?"), name.endswith("?")
-            within = f"{key}.{name}" if key else name
+            within = f"{key}.{name}".lstrip(".")
             if name in value:
                 _check(value[name], inner, where, within)
             elif not optional:
-                raise _damage(where, within, "is missing")
+                raise damage(where, within, "is missing")
     elif isinstance(rules, list):
         for position, item in enumerate(value):
             _check(item, rules[0], where, f"{key}.{position}")
@@ -119,7 +114,8 @@ def _depth(value: Any, most: int) -> int:
     return 1 + max((_depth(item, most - 1) for item in inner), default=0)
 
 
-def _damage(where: str, key: str, problem: str) -> UserError:
+def damage(where: str, key: str, problem: str) -> UserError:
+    """The error about a key of index.json, or a column of a sidecar."""
     return UserError(f"{where} is damaged: {key} {problem}. {REMEDY}")
 
 
@@ -128,53 +124,3 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands twice")
     return found
-
-
-def _column(rows: np.ndarray, name: str) -> np.ndarray:
-    return np.asarray(rows[name], dtype=np.int64)  # 32 bits are too few for sums with a shard's size
-
-
-def check_rows(
-    where: str,
-    members: np.ndarray,
-    shards: Sequence[tuple[int, int]],
-    num_cameras: int,
-    identities: Sequence[int] | np.ndarray,
-) -> None:
-    """`UserError` where a row of the sidecar `where` cannot be what pack wrote; it names the column.
-
-    Args:
-        where: names the sidecar.
-        members: its rows.
-        shards: (samples, bytes) of each shard.
-        num_cameras: as index.json announces.
-        identities: the pids that may stand in a row.
-    """
-    seen = np.zeros(len(members), dtype=bool)
-    start = 0
-    for shard, (samples, num_bytes) in enumerate(shards):  # so that ten million rows need little memory
-        rows = members[start : start + samples]
-        wide = partial(_column, rows)
-        indices, camids, lengths, offsets = (wide(name) for name in ("index", "camid", "length", "offset"))
-        told, told_at = wide("json_length"), wide("json_offset")
-        inside = (indices >= 0) & (indices < len(members))
-        longest = min(num_bytes, MAX_MEMBER_BYTES)
-        seen[indices[inside]] = True
-        wrong = {
-            "shard": rows["shard"] != shard,
-            "index": ~inside,
-            "camid": (camids < 0) | (camids >= num_cameras),
-            "pid": ~np.isin(rows["pid"], identities),
-            "length": ((lengths < 0) | (lengths > longest)).any(axis=1) | (lengths[:, -1] == 0),
-            "offset": ((offsets < 0) | (offsets > num_bytes - lengths)).any(axis=1),
-            "json_length": (told < 0) | (told > longest),
-            "json_offset": (told_at < 0) | (told_at > num_bytes - told),
-        }
-        for column, rows_wrong in wrong.items():
-            if rows_wrong.any():
-                row = int(rows_wrong.argmax())
-                value = reprlib.repr(rows[column][row].tolist())
-                raise _damage(where, f"{column} of sample {start + row}", f"is {value}")
-        start += samples
-    if not seen.all():
-        raise _damage(where, "index", f"is not 0 .. {len(members) - 1}, each once")

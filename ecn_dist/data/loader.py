@@ -1,4 +1,4 @@
-"""Batches made by worker processes, in order, ahead of use.
+"""Batches made by worker processes, in order, ahead of use, and their way to the device.
 
 Workers come from a fork server, which imports this package once: they start in milliseconds, inherit neither threads
 nor device memory of the training process, and are not its children, so that one that is killed is noticed where its
@@ -7,6 +7,8 @@ batch is missed, and not by a signal in the middle of a step.
 A signal to the whole process group (Ctrl-C, a scheduler that announces the end of a job) is for the training process
 to answer, which may want to save a checkpoint first. Workers disregard it, and end when the training process says so
 or is gone.
+
+b samples of this rank, V views of each, H x W network input.
 """
 
 import multiprocessing
@@ -14,73 +16,142 @@ import os
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing import forkserver
+from itertools import tee
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ecn_dist.data.dataset import PictureDataset, RawBatch, Request
+from ecn_dist.data import transforms
+from ecn_dist.data.cache import FetchAhead
+from ecn_dist.data.dataset import BOX, ROW, PictureDataset, RawBatch, fields_and_pixels
 from ecn_dist.data.fetch import end_commands
+from ecn_dist.data.plan import Step
+from ecn_dist.data.transforms import ECN
 from ecn_dist.errors import UserError
 
 BATCHES_AHEAD = 2  # of each worker
 ALIVE_SECONDS = 1.0  # between a worker's looks at whether the training process is there
 SHARED_MEMORY = "/dev/shm"
 WORKER_LOST = (RuntimeError, OSError, EOFError)  # the last two: it died while handing a batch over
+NO_LABEL = -1
+
+
+@dataclass
+class Batch:
+    """One rank's part of a global batch, on the stream's device. Where V > 1, a sample's views lie side by side."""
+
+    images: Tensor  # (b V, 3, H, W) float32, normalised
+    labels: Tensor  # (b V,) int64: as the plan says; NO_LABEL where it says nothing
+    pids: Tensor  # (b V,) int64, for evaluation and diagnostics
+    camids: Tensor  # (b V,) int64, the camera that took the picture, whatever style it appears in
+    indices: Tensor  # (b V,) int64, exemplar index
+    error: str | None = None  # why this batch must not be used; its tensors then hold zeros
+    skipped: int = 0  # how many of these b samples stand in for one that could not be decoded; of this rank alone
+    copied: torch.Event | None = None  # on an accelerator: when its tensors are there
 
 
 class Loader:
-    """Makes batches of one range of requests after the other, by the same workers, which start with the first range.
+    """Makes batches of one range of steps after the other, by the same workers, which start with the first range.
 
     Args:
         dataset: pickled to the workers, so it should be small.
         workers: processes; 0 makes each batch here when it is asked for.
-        pin_memory: copy batches to page-locked memory, for a fast way to an accelerator.
+        device: where batches are delivered.
     """
 
-    def __init__(self, dataset: PictureDataset, workers: int, pin_memory: bool) -> None:
-        self._dataset, self._workers, self._pin_memory = dataset, workers, pin_memory
-        self._sampler = _Sampler()
+    def __init__(self, dataset: PictureDataset, workers: int, device: torch.device) -> None:
+        self.dataset, self._workers, self._device = dataset, workers, device
+        accelerated = device.type != "cpu" and torch.accelerator.is_available()
+        self._queue = torch.Stream(device) if accelerated else None  # of its own, for copies
+        self._newest = _Newest()
         self._loader: DataLoader[RawBatch] | None = None
-        self._made: Iterator[RawBatch] | None = None
+        self._made: Iterator[RawBatch] = iter(())
 
-    def load(self, requests: Iterable[Request]) -> Generator[tuple[Request, RawBatch]]:
-        """Each request with its batch, in order. Requests are taken a few ahead.
+    def batches(
+        self, steps: Callable[[], Iterable[Step]], labels: np.ndarray | None = None
+    ) -> Generator[tuple[Step, Batch]]:
+        """Each step with its batch, on the device.
+
+        Off the CPU the next batch is already on its way, in a queue of its own, while one is used: nothing here waits
+        for the device, and it waits for nothing that was not copied before.
+
+        Args:
+            steps: gives the steps, once for the workers and once for what is fetched ahead.
+            labels: (n,) of the split's rows.
+        """
+        made = self.load(steps())
+        ahead = FetchAhead(self.dataset.split, self.dataset.reader.cache, steps())
+        on_the_way: list[tuple[Step, Batch]] = []
+        try:
+            for step, raw in made:
+                on_the_way.append((step, self._send(raw, labels)))
+                if len(on_the_way) > (self._device.type != "cpu"):
+                    ahead.reached(on_the_way[0][0].number)
+                    yield self._taken_over(*on_the_way.pop(0))
+            for waiting in on_the_way:
+                yield self._taken_over(*waiting)
+        finally:
+            ahead.reached(float("inf"))
+            made.close()
+
+    def _send(self, raw: RawBatch, labels: np.ndarray | None) -> Batch:
+        size = self.dataset.height, self.dataset.width
+        rows_b = fields_and_pixels(raw.data, *size)[0][ROW]
+        if labels is None or raw.error:
+            rows_b.fill_(NO_LABEL)
+        else:
+            rows_b.copy_(torch.from_numpy(labels[rows_b.numpy()]))
+        with self._queue or nullcontext():
+            fields, pixels_bHW3 = fields_and_pixels(raw.data.to(self._device, non_blocking=True), *size)
+            images_b3HW = transforms.normalise_and_erase(pixels_bHW3, fields[BOX].T, self.dataset.augmentation or ECN)
+            labels_b, pids_b, camids_b, indices_b = fields[:4].clone()
+        copied = self._queue.record_event() if self._queue else None
+        return Batch(images_b3HW, labels_b, pids_b, camids_b, indices_b, raw.error, raw.skipped, copied)
+
+    def _taken_over(self, step: Step, batch: Batch) -> tuple[Step, Batch]:
+        """The same, for the device's present queue, which waits for the batch to be there."""
+        if self._queue and batch.copied:
+            present = torch.accelerator.current_stream(self._queue.device)
+            present.wait_event(batch.copied)
+            for tensor in (batch.images, batch.labels):  # the others are parts of the same memory as the labels
+                tensor.record_stream(present)
+        return step, batch
+
+    def load(self, steps: Iterable[Step]) -> Generator[tuple[Step, RawBatch]]:
+        """Each step with its batch, in order. Steps are taken a few ahead.
 
         Where a worker ended unexpectedly (out of memory, killed), a batch with an error comes, and no more.
 
         Raises:
-            RuntimeError: another range was begun meanwhile; this one cannot go on.
+            RuntimeError: another range was begun meanwhile, or the workers were ended; this one cannot go on.
         """
-        if not self._workers:
-            for request in requests:
-                batch = self._dataset[request]
-                yield request, batch._replace(data=batch.data.pin_memory()) if self._pin_memory else batch
-            return
-        asked: deque[Request] = deque()
-        self._sampler.requests, self._sampler.asked = requests, asked
+        asked, steps = tee(steps)
+        self._newest.steps = asked
         self._begin()
-        while self._made is not None:
-            if self._sampler.asked is not asked:
-                raise RuntimeError("the workers have begun another range")
+        for step in steps:
+            if self._newest.steps is not asked:
+                raise RuntimeError("the workers have begun another range, or ended")
             try:
                 batch = next(self._made)
-            except StopIteration:
-                return
             except WORKER_LOST as error:
+                if not self._workers:
+                    raise
                 self.close()
-                batch = self._dataset.failed(
-                    len(asked[0].rows_b), f"a loader worker failed at step {asked[0].step}: {error}"
-                )
-            yield asked.popleft(), batch
+                problem = f"a loader worker failed at step {step.number}: {error}"
+                yield step, self.dataset.failed(len(step.rows_b), problem)
+                return
+            yield step, batch
 
     def close(self) -> None:
         """End the workers; `load` would start others."""
-        self._loader = self._made = None
+        self._loader, self._made, self._newest.steps = None, iter(()), ()
 
     def _begin(self) -> None:
         """Have the workers begin the newest range."""
@@ -88,42 +159,36 @@ class Loader:
             try:
                 self._made = iter(self._loader)
                 return
-            except WORKER_LOST:
-                self.close()  # a worker was lost since the last range
-        start_fork_server()
+            except WORKER_LOST:  # one since the last range
+                self._loader = None
+        of_workers: dict[str, Any] = {}
+        if self._workers:
+            multiprocessing.set_forkserver_preload(["__main__", "ecn_dist.data.forkserver"])
+            of_workers = {
+                "prefetch_factor": BATCHES_AHEAD,
+                "persistent_workers": True,
+                "multiprocessing_context": "forkserver",
+                "worker_init_fn": partial(_start_worker, os.getpid()),
+            }
         self._loader = DataLoader(
-            self._dataset,
+            self.dataset,
             batch_size=None,
-            sampler=self._sampler,
-            collate_fn=_as_made,
+            sampler=self._newest,
             num_workers=self._workers,
-            prefetch_factor=BATCHES_AHEAD,
-            pin_memory=self._pin_memory,
-            persistent_workers=True,
-            multiprocessing_context="forkserver",
-            worker_init_fn=partial(_start_worker, os.getpid()),
+            pin_memory=self._queue is not None,  # page-locked, for a fast way to the device
             generator=torch.Generator(),  # or it would draw from the global one, and the run depend on `workers`
+            **of_workers,
         )
         self._made = iter(self._loader)
 
 
-class _Sampler:
-    """The `DataLoader`'s: each iteration of it asks for the newest range, and notes what was asked for."""
+class _Newest:
+    """The `DataLoader`'s sampler: each iteration of it is over the newest range."""
 
-    requests: Iterable[Request]
-    asked: deque[Request]
+    steps: Iterable[Step] = ()
 
-    def __iter__(self) -> Iterator[Request]:
-        asked = self.asked
-        for request in self.requests:
-            asked.append(request)
-            yield request
-
-
-def start_fork_server() -> None:
-    """Start the server that `load` takes its workers from: its imports then run beside what this process does."""
-    multiprocessing.set_forkserver_preload(["__main__", "ecn_dist.data.forkserver"])
-    forkserver.ensure_running()
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
 
 
 def check_shared_memory(batch_bytes: int, workers: int) -> None:
@@ -139,10 +204,6 @@ def check_shared_memory(batch_bytes: int, workers: int) -> None:
             f"{free >> 20} MiB free: give the container more (docker run --ipc=host, or --shm-size=8g), or lower "
             "--data.workers"
         )
-
-
-def _as_made(batch: Any) -> Any:
-    return batch
 
 
 def _start_worker(trainer: int, worker: int) -> None:

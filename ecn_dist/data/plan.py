@@ -35,6 +35,8 @@ class Step(NamedTuple):
     rows_b: np.ndarray  # int64, of the split's members
     occurrences_b: np.ndarray  # int64, how often the sample came before in this pass
     pass_number: int  # the pass (or epoch): with index and occurrence, the address of a sample's random numbers
+    number: int = 0  # of the step
+    stand_ins: Sequence[np.ndarray] = ()  # of each sample, see `Plan.stand_ins`; none where nothing may be replaced
 
 
 class Plan(Protocol):
@@ -147,25 +149,18 @@ class PassPlan:
     def step(self, step: int, rank: int = 0, world_size: int = 1) -> Step:
         """Step `step`, counted over all passes: see `Plan`. A sample comes once a pass, so its occurrence is 0."""
         pass_number, step_of_pass = divmod(step, self.steps_per_pass)
-        rows_b = self.rows(pass_number, step_of_pass, rank, world_size)
-        return Step(rows_b, np.zeros_like(rows_b), pass_number)
-
-    def stand_ins(self, row: int) -> np.ndarray:
-        """The samples stored after `row`; the first follows the last."""
-        return (row + np.arange(1, STAND_INS + 1)) % self.num_samples
-
-    def rows(self, pass_number: int, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """(B / W,) int64: the rows of the split's members that `rank` takes in `step` of the pass, in batch order."""
-        if not 0 <= step < self.steps_per_pass:
-            raise IndexError(f"step {step} of a pass of {self.steps_per_pass}")
-        own = self.streams // world_size
-        per_stream = self.global_batch_size // self.streams
-        taken = step * per_stream + np.arange(per_stream)
+        own, per_stream = self.streams // world_size, self.global_batch_size // self.streams
+        taken = step_of_pass * per_stream + np.arange(per_stream)
         places = [
             stream * self.stream_length + self._shuffled(pass_number, stream, taken)
             for stream in range(rank * own, (rank + 1) * own)
         ]
-        return self._rows_at(pass_number, np.concatenate(places))
+        rows_b = self._rows_at(pass_number, np.concatenate(places))
+        return Step(rows_b, np.zeros_like(rows_b), pass_number, step)
+
+    def stand_ins(self, row: int) -> np.ndarray:
+        """The samples stored after `row`; the first follows the last."""
+        return (row + np.arange(1, STAND_INS + 1)) % self.num_samples
 
     def _shuffled(self, pass_number: int, stream: int, places: np.ndarray) -> np.ndarray:
         """Places 0 .. L - 1 of the shuffled stream -> places of the stream as it was cut."""

@@ -19,22 +19,19 @@ b samples of this rank, V views of each, H x W network input.
 
 import logging
 from collections.abc import Generator, Iterator
-from dataclasses import replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ecn_dist import distributed
 from ecn_dist.data.cache import ShardCache
-from ecn_dist.data.dataset import STYLES, PictureDataset, Request
-from ecn_dist.data.delivery import NO_LABEL, Batch, copy_queue, deliver
+from ecn_dist.data.dataset import STYLES, PictureDataset
 from ecn_dist.data.fetch import shown
-from ecn_dist.data.fetch_ahead import FetchAhead
-from ecn_dist.data.index import SplitIndex, is_url
-from ecn_dist.data.loader import Loader, check_shared_memory, start_fork_server
+from ecn_dist.data.index import SplitIndex
+from ecn_dist.data.loader import NO_LABEL, Batch, Loader, check_shared_memory
 from ecn_dist.data.plan import PassPlan, Plan, Step
-from ecn_dist.data.reader import ShardReader
 from ecn_dist.data.transforms import ECN, Augmentation
 from ecn_dist.errors import UserError
 
@@ -49,7 +46,7 @@ Style = Literal["real", "random", "other", "all"]
 class TrainStream:
     """The planned, augmented training batches of one plan after the other.
 
-    It starts nothing before it is iterated (or `start` is called); its workers then live until `close`, over plans.
+    It starts nothing before it is iterated; its workers then live until `close`, over plans.
 
     Args:
         split: the training split.
@@ -95,10 +92,9 @@ class TrainStream:
         self.rank, self.world_size = rank, world_size
         self.max_bad_samples = max_bad_samples
         self.replaced = 0
-        self._split, self._style, self._augmentation = split, style, augmentation
-        self._size = height, width
-        self._workers, self._device, self._cache = workers, device, cache
-        self._dataset: PictureDataset | None = None
+        how = {"style": style, "augmentation": augmentation, "seed": plan.seed, "domain": plan.domain, "cache": cache}
+        samples = plan.global_batch_size // world_size
+        self._new_loader = partial(_new_loader, samples, workers, device, split, height, width, **how)
         self._loader: Loader | None = None
 
     @property
@@ -107,25 +103,6 @@ class TrainStream:
         if not isinstance(self.plan, PassPlan):
             raise ValueError(f"the plan of {self.plan.domain} has no passes")
         return self.plan.steps_per_pass
-
-    def start(self) -> None:
-        """What the first iteration would do: see to the cache of a URL's shards, shared memory and the workers' server.
-
-        Raises:
-            UserError: too little shared memory for the workers, or too small a cache.
-        """
-        if self._dataset is not None:
-            return
-        split, reader = _reader(self._split, self._cache)
-        how, plan = self._augmentation, self.plan
-        dataset = PictureDataset(
-            split, *self._size, reader, style=self._style, augmentation=how, seed=plan.seed, domain=plan.domain
-        )
-        if self._workers:
-            check_shared_memory(dataset.batch_bytes(plan.global_batch_size // self.world_size), self._workers)
-            start_fork_server()
-        self._dataset = dataset
-        self._loader = Loader(dataset, self._workers, pin_memory=copy_queue(self._device) is not None)
 
     def close(self) -> None:
         """End the workers. Another iteration would start others."""
@@ -147,15 +124,17 @@ class TrainStream:
         """Steps first_step .. last_step - 1 of the present plan; what comes before is not read.
 
         To begin another iteration ends this one. A batch with an error is the last, and its text is then raised as
-        `UserError`.
+        `UserError`: also for too little shared memory for the workers, or too small a cache, before the first one.
         """
-        self.start()
+        plan = self.plan
+        self._loader = self._loader or self._new_loader()
         of_pass, pass_number = 0, -1
+        planned = partial(self._planned, plan, range(first_step, last_step))
         try:
-            for request, batch in self._delivered(self.plan, range(first_step, last_step)):
-                if request.pass_number != pass_number:
+            for step, batch in self._loader.batches(planned, plan.labels):
+                if step.pass_number != pass_number:
                     self._tell(of_pass)
-                    of_pass, pass_number = 0, request.pass_number
+                    of_pass, pass_number = 0, step.pass_number
                 of_pass += batch.skipped
                 self.replaced += batch.skipped
                 if of_pass > self.max_bad_samples:
@@ -169,32 +148,17 @@ class TrainStream:
         finally:
             self._tell(of_pass)  # a stream may end, or be closed, within a pass
 
+    def _planned(self, plan: Plan, steps: range) -> Iterator[Step]:
+        for number in steps:
+            step = plan.step(number, self.rank, self.world_size)
+            if self.max_bad_samples:
+                step = step._replace(stand_ins=[plan.stand_ins(row) for row in step.rows_b.tolist()])
+            yield step
+
     def _tell(self, replaced: int) -> None:
         if replaced:
             text = "%s: %d pictures of this pass could not be decoded and were replaced"
             log.warning(text, self.plan.domain, replaced)
-
-    def _requests(self, plan: Plan, steps: range) -> Iterator[Request]:
-        for step in steps:
-            planned = plan.step(step, self.rank, self.world_size)
-            stand_ins = [plan.stand_ins(row) for row in planned.rows_b.tolist()] if self.max_bad_samples else ()
-            yield Request(step, *planned, stand_ins)
-
-    def _delivered(self, plan: Plan, steps: range) -> Generator[tuple[Request, Batch]]:
-        assert self._loader is not None
-        assert self._dataset is not None
-        cache = self._dataset.reader.cache
-        ahead = FetchAhead(self._dataset.split, cache, self._requests(plan, steps)) if cache else None
-        made = self._loader.load(self._requests(plan, steps))
-        how = self._augmentation or ECN
-        try:
-            for request, batch in deliver(made, plan.labels, self._size, how, self._device):
-                if ahead:
-                    ahead.reached(request.step)
-                yield request, batch
-        finally:
-            if ahead:
-                ahead.stop()
 
 
 def _check_style(split: SplitIndex, style: str) -> None:
@@ -211,33 +175,11 @@ def _check_style(split: SplitIndex, style: str) -> None:
         raise UserError(f"{shown(split.folder)} has one camera: no picture has a copy in the style of another")
 
 
-def _reader(split: SplitIndex, cache: ShardCache | None) -> tuple[SplitIndex, ShardReader]:
-    """The split, with members that workers can map, and its reader."""
-    if not is_url(split.folder):
-        return split, ShardReader()
-    cache = cache or ShardCache.of_host()
-    cache.check_room(split.shards, split.members.nbytes)
-    return replace(split, members=cache.map_members(split.members)), ShardReader(cache)
-
-
-class _InOrder:
-    """The plan of an evaluation: the samples of one rank, one after the other."""
-
-    seed, domain, labels = 0, "", None
-
-    def __init__(self, rows: range, batch_size: int) -> None:
-        self._rows, self._batch_size = rows, batch_size
-        self.global_batch_size = min(batch_size, len(rows))
-
-    def check_ranks(self, world_size: int) -> None:
-        """Any number will do."""
-
-    def step(self, step: int, rank: int = 0, world_size: int = 1) -> Step:
-        rows_b = np.array(self._rows[step * self._batch_size : (step + 1) * self._batch_size])
-        return Step(rows_b, np.zeros_like(rows_b), 0)
-
-    def stand_ins(self, row: int) -> np.ndarray:
-        raise NotImplementedError("an evaluation does without no picture")
+def _new_loader(samples: int, workers: int, device: torch.device, *shown: Any, **how: Any) -> Loader:
+    """Of batches of so many samples of a `PictureDataset`. `UserError` where the workers' do not fit into memory."""
+    dataset = PictureDataset(*shown, **how)
+    check_shared_memory(dataset.batch_bytes(samples), workers)
+    return Loader(dataset, workers, device)
 
 
 class EvaluationStream:
@@ -267,24 +209,18 @@ class EvaluationStream:
         device: torch.device = CPU,
         cache: ShardCache | None = None,
     ) -> None:
+        _check_style(split, style)
         part = distributed.RowPartition(len(split), world_size)
-        rows = range(part.start(rank), part.stop(rank))
-        self._stream = TrainStream(
-            split,
-            _InOrder(rows, batch_size),
-            height=height,
-            width=width,
-            augmentation=None,
-            style=style,
-            workers=workers,
-            device=device,
-            cache=cache,
-        )
-        self._steps = -(-len(rows) // batch_size)
+        rows = np.arange(part.start(rank), part.stop(rank))
+        parts = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+        self._steps = [Step(rows_b, np.zeros_like(rows_b), 0, number) for number, rows_b in enumerate(parts)]
         self._world_size = world_size
+        samples = min(batch_size, len(rows))
+        how = {"style": style, "cache": cache}
+        self._new_loader = partial(_new_loader, samples, workers, device, split, height, width, **how)
 
     def __len__(self) -> int:
-        return self._steps
+        return len(self._steps)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields the batches. Collectives (on several ranks): at the end, one exchange of error texts.
@@ -293,13 +229,14 @@ class EvaluationStream:
             UserError: bad data; on several ranks only at the end, and on all of them.
         """
         error = None
+        loader = self._new_loader()
         try:
-            for batch in self._stream.batches(0, len(self)):
+            for _, batch in loader.batches(lambda: self._steps):
                 if error := batch.error:
                     break
                 yield batch
         finally:
-            self._stream.close()
+            loader.close()
         if error and self._world_size == 1:
             raise UserError(error)
         if self._world_size > 1:

@@ -110,14 +110,12 @@ def augment_into(out_HW3: Tensor, pixels: np.ndarray, draws: Sequence[float], ho
     if how.kind == "ecn":
         resize_into(out_HW3, pixels, crop_box(draws, pixels.shape[0], pixels.shape[1]), flip)
         return
-    height, width = out_HW3.shape[0], out_HW3.shape[1]
+    height, width, _ = out_HW3.shape
     padding = round(PADDING * height)
-    down, right = (int(draws[CROP_TRIES + at] * (2 * padding + 1)) - padding for at in (0, 1))
-    resized_HW3 = torch.empty_like(out_HW3)
-    resize_into(resized_HW3, pixels, flip=flip)
-    out_HW3.zero_()
-    to = out_HW3[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
-    to.copy_(resized_HW3[max(0, down) :, max(0, right) :][: to.shape[0], : to.shape[1]])
+    top, left = (int(draws[CROP_TRIES + at] * (2 * padding + 1)) for at in (0, 1))
+    padded_HW3 = out_HW3.new_zeros(height + 2 * padding, width + 2 * padding, 3)
+    resize_into(padded_HW3[padding : padding + height, padding : padding + width], pixels, flip=flip)
+    out_HW3.copy_(padded_HW3[top : top + height, left : left + width])
 
 
 def resize_into(out_HW3: Tensor, pixels: np.ndarray, box: Box | None = None, flip: bool = False) -> None:
@@ -126,20 +124,18 @@ def resize_into(out_HW3: Tensor, pixels: np.ndarray, box: Box | None = None, fli
     torch's antialiased uint8 kernels are PIL's with shorter fixed-point weights, so the result is PIL's within two grey
     levels. Flipping comes before resizing, where there are fewer pixels; the two commute.
     """
-    mode = "bicubic" if box is None else "bilinear"
     pixels_hw3 = torch.from_numpy(pixels)
-    if box is None and pixels_hw3.shape == out_HW3.shape:
-        out_HW3.copy_(pixels_hw3.flip(1) if flip else pixels_hw3)
-        return
     if box is not None:
         top, left, height, width = box
         pixels_hw3 = pixels_hw3[top : top + height, left : left + width]
     if flip:
         pixels_hw3 = pixels_hw3.flip(1)
-    size = (out_HW3.shape[0], out_HW3.shape[1])
-    # In this order of operations torch sees that the channels come last, and need not rearrange them.
-    resized_13HW = F.interpolate(pixels_hw3.unsqueeze(0).permute(0, 3, 1, 2), size, mode=mode, antialias=True)
-    out_HW3.copy_(resized_13HW.permute(0, 2, 3, 1)[0])
+    if box is not None or pixels_hw3.shape != out_HW3.shape:
+        # In this order of operations torch sees that the channels come last, and need not rearrange them.
+        pixels_13hw, mode = pixels_hw3.unsqueeze(0).permute(0, 3, 1, 2), "bilinear" if box else "bicubic"
+        resized_13HW = F.interpolate(pixels_13hw, (out_HW3.shape[0], out_HW3.shape[1]), mode=mode, antialias=True)
+        pixels_hw3 = resized_13HW.permute(0, 2, 3, 1)[0]
+    out_HW3.copy_(pixels_hw3)
 
 
 def normalise_and_erase(pixels_bHW3: Tensor, boxes_b4: Tensor | None = None, how: Augmentation = ECN) -> Tensor:

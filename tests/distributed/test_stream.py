@@ -90,7 +90,7 @@ def test_ranks_agree(ranks, world_size: int, tmp_path: Path) -> None:
     ranks(world_size).run(check_size_check, split, world_size - 1)
     stream = train_stream(split)
     for slot in range(4):
-        row = int(stream.plan.rows(0, 2)[0])
+        row = int(stream.plan.step(2).rows_b[0])
         if split.members["length"][row][slot]:
             overwrite(split, row, slot, b"\0" * 50)
     assert ranks(world_size).run(check_training_error, split) == [2] * world_size

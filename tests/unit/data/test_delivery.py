@@ -81,6 +81,7 @@ def test_no_delivery_waits_for_the_device(split: SplitIndex, workers: int, style
 
 
 def test_the_next_batch_is_on_its_way_while_one_is_used(split: SplitIndex) -> None:
+    batches(split, last_step=1, device=META)  # the constants
     with NoWaiting(META) as mode:
         made = train_stream(split, device=META).batches(0, 4)
         copies = []

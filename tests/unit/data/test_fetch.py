@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ecn_dist.data import fetch as fetch_module
 from ecn_dist.data.fetch import Patience, fetch, fetch_bytes, shown
 from ecn_dist.errors import UserError
 from tests.unit.data.test_stream_loader import within
@@ -39,17 +40,19 @@ def test_a_stalled_command_is_ended_with_all_that_it_started() -> None:
 
 
 FETCHING = """
-    import sys, threading, time
-    from ecn_dist.data.fetch import fetch_bytes
+    import importlib.util, sys, threading
 
-    threading.Thread(target=fetch_bytes, args=(f"pipe:sleep {sys.argv[1]} | cat", 1), daemon=True).start()
+    spec = importlib.util.spec_from_file_location("fetch", sys.argv[2])  # without the package, which takes seconds
+    sys.modules["fetch"] = fetch = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fetch)
+    threading.Thread(target=fetch.fetch_bytes, args=(f"pipe:sleep {sys.argv[1]} | cat", 1), daemon=True).start()
     print(sys.stdin.readline())
 """
 
 
 def test_commands_do_not_outlive_the_process_that_ends_while_a_thread_fetches() -> None:
     marker = f"654.{os.getpid()}"
-    arguments = [sys.executable, "-c", textwrap.dedent(FETCHING), marker]
+    arguments = [sys.executable, "-c", textwrap.dedent(FETCHING), marker, fetch_module.__file__]
     process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert within(20, lambda: alive(marker))
     process.communicate(b"end\n", timeout=20)
@@ -143,3 +146,12 @@ def test_other_addresses_are_opened_by_fsspec(tmp_path: Path) -> None:
 )
 def test_messages_tell_no_secret(url: str, told: str) -> None:
     assert shown(url) == told
+
+
+def test_whole_files_and_commands_that_fail(tmp_path: Path) -> None:
+    (tmp_path / "shard").write_bytes(expected := os.urandom(SHARD_BYTES))
+    assert fetch_bytes(f"pipe:cat {tmp_path}/shard", SHARD_BYTES) == expected
+    with pytest.raises(
+        UserError, match=r"pipe:cat .* cannot be fetched, after 1 attempts: the command ended with status 1"
+    ):
+        fetch_bytes("pipe:cat /nowhere 2>&-", 1, Patience(attempts=1))

@@ -141,12 +141,10 @@ def test_unknown_identities_have_no_labels() -> None:
 
 
 def test_missing_styles_are_counted() -> None:
+    assert make_split([1, 2, 3], (1, 2, 3)).has_styles
     split = make_split([1, 2, 3], (1, 2, 3))
-    assert split.has_styles
     split.members["length"][0, 1] = 0
-    split = SplitIndex("train", "shards", split.shards, split.members, NUM_CAMERAS, split.identities)
-    assert split.missing_styles == 1
-    assert not split.has_styles
+    assert (split.missing_styles, split.has_styles) == (1, False)
 
 
 def test_unknown_split_names_those_that_exist(folder: Path) -> None:
@@ -154,20 +152,12 @@ def test_unknown_split_names_those_that_exist(folder: Path) -> None:
         ShardIndex.load(str(folder)).split("query")
 
 
-def test_missing_folder_says_how_to_pack(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no such shard folder: .*nowhere.*ecn_dist\.pack .* --output .*nowhere"):
-        ShardIndex.load(str(tmp_path / "nowhere"))
-
-
-def test_missing_index_says_how_to_pack(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no index.json.*ecn_dist\.pack"):
-        ShardIndex.load(str(tmp_path))
-
-
-def test_other_versions_are_refused(folder: Path) -> None:
-    write_index(folder, read_json(folder) | {"version": 2})
-    with pytest.raises(UserError, match="format version 2, and this program reads version 1"):
-        ShardIndex.load(str(folder))
+@pytest.mark.parametrize(
+    ("name", "text"), [("nowhere", r"no such shard folder: .*nowhere"), ("", r"has no index.json")]
+)
+def test_what_is_no_shard_folder_says_how_to_pack(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(UserError, match=rf"{text}.*ecn_dist\.pack .* --output .*{name}"):
+        ShardIndex.load(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": "something else"}'])
@@ -213,7 +203,7 @@ MEMBERS = "splits.train.members."
         ("splits", []),
         ("splits", {}),
         ("splits.train", "x"),
-        ("splits.../../etc", {}),
+        ("splits", {"../../etc": {}}),
         *(("splits.train.identities", value) for value in ([9, 5, 5], [9, "5"], [9, -1], [2**63], {}, None)),
         ("splits.train.shards", []),
         ("splits.train.shards.0", 5),
@@ -237,11 +227,7 @@ def test_what_pack_does_not_write_is_refused_by_file_and_key(
     folder: Path, key: str, value: object, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = read_json(folder)
-    if key == "splits.../../etc":
-        index["splits"]["../../etc"] = {}
-        key = "splits.'../../etc'"
-    else:
-        change(index, key, value)
+    change(index, key, value)
     write_index(folder, index)
     monkeypatch.chdir(folder)
     # The object itself is named where it holds something twice.
@@ -264,7 +250,6 @@ def test_text_that_no_parser_should_choke_on_is_refused(folder: Path, text: str)
         ShardIndex.load(str(folder))
 
 
-@pytest.mark.parametrize("version", ["1", 1.0, True, None, 2])
 def test_what_a_later_program_adds_is_left_alone(folder: Path) -> None:
     index = read_json(folder)
     change(index, "splits.train.later", {"a": [{"b": [1]}]})
@@ -272,6 +257,7 @@ def test_what_a_later_program_adds_is_left_alone(folder: Path) -> None:
     assert len(ShardIndex.load(str(folder)).split("train")) == 4
 
 
+@pytest.mark.parametrize("version", ["1", 1.0, True, None, 2])
 def test_a_version_is_a_number_and_this_one(folder: Path, version: object) -> None:
     write_index(folder, read_json(folder) | {"version": version})
     with pytest.raises(UserError, match=f"has format version {version!r}, and this program reads version 1"):
@@ -344,21 +330,15 @@ def test_a_sidecar_that_is_no_array_is_refused(folder: Path, kind: str, address:
         ShardIndex.load(address.format(folder=folder))
 
 
-def test_missing_sidecar(folder: Path) -> None:
-    (folder / "train.members.npy").unlink()
-    with pytest.raises(UserError, match=r"train\.members\.npy is missing"):
-        ShardIndex.load(str(folder))
-
-
-def test_sidecar_of_another_size_or_checksum(folder: Path) -> None:
+def test_a_sidecar_of_another_size_or_checksum_or_none(folder: Path) -> None:
     sidecar = folder / "train.members.npy"
-    data = bytearray(sidecar.read_bytes())
-    sidecar.write_bytes(data[:-1])
-    with pytest.raises(UserError, match="is not the file that was packed"):
-        ShardIndex.load(str(folder))
-    data[-1] ^= 1
-    sidecar.write_bytes(data)
-    with pytest.raises(UserError, match="is not the file that was packed"):
+    data = sidecar.read_bytes()
+    for wrong in (data[:-1], data[:-1] + b"?"):
+        sidecar.write_bytes(wrong)
+        with pytest.raises(UserError, match="is not the file that was packed"):
+            ShardIndex.load(str(folder))
+    sidecar.unlink()
+    with pytest.raises(UserError, match=r"train\.members\.npy is missing"):
         ShardIndex.load(str(folder))
 
 

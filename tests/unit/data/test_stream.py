@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ecn_dist.data import transforms
-from ecn_dist.data.cache import ShardCache
+from ecn_dist.data.cache import FOLDER_VARIABLE, GIB_VARIABLE
+from ecn_dist.data.dataset import PictureDataset
 from ecn_dist.data.draws import Draws
 from ecn_dist.data.index import SplitIndex
 from ecn_dist.data.plan import PassPlan
@@ -35,6 +36,12 @@ def split(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def small(tmp_path: Path) -> SplitIndex:
     return write_split(tmp_path, [20, 10, 20], sizes=SIZES)
+
+
+def dataset_of(stream: TrainStream) -> PictureDataset:
+    """Of a stream that was iterated."""
+    assert stream._loader is not None
+    return stream._loader.dataset
 
 
 PLAN_OPTIONS = ("global_batch_size", "streams", "seed", "domain", "window")
@@ -77,9 +84,8 @@ def test_global_batches_are_identical_for_any_ranks_and_workers(split: SplitInde
     for order in passes:
         assert len(set(order)) == len(order) == 48
     assert passes[0] != passes[1]
-    for world_size in (1, 2, 3, 4):
-        for workers in (0, 1, 2):
-            assert_equal(globally(split, world_size, workers=workers), expected)
+    for world_size, workers in ((1, 2), (2, 0), (2, 1), (3, 0), (4, 0)):
+        assert_equal(globally(split, world_size, workers=workers), expected)
 
 
 def test_stopping_after_any_step_continues_with_the_batch_that_would_have_come(split: SplitIndex) -> None:
@@ -151,7 +157,7 @@ def bytes_of(split: SplitIndex, first_step: int, last_step: int) -> tuple[int, i
     before = counted()
     list(stream.batches(first_step, last_step))
     read = counted() - before + own
-    return read, stream._dataset.reader.bytes_read
+    return read, dataset_of(stream).reader.bytes_read
 
 
 def test_a_pass_reads_the_chosen_pictures_and_nothing_else(split: SplitIndex) -> None:
@@ -204,7 +210,7 @@ def evaluated(split: SplitIndex, world_size: int, **options: Any) -> list[Batch]
     batches = []
     for rank in range(world_size):
         stream = EvaluationStream(split, height=40, width=20, batch_size=7, rank=rank, world_size=world_size, **options)
-        steps = list(stream._stream.batches(0, len(stream)))
+        steps = [batch for _, batch in stream._new_loader().batches(lambda steps=stream._steps: steps)]
         assert len(steps) == len(stream)
         batches += steps
     return batches
@@ -229,9 +235,12 @@ def test_evaluation_does_not_depend_on_workers(small: SplitIndex) -> None:
 
 
 @pytest.fixture
-def served(small: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FolderServer, SplitIndex]]:
+def served(
+    small: SplitIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[FolderServer, SplitIndex]]:
     """`small` behind a URL."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
     server = FolderServer(Path(small.folder))
     yield server, SplitIndex("train", server.url, small.shards, np.array(small.members), 3, small.identities)
     server.stop()
@@ -239,34 +248,33 @@ def served(small: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_behind_a_url_give_the_same_batches_and_are_fetched_once(
-    served: tuple[FolderServer, SplitIndex], small: SplitIndex, tmp_path: Path, workers: int
+    served: tuple[FolderServer, SplitIndex], small: SplitIndex, workers: int
 ) -> None:
     server, remote = served
-    options = {"cache": ShardCache(tmp_path / "cache", 1 << 30), "workers": workers}
-    assert_equal(globally(remote, 2, **options), globally(small, 2))
+    assert_equal(globally(remote, 2, workers=workers), globally(small, 2))
     assert server.requests == {shard.name: 1 for shard in small.shards}
-    evaluation = EvaluationStream(remote, height=40, width=20, batch_size=7, **options)
+    evaluation = EvaluationStream(remote, height=40, width=20, batch_size=7, workers=workers)
     assert torch.cat([batch.indices for batch in evaluation]).tolist() == small.indices.tolist()
     assert sum(server.requests.values()) == 3
 
 
-def test_what_workers_get_is_small(served: tuple[FolderServer, SplitIndex], small: SplitIndex, tmp_path: Path) -> None:
+def test_what_workers_get_is_small(served: tuple[FolderServer, SplitIndex], small: SplitIndex) -> None:
     for split in (small, served[1]):
-        stream = train_stream(split, cache=ShardCache(tmp_path / "cache", 1 << 30))
+        stream = train_stream(split)
         list(stream.batches(0, 1))
-        assert b".members.npy" in (pickled := pickle.dumps(stream._dataset))
+        assert b".members.npy" in (pickled := pickle.dumps(dataset_of(stream)))
         assert len(pickled) < 12_000  # the rows themselves are in a file that a worker maps
 
 
 def test_shards_are_fetched_ahead_of_use(
-    served: tuple[FolderServer, SplitIndex], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: tuple[FolderServer, SplitIndex], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, remote = served
     # One stream without shuffling over shards: the first batch needs one or two of the three.
     monkeypatch.setattr("ecn_dist.data.plan.SHARDS_PER_WINDOW", 0)
-    stream = train_stream(remote, streams=1, window=1, cache=ShardCache(tmp_path / "cache", 1 << 30))
-    later = {int(remote.members["shard"][row]) for step in range(1, 4) for row in stream.plan.rows(0, step)} - {
-        int(remote.members["shard"][row]) for row in stream.plan.rows(0, 0)
+    stream = train_stream(remote, streams=1, window=1)
+    later = {int(remote.members["shard"][row]) for step in range(1, 4) for row in stream.plan.step(step).rows_b} - {
+        int(remote.members["shard"][row]) for row in stream.plan.step(0).rows_b
     }
     assert later
     iterator = stream.batches(0, 9)
@@ -274,6 +282,9 @@ def test_shards_are_fetched_ahead_of_use(
     assert all(server.wait_for(remote.shards[shard].name) for shard in later)
 
 
-def test_a_cache_too_small_for_two_shards_is_refused(served: tuple[FolderServer, SplitIndex], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"limited to 50000 bytes, and shards are up to \d+ bytes large"):
-        train_stream(served[1], cache=ShardCache(tmp_path / "cache", 50_000)).start()
+def test_a_cache_too_small_for_two_shards_is_refused(
+    served: tuple[FolderServer, SplitIndex], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(GIB_VARIABLE, "0.00001")
+    with pytest.raises(UserError, match=r"limited to 10737 bytes, and shards are up to \d+ bytes large: raise ECN_"):
+        next(train_stream(served[1]).batches(0, 1))

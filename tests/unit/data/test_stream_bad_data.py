@@ -98,8 +98,7 @@ def test_replaced_pictures_are_counted_and_limited_by_pass(split: SplitIndex, ca
     assert "3 pictures in this pass cannot be decoded, more than data.max_bad_samples (2)" in error
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 1), (3, 0)])
 def test_every_rank_tells_its_replaced_pictures_by_step_and_in_all(
     split: SplitIndex, world_size: int, workers: int
 ) -> None:
@@ -160,12 +159,12 @@ def test_a_shard_that_was_cut_or_is_gone_is_never_replaced(split: SplitIndex, ma
     assert "train-000001.tar ends within the picture" in error
     os.unlink(split.shard_path(1))
     _, error = until_error(train_stream(split, max_bad_samples=max_bad_samples))
-    assert "train-000001.tar cannot be opened" in error
+    assert "train-000001.tar cannot be read (No such file" in error
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_does_without_no_picture(split: SplitIndex, workers: int) -> None:
     damage(split, 30)
     made, error = until_error(EvaluationStream(split, height=32, width=16, batch_size=8, workers=workers))
-    assert f"train-000002.tar: {split.indices[30]:06d}.jpg" in error
+    assert f"train-000002.tar: {split.indices[30]:08d}.jpg" in error
     assert len(made) == 3

@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from ecn_dist.data.dataset import PictureDataset, RawBatch, Request
+from ecn_dist.data.dataset import PictureDataset, RawBatch
 from ecn_dist.data.loader import Loader, check_shared_memory
+from ecn_dist.data.plan import Step
 from ecn_dist.errors import UserError
+
+CPU = torch.device("cpu")
 
 
 class Recorded(PictureDataset):
@@ -31,15 +34,12 @@ class Recorded(PictureDataset):
     def failed(self, samples: int, error: str) -> RawBatch:
         return RawBatch(torch.zeros(1, dtype=torch.uint8), error=error)
 
-    def __getitem__(self, request: Request) -> RawBatch:
-        if request.step == self.lost_at:
+    def __getitem__(self, step: Step) -> RawBatch:
+        if step.number == self.lost_at:
             os.kill(os.getpid(), signal.SIGKILL)
         with self.made.open("a") as file:
-            file.write(f"{request.step}\n")
-        return RawBatch(torch.tensor([request.step], dtype=torch.uint8))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__
+            file.write(f"{step.number}\n")
+        return RawBatch(torch.tensor([step.number], dtype=torch.uint8))
 
     def steps_made(self) -> list[int]:
         return sorted(map(int, self.made.read_text().split()))
@@ -58,20 +58,20 @@ def loader_workers() -> list[Any]:
     return [child for child in children if isinstance(child, multiprocessing.context.ForkServerProcess)]
 
 
-def requests(steps: range) -> list[Request]:
-    return [Request(step, np.zeros(1, np.int64), np.zeros(1, np.int64), 0) for step in steps]
+def planned(steps: range) -> list[Step]:
+    return [Step(np.zeros(1, np.int64), np.zeros(1, np.int64), 0, number) for number in steps]
 
 
 def load(loader: Loader, steps: range) -> Iterator[int]:
-    for request, batch in loader.load(requests(steps)):
-        assert request.step == int(batch.data)
-        yield request.step
+    for step, batch in loader.load(planned(steps)):
+        assert step.number == int(batch.data)
+        yield step.number
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_come_in_order(tmp_path: Path, workers: int) -> None:
     recorded = Recorded(tmp_path)
-    loader = Loader(recorded, workers, pin_memory=False)
+    loader = Loader(recorded, workers, CPU)
     assert list(load(loader, range(3, 20))) == list(range(3, 20))
     assert list(load(loader, range(7, 7))) == []
     assert recorded.steps_made() == list(range(3, 20))
@@ -79,7 +79,7 @@ def test_batches_come_in_order(tmp_path: Path, workers: int) -> None:
 
 def test_workers_read_ahead_without_a_pause_but_not_endlessly(tmp_path: Path) -> None:
     recorded = Recorded(tmp_path)
-    loading = load(Loader(recorded, 2, pin_memory=False), range(100))
+    loading = load(Loader(recorded, 2, CPU), range(100))
     for step in range(20):
         assert next(loading) == step
         # Two batches a worker, and one for the one that was taken.
@@ -88,7 +88,7 @@ def test_workers_read_ahead_without_a_pause_but_not_endlessly(tmp_path: Path) ->
 
 
 def test_one_range_after_the_other_is_made_by_the_same_workers(tmp_path: Path) -> None:
-    loader = Loader(Recorded(tmp_path), 2, pin_memory=False)
+    loader = Loader(Recorded(tmp_path), 2, CPU)
     assert list(load(loader, range(5))) == list(range(5))
     workers = {process.pid for process in loader_workers()}
     left = load(loader, range(5, 50))
@@ -104,7 +104,7 @@ def test_one_range_after_the_other_is_made_by_the_same_workers(tmp_path: Path) -
 
 
 def test_workers_lost_between_two_ranges_are_replaced(tmp_path: Path) -> None:
-    loader = Loader(Recorded(tmp_path), 2, pin_memory=False)
+    loader = Loader(Recorded(tmp_path), 2, CPU)
     list(load(loader, range(5)))
     first, _ = loader_workers()
     os.kill(first.pid, signal.SIGKILL)
@@ -112,16 +112,23 @@ def test_workers_lost_between_two_ranges_are_replaced(tmp_path: Path) -> None:
     assert list(load(loader, range(5, 9))) == [5, 6, 7, 8]
 
 
+def test_without_workers_an_unexpected_error_is_raised_as_it_is(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path)
+    recorded.made = tmp_path / "nowhere" / "made"
+    with pytest.raises(FileNotFoundError):
+        list(load(Loader(recorded, 0, CPU), range(3)))
+
+
 def test_the_global_generator_is_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    list(load(Loader(Recorded(tmp_path), 1, pin_memory=False), range(3)))
+    list(load(Loader(Recorded(tmp_path), 1, CPU), range(3)))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_workers_leave_signals_to_the_training_process(tmp_path: Path) -> None:
-    loading = load(Loader(Recorded(tmp_path), 2, pin_memory=False), range(50))
+    loading = load(Loader(Recorded(tmp_path), 2, CPU), range(50))
     first = [next(loading) for _ in range(5)]
     workers = [process.pid for process in loader_workers()]
     server = multiprocessing.forkserver._forkserver._forkserver_pid
@@ -133,7 +140,7 @@ def test_workers_leave_signals_to_the_training_process(tmp_path: Path) -> None:
 
 
 def test_workers_end_when_the_stream_is_left(tmp_path: Path) -> None:
-    loader = Loader(Recorded(tmp_path), 2, pin_memory=False)
+    loader = Loader(Recorded(tmp_path), 2, CPU)
     loading = load(loader, range(50))
     next(loading)
     assert len(loader_workers()) == 2
@@ -142,7 +149,7 @@ def test_workers_end_when_the_stream_is_left(tmp_path: Path) -> None:
 
 
 def test_workers_obey_a_termination_by_the_training_process(tmp_path: Path) -> None:
-    loading = load(Loader(Recorded(tmp_path), 1, pin_memory=False), range(50))
+    loading = load(Loader(Recorded(tmp_path), 1, CPU), range(50))
     next(loading)
     (worker,) = loader_workers()
     worker.terminate()
@@ -150,7 +157,7 @@ def test_workers_obey_a_termination_by_the_training_process(tmp_path: Path) -> N
 
 
 def test_a_lost_worker_is_an_error_in_place_of_its_batch(tmp_path: Path) -> None:
-    *made, (_, last) = Loader(Recorded(tmp_path, lost_at=6), 2, pin_memory=False).load(requests(range(50)))
+    *made, (_, last) = Loader(Recorded(tmp_path, lost_at=6), 2, CPU).load(planned(range(50)))
     # The loss is noticed at once, perhaps before batches that were already made are handed over; none is skipped.
     assert [int(batch.data) for _, batch in made] == list(range(len(made)))
     assert len(made) <= 6
@@ -161,11 +168,11 @@ def test_a_lost_worker_is_an_error_in_place_of_its_batch(tmp_path: Path) -> None
 SCRIPT = """
     import multiprocessing, sys, time
     from pathlib import Path
-    from tests.unit.data.test_stream_loader import Recorded, load
+    from tests.unit.data.test_stream_loader import CPU, Recorded, load
     from ecn_dist.data.loader import Loader
 
     if __name__ == "__main__":
-        loading = load(Loader(Recorded(Path(sys.argv[1])), 2, pin_memory=False), range(50))
+        loading = load(Loader(Recorded(Path(sys.argv[1])), 2, CPU), range(50))
         next(loading)
         print(*(process.pid for process in multiprocessing.active_children()), flush=True)
         time.sleep(60)

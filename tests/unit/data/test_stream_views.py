@@ -103,7 +103,7 @@ def test_a_sample_of_which_one_view_cannot_be_decoded_is_replaced_with_all_views
     assert after.indices[CAMERAS * 5 : CAMERAS * 6].tolist() == [stand_in] * CAMERAS
     same = before.indices == after.indices
     assert torch.equal(before.images[same], after.images[same])
-    with pytest.raises(UserError, match=rf"{index:06d}\.cam0\d\.jpg .* cannot be decoded"):
+    with pytest.raises(UserError, match=rf"{index:08d}\.cam0\d\.jpg .* cannot be decoded"):
         batches(split, last_step=1, style="all")
 
 
