@@ -139,7 +139,7 @@ def draw_training_curves(rows: Sequence[Mapping[str, Any]], keys: str = ".*") ->
     ][:MAX_PANELS]
     if not drawn:
         return None
-    columns = min(len(drawn), 3)
+    columns = 2 if len(drawn) == 4 else min(len(drawn), 3)
     lines = math.ceil(len(drawn) / columns)
     figure = Figure(figsize=(max(3.3 * columns, 5.2), 2.3 * lines))
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True).flatten()

@@ -181,7 +181,7 @@ def draw_clusters(labels: np.ndarray, domain: Domain, *, count: int = 3, members
         pure = sum(len(_rows_of(people[rows])) == 1 for rows in clusters.values())
         subtitle += (
             f" {pure:,} clusters show one person alone; {len(split):,} of {len(persons):,} people are in several "
-            "clusters. A colour of frame is one person of its line, or of a split person one cluster."
+            "clusters. Frames of one colour in a line: one person; in a line of a split person: one cluster."
         )
     return montage(lines, title="Clusters", subtitle=subtitle)
 
