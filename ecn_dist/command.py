@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import docstring_parser
 
 from ecn_dist import distributed
-from ecn_dist.errors import UserError
+from ecn_dist.errors import UserError, printable_lines
 from ecn_dist.methods.options import Range
 
 EXIT_USER_ERROR = 2
@@ -152,16 +152,3 @@ def in_words(error: Exception) -> str:
         file = os.fsdecode(error.filename or "a file or the output")
         return f"{file}: {error.strerror or error}; {_REMEDIES.get(error.errno or 0, 'see that it may be used')}"
     return str(error)
-
-
-def printable(text: str) -> str:
-    r"""`text` for a terminal: what cannot be printed (control characters, bytes of no encoding) as \x1b and the like.
-
-    Names from data go through here before they are shown, so that none of them moves the cursor or forges a line.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def printable_lines(text: str) -> str:
-    """`printable` of a text whose line ends are its own; all lines but the first are indented."""
-    return "\n  ".join(printable(line).strip() for line in text.split("\n"))

@@ -13,9 +13,9 @@ from ecn_dist import distributed
 from ecn_dist.checks import group_checks, host_checks
 from ecn_dist.checks.dry_run import Plan, make_plan
 from ecn_dist.checks.host_checks import Finding, guarded, launched
-from ecn_dist.command import command, printable_lines
+from ecn_dist.command import command
 from ecn_dist.config import Config
-from ecn_dist.errors import UserError
+from ecn_dist.errors import UserError, printable_lines
 
 DESCRIPTION = """Is everything well where a run is to be started? Alone it looks at this host, under torchrun at every
 rank's, and between the ranks. It takes the options of `train`: the command line of a run can be looked at before it is

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import track
 
 from ecn_dist import distributed
-from ecn_dist.command import printable, verb
-from ecn_dist.errors import UserError
+from ecn_dist.command import verb
+from ecn_dist.errors import UserError, printable
 from ecn_dist.files import check_name
 from ecn_dist.methods.options import Count
 from ecn_dist.packing.layouts import PICTURE_SUFFIXES, files_below

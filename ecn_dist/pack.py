@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from ecn_dist.command import printable, verb
+from ecn_dist.command import verb
 from ecn_dist.data.index import ShardIndex
+from ecn_dist.errors import printable
 from ecn_dist.methods.options import Count, Natural, Positive
 from ecn_dist.packing.layouts import LAYOUTS, STYLES_FOLDER, read_dataset
 from ecn_dist.packing.records import check_queries, first_few

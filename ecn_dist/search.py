@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from ecn_dist.command import printable, verb
+from ecn_dist.command import verb
 from ecn_dist.data.pictures import UnreadablePicture, decode
-from ecn_dist.errors import UserError
+from ecn_dist.errors import UserError, printable
+from ecn_dist.files import write_atomically
 from ecn_dist.methods.options import Count
 from ecn_dist.ranking import nearest_pictures
-from ecn_dist.reporting.montage import save_figure
+from ecn_dist.reporting.montage import png_of
 from ecn_dist.reporting.sheets import draw_answers
 from ecn_dist.serving.embedder import Embedder, read_picture
 from ecn_dist.serving.feature_file import FeatureFile
@@ -79,7 +80,7 @@ def main(
             for asked, matches in zip(queries, found, strict=True)
         ]
         caption = f"The nearest of {len(names):,} pictures, with Euclidean distances. Near is not the same person."
-        save_figure(draw_answers(lines, subtitle=caption), draw, title="Nearest pictures", caption=caption)
+        write_atomically(draw, png_of(draw_answers(lines, subtitle=caption)))
         print(f"wrote {draw}")
     return 0
 

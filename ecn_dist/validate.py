@@ -2,8 +2,9 @@
 
 import sys
 
-from ecn_dist.command import printable, verb
+from ecn_dist.command import verb
 from ecn_dist.data.index import ShardIndex
+from ecn_dist.errors import printable
 from ecn_dist.methods.options import Count
 from ecn_dist.packing.summary import print_summary
 from ecn_dist.packing.validation import validate

@@ -1,10 +1,15 @@
 """What the tests of pictures share: small ranking problems, and pictures that can be told apart by colour."""
 
+import io
+
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ecn_dist.ranking import FeatureSet, evaluate_ranking
 from ecn_dist.ranking.evaluating import Evaluation
+from ecn_dist.reporting.montage import png_of
 
 
 def random_case(seed: int, queries: int = 7, gallery: int = 40) -> tuple[torch.Tensor, ...]:
@@ -36,6 +41,11 @@ def evaluation_of(
     )
     own = FeatureSet(gallery.features[part], gallery.pids[part], gallery.camids[part])
     return Evaluation(result, query, own, camera_free)
+
+
+def pixels_of(figure: Figure) -> np.ndarray:
+    """The drawn figure (H, W, 3)."""
+    return np.asarray(Image.open(io.BytesIO(png_of(figure))).convert("RGB"))
 
 
 def color_of(row: int) -> tuple[int, int, int]:

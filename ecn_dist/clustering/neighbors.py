@@ -16,11 +16,10 @@ from torch import Tensor
 from ecn_dist import distributed
 from ecn_dist.clustering.pictures import Pictures, exact_products
 from ecn_dist.ranking.distances import full_precision
+from ecn_dist.ranking.neighbors import Nearest, in_order
 
 SPARE = 8  # candidates beyond k
 MAX_BLOCK = 2048  # rows of a product
-SCRATCH = (torch.float32, torch.bool)  # of a product
-MANY = 2  # times c: if more are nearer, sorting them out is slower than a top-k
 ROWS_OF_ALL = 256  # pictures at a time whose distances to all are computed
 OTHER_SUM = 1e-10  # more than two ways of summing up in float64 can differ by
 
@@ -45,14 +44,6 @@ class Neighbors:
     distances: Tensor  # (n, k) float64: max(0, 2 - 2 f.g)
 
 
-@dataclass
-class _Candidates:
-    """The nearest so far by the product."""
-
-    similarity: Tensor  # (n, c) float32, in no order
-    numbers: Tensor  # (n, c) int64; -1: none
-
-
 def chunk_size(dim: int, memory_budget: int) -> int:
     """How many pictures make a chunk, so that its product and its features fit into `memory_budget` bytes."""
     return max(16, memory_budget // (16 * MAX_BLOCK + 16 * dim) // 16 * 16)
@@ -64,35 +55,23 @@ def nearest(pictures: Pictures, rankings: list[Ranking], cameras: Tensor | None,
     `cameras` (N,) int64 on the device of the features are needed for rankings by camera. Equal distances: the lower
     number first. Collectives: those of `Pictures.chunks` and `Pictures.dots`, and one all-reduce a ranking.
     """
-    size = chunk_size(pictures.dim, memory_budget)
-    with full_precision(pictures.own.device):
-        found = _candidates(pictures, rankings, cameras, size)
+    size, own = chunk_size(pictures.dim, memory_budget), pictures.own
+    with full_precision(own.device):
+        like = torch.empty(0, dtype=torch.float32, device=own.device)
+        candidates = [Nearest(len(own), ranking.k + SPARE, like) for ranking in rankings]  # by the product, negated
+        buffer = like.new_empty(MAX_BLOCK * size)
+        for numbers, features in pictures.chunks(size):
+            right = features.float().T
+            for start in range(0, len(own), MAX_BLOCK):
+                left = -own[start : start + MAX_BLOCK].float()
+                product = buffer[: len(left) * len(numbers)].view(len(left), -1)
+                torch.mm(left, right, out=product)
+                for ranking, found in zip(rankings, candidates, strict=True):
+                    out = _left_out(ranking, pictures.ids[start : start + MAX_BLOCK], numbers, cameras)
+                    found.show(start, product if out is None else product.masked_fill(out, torch.inf), numbers)
         return [
-            _exact(pictures, ranking, candidates, cameras, size)
-            for ranking, candidates in zip(rankings, found, strict=True)
+            _exact(pictures, ranking, found, cameras, size) for ranking, found in zip(rankings, candidates, strict=True)
         ]
-
-
-def _candidates(pictures: Pictures, rankings: list[Ranking], cameras: Tensor | None, size: int) -> list[_Candidates]:
-    own = pictures.own
-    found = []
-    for ranking in rankings:
-        shape = (len(own), ranking.k + SPARE)
-        similarity = torch.full(shape, -torch.inf, dtype=torch.float32, device=own.device)
-        found.append(_Candidates(similarity, torch.full(shape, -1, dtype=torch.int64, device=own.device)))
-    products, marks = (torch.empty(MAX_BLOCK * size, dtype=dtype, device=own.device) for dtype in SCRATCH)
-    for numbers, features in pictures.chunks(size):
-        right = features.float().T
-        for start in range(0, len(own), MAX_BLOCK):
-            rows = slice(start, start + MAX_BLOCK)
-            left = own[rows].float()
-            product, nearer = (part[: len(left) * len(numbers)].view(len(left), -1) for part in (products, marks))
-            torch.mm(left, right, out=product)
-            for ranking, candidates in zip(rankings, found, strict=True):
-                out = _left_out(ranking, pictures.ids[rows], numbers, cameras)
-                ranked = product if out is None else product.masked_fill(out, -torch.inf)
-                _merge(candidates, rows, ranked, numbers, nearer)
-    return found
 
 
 def _left_out(ranking: Ranking, rows: Tensor, columns: Tensor, cameras: Tensor | None) -> Tensor | None:
@@ -103,55 +82,24 @@ def _left_out(ranking: Ranking, rows: Tensor, columns: Tensor, cameras: Tensor |
     return same if ranking.among == "others" else ~same
 
 
-def _merge(candidates: _Candidates, rows: slice, product: Tensor, numbers: Tensor, nearer: Tensor) -> None:
-    """Put what is nearer in a product (R, m), of the pictures `numbers` (m,), among the candidates of `rows`.
-
-    Overwrites `nearer` (R, m).
-    """
-    best, kept = candidates.similarity[rows], candidates.numbers[rows]
-    width = best.shape[1]
-    torch.gt(product, best.amin(1, keepdim=True), out=nearer)
-    if int(nearer.count_nonzero()) > MANY * width * len(best):  # at first; then few
-        new, column = product.topk(min(width, product.shape[1]), sorted=False)
-        new_numbers = numbers[column]
-    else:
-        row, column = nearer.nonzero(as_tuple=True)
-        count = torch.bincount(row, minlength=len(best))
-        most = int(count.max())
-        place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-        new, new_numbers = best.new_full((len(best), most), -torch.inf), kept.new_full((len(best), most), -1)
-        new[row, place], new_numbers[row, place] = product[row, column], numbers[column]
-    candidates.similarity[rows], order = torch.cat([best, new], dim=1).topk(width, sorted=False)
-    candidates.numbers[rows] = torch.cat([kept, new_numbers], dim=1).gather(1, order)
-
-
-def _exact(
-    pictures: Pictures, ranking: Ranking, candidates: _Candidates, cameras: Tensor | None, size: int
-) -> Neighbors:
+def _exact(pictures: Pictures, ranking: Ranking, candidates: Nearest, cameras: Tensor | None, size: int) -> Neighbors:
     """The nearest, from candidates by the product."""
-    similarity, numbers = candidates.similarity, candidates.numbers
-    numbers = numbers.masked_fill(similarity.isneginf(), -1)
-    ids, worst = pictures.ids, similarity.amin(1)
+    ids, numbers, worst = pictures.ids, candidates.numbers, candidates.values[:, -1]
     if ranking.among != "others":  # the picture itself, in place of the last
         missing = (numbers != ids[:, None]).all(1).nonzero().squeeze(1)
-        numbers[missing, similarity[missing].argmin(1)] = ids[missing]
-    numbers = torch.where(numbers < 0, pictures.total, numbers).sort(1).values
-    there = numbers < pictures.total
-    row = there.nonzero()[:, 0]
+        numbers[missing, -1] = ids[missing]
+    there = numbers >= 0
     distances = torch.full(numbers.shape, torch.inf, dtype=torch.float64, device=numbers.device)
-    distances[there] = _distance(pictures.dots(row, numbers[there], size))
-    distances, order = _itself_first(distances, numbers, ids).sort(dim=1, stable=True)
-    numbers = numbers.gather(1, order)[:, : ranking.k]
-    distances = distances[:, : ranking.k]
+    distances[there] = _distance(pictures.dots(there.nonzero()[:, 0], numbers[there], size))
+    distances, numbers = in_order(_itself_first(distances, numbers, ids), numbers, ranking.k)
     # No picture that is no candidate is nearer than this.
-    beyond = _distance(worst.double() + _error_bound(pictures))
-    unsure = ((beyond <= distances[:, -1]) & ~worst.isneginf()).nonzero().squeeze(1)
+    beyond = _distance(_error_bound(pictures) - worst.double())
+    unsure = ((beyond <= distances[:, -1]) & worst.isfinite()).nonzero().squeeze(1)
     if distributed.any_rank(len(unsure) > 0):
         limit = distances[unsure, -1] + OTHER_SUM
-        numbers[unsure], distances[unsure] = _among_all(pictures, ranking, unsure, limit, cameras, size)
+        distances[unsure], numbers[unsure] = _among_all(pictures, ranking, unsure, limit, cameras, size)
     itself = numbers == ids[:, None]
-    distances = torch.where(itself, _distance(pictures.squares)[:, None], distances)
-    return Neighbors(torch.where(distances.isinf(), -1, numbers), distances)
+    return Neighbors(numbers, torch.where(itself, _distance(pictures.squares)[:, None], distances))
 
 
 def _distance(dots: Tensor) -> Tensor:
@@ -172,38 +120,20 @@ def _error_bound(pictures: Pictures) -> float:
 
 
 def _among_all(
-    pictures: Pictures,
-    ranking: Ranking,
-    rows: Tensor,
-    limit: Tensor,
-    cameras: Tensor | None,
-    size: int,
+    pictures: Pictures, ranking: Ranking, rows: Tensor, limit: Tensor, cameras: Tensor | None, size: int
 ) -> tuple[Tensor, Tensor]:
-    """Numbers and distances (u, k) of the nearest of this rank's `rows` (u,), of which k are nearer than `limit` (u,).
+    """Distances and numbers (u, k) of the nearest of this rank's `rows` (u,), of which k are nearer than `limit` (u,).
 
     Collective as `Pictures.chunks`.
     """
-    ids = pictures.ids[rows]
-    best = limit.new_full((len(rows), ranking.k), torch.inf)
-    kept = torch.full(best.shape, pictures.total, dtype=torch.int64, device=best.device)
-    last, last_number = limit[:, None], kept[:, -1:].clone()  # nothing behind these is needed
+    ids, found = pictures.ids[rows], Nearest(len(rows), ranking.k, limit)
     for numbers, features in pictures.chunks(size):
         for columns, right in zip(numbers.split(2 * ROWS_OF_ALL), features.split(2 * ROWS_OF_ALL), strict=True):
             for start in range(0, len(rows), ROWS_OF_ALL):
                 part = slice(start, start + ROWS_OF_ALL)
                 distances = _distance(exact_products(pictures.own[rows[part]], right))
                 distances = _itself_first(distances, columns[None], ids[part])
-                behind = (distances > last[part]) | ((distances == last[part]) & (columns > last_number[part]))
                 out = _left_out(ranking, ids[part], columns, cameras)
-                behind = behind if out is None else behind | out
-                if behind.all():
-                    continue
-                distances[behind] = torch.inf
-                distances = torch.cat([best[part], distances], 1)
-                candidates, by_number = torch.cat([kept[part], columns.expand(len(behind), -1)], 1).sort(1)
-                distances, order = distances.gather(1, by_number).sort(dim=1, stable=True)
-                best[part], kept[part] = distances[:, : ranking.k], candidates.gather(1, order)[:, : ranking.k]
-                full = best[part, -1:].isfinite()
-                last[part] = torch.where(full, best[part, -1:], last[part])
-                last_number[part] = torch.where(full, kept[part, -1:], last_number[part])
-    return kept, best
+                behind = distances > limit[part, None] if out is None else out | (distances > limit[part, None])
+                found.show(start, distances.masked_fill(behind, torch.inf), columns)
+    return found.values, found.numbers

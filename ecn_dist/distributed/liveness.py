@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
 from ecn_dist.distributed.position import position
+from ecn_dist.errors import printable_lines
 
 EXIT_RANK_LOST = 69  # EX_UNAVAILABLE of sysexits.h
 INTERVAL_SECONDS = 0.5
@@ -213,13 +214,13 @@ def report(error: str, *, to_console: bool) -> None:
     if log.handlers:
         log.error(error, extra={"file_only": True})
     if to_console:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {printable_lines(error)}", file=sys.stderr, flush=True)
     tell_torchrun(error)
 
 
 def tell_torchrun(error: str) -> None:
     """Give torchrun the line that it shows for this rank at the end: as its `record` does, without the call stack."""
-    handler = ErrorHandler()
+    handler, error = ErrorHandler(), printable_lines(error)
     if path := handler._get_error_file_path():
         message = {"message": error, "extraInfo": {"py_callstack": error, "timestamp": str(int(time.time()))}}
         handler._write_error_file(path, json.dumps({"message": message}))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.ranking.distances import BATCH, UNIT_ROUNDOFF, ProductSpace, Score, Scratch
+from ecn_dist.ranking.distances import BATCH, UNIT_ROUNDOFF, PairDistances, ProductSpace
 from ecn_dist.ranking.inputs import Labels, place_in_row
 
 MARGIN = 2.0  # buckets before the closest and after the farthest true match, so that the outermost are never near one
@@ -38,7 +38,7 @@ class TrueMatches:
 
     @classmethod
     def gather(
-        cls, labels: Labels, queries: Tensor, pairs: tuple[Tensor, Tensor], score: Score, first_position: int
+        cls, labels: Labels, queries: Tensor, pairs: tuple[Tensor, Tensor], score: PairDistances, first_position: int
     ) -> "TrueMatches":
         """Score the true ones among this rank's `pairs` of one identity, and share them. Two all-gathers."""
         places, pictures = pairs
@@ -156,9 +156,8 @@ class CloserCounter:
     """
 
     space: ProductSpace
-    score: Score
+    score: PairDistances
     gallery: Gallery
-    scratch: Scratch
     watch: Watch | None = None
 
     def count(self, queries: Tensor, matches: TrueMatches, left_out: tuple[Tensor, Tensor], num_buckets: int) -> Tensor:
@@ -179,7 +178,7 @@ class CloserCounter:
         exact = squared.new_zeros((3, *shape, lines.num_matches + 1), dtype=torch.int64)
         for (group, first, last), out in zip(gallery.chunks, gallery.cut(left_out), strict=True):
             pictures = gallery.order[first:last]
-            line = space.multiply(left, pictures, self.scratch)
+            line = space.multiply(left, pictures)
             lowering = self.score.lowering(queries, pictures)
             if lowering is not None:
                 line[:, : last - first] -= lowering * (space.factor**2 * lines.scale[:, None])
@@ -206,22 +205,9 @@ class CloserCounter:
 def _add_exact(counts: Tensor, matches: TrueMatches, row: Tensor, scores: Tensor, position: Tensor) -> None:
     """Add pictures (P,) to `counts` (3, R, T + 1) in the bin of the number of matches that stay before each."""
     width = matches.score.shape[1]
-    line, places = matches.score.flatten(), matches.position.flatten()
-    start = row * width
-    end = start + matches.count[row]
-    equal_or_closer = _bisect(start, end, width, lambda at: line[at] <= scores)
-    closer = _bisect(start, end, width, lambda at: line[at] < scores)
-    earlier = _bisect(closer, equal_or_closer, width, lambda at: places[at] < position)
-    for bins, place in zip(counts.view(3, -1), (equal_or_closer, closer, earlier), strict=True):
-        bins.scatter_add_(0, place + row, torch.ones_like(place))  # rows of T + 1 bins
-
-
-def _bisect(low: Tensor, high: Tensor, longest: int, passes: Callable[[Tensor], Tensor]) -> Tensor:
-    """Where `passes` turns from true to false within low..high (P,), which are at most `longest` apart."""
-    for _ in range(longest.bit_length()):
-        middle = (low + high) // 2
-        open_ = low < high
-        passed = open_ & passes(middle.clamp_max(high - 1).clamp_min(0))
-        low = torch.where(passed, middle + 1, low)
-        high = torch.where(open_ & ~passed, middle, high)
-    return low
+    for part in torch.arange(len(row), device=row.device).split(max(1, BATCH // width)):
+        line, score = matches.score[row[part]], scores[part, None]
+        closer, or_equal = (torch.searchsorted(line, score, right=right).squeeze(1) for right in (False, True))
+        earlier = (line == score) & (matches.position[row[part]] < position[part, None])
+        for bins, place in zip(counts, (or_equal, closer, closer + earlier.sum(1)), strict=True):
+            bins.index_put_((row[part], place), place.new_ones(()), accumulate=True)

@@ -10,7 +10,6 @@ of a chunk, T true matches of the query that has most.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -45,26 +44,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
             switch.fp32_precision = precision
 
 
-class Score(Protocol):
-    """What a gallery is ranked by, the lower the better: it rises with a squared distance that some pairs have lowered.
-
-    `of_pairs`: the exact scores (P,) float64 of query rows (P,) and gallery rows (P,) of this rank. `squared_distance`:
-    the squared distances (R, T) that have these scores (R, T) where nothing is lowered. `lowering`: by how much that of
-    each pair is lowered, (R, n) float64; None: nothing is.
-    """
-
-    def of_pairs(self, queries: Tensor, pictures: Tensor) -> Tensor: ...
-
-    def squared_distance(self, queries: Tensor, scores: Tensor) -> Tensor: ...
-
-    def lowering(self, queries: Tensor, pictures: Tensor) -> Tensor | None: ...
-
-
 class PairDistances:
     """Exact Euclidean distances of chosen pairs: float64, from differences, equal to the last bit for equal features.
 
     The pairs go through one buffer of fixed shape, so that a pair's bits do not depend on which pairs it is asked
-    with: any rank, chunk or order gives the same number. They are a `Score` as they are.
+    with: any rank, chunk or order gives the same number. A gallery is ranked by `of_pairs`, the lower the better: the
+    distances, or in a subclass what rises with a squared distance that some pairs have lowered.
     """
 
     def __init__(self, query_features: Tensor, gallery_features: Tensor, device: torch.device) -> None:
@@ -91,31 +76,43 @@ class PairDistances:
             distances[part] = torch.linalg.vector_norm(self._difference, dim=1)[:size]
         return distances
 
-    of_pairs = __call__
+    def of_pairs(self, queries: Tensor, pictures: Tensor) -> Tensor:
+        """The exact scores (P,) float64 of query rows (P,) and gallery rows (P,) of this rank."""
+        return self(queries, pictures)
 
     def squared_distance(self, queries: Tensor, scores: Tensor) -> Tensor:
+        """The squared distances (R, T) from `queries` (R,) that have these scores (R, T) where nothing is lowered."""
         return scores.square()
 
-    def lowering(self, queries: Tensor, pictures: Tensor) -> None:
+    def lowering(self, queries: Tensor, pictures: Tensor) -> Tensor | None:
+        """By how much the squared distance of each pair is lowered, (R, n) float64; None: nothing is."""
         return None
 
 
 class ProductSpace:
     """Features shifted to about mean 0 and scaled to norms of at most 1, for squared distances by a product.
 
-    What all features share only costs precision. A distance times `factor` is one in these units. Collectives: two
-    small all-reduces when it is made; where features are not finite every rank raises a `UserError`.
+    What all features share only costs precision. A distance times `factor` is one in these units. At most `max_queries`
+    meet at most `chunk` pictures in a product. Collectives: two small all-reduces when it is made; where features are
+    not finite every rank raises a `UserError`.
     """
 
-    def __init__(self, query_features: Tensor, gallery_features: Tensor, device: torch.device, chunk: int) -> None:
+    def __init__(
+        self, query_features: Tensor, gallery_features: Tensor, device: torch.device, bytes_per_query: int, budget: int
+    ) -> None:
+        """Buffers and `bytes_per_query` of what a caller keeps stay within a `budget` of bytes."""
         self._query_features, self._gallery_features, self._device = query_features, gallery_features, device
         self.dim = query_features.shape[1]
+        self.max_queries = max(1, min(MAX_BLOCK, budget // 2 // (bytes_per_query + 16 * self.dim)))
+        chunk = budget // 2 // (8 * self.dim + BYTES_PER_ENTRY * self.max_queries)
+        self.chunk = max(ALIGNMENT, chunk // ALIGNMENT * ALIGNMENT)
+        self._side = torch.zeros((self.chunk, self.dim + 2), dtype=torch.float32, device=device)
+        self._product = torch.zeros(self.max_queries * self.chunk, dtype=torch.float32, device=device)
         sample = gallery_features[:: len(gallery_features) // SAMPLE + 1].to(device)
         total = torch.cat([sample.sum(0, dtype=torch.float64), sample.new_tensor([len(sample)], dtype=torch.float64)])
         total = distributed.all_reduce(total)
         self._offset = total[:-1] / total[-1]
-        self._query_norms = self._norms(query_features, chunk)
-        self._gallery_norms = self._norms(gallery_features, chunk)
+        self._query_norms, self._gallery_norms = self._norms(query_features), self._norms(gallery_features)
         largest = torch.stack([norms.max() for norms in (self._query_norms, self._gallery_norms) if len(norms)]).max()
         if distributed.any_rank(not torch.isfinite(largest)):
             _raise_not_finite(query_features, gallery_features)
@@ -128,10 +125,10 @@ class ProductSpace:
         features = features if features.dtype == torch.float64 else features.float()
         return torch.sub(features, self._offset.to(features.dtype), out=out)
 
-    def _norms(self, features: Tensor, chunk: int) -> Tensor:
+    def _norms(self, features: Tensor) -> Tensor:
         norms = []
         whole = self.dim // NORM_TERMS * NORM_TERMS
-        for part in features.split(chunk):
+        for part in features.split(self.chunk):
             shifted = self._shift(part)
             terms = shifted[:, :whole].unflatten(1, (whole // NORM_TERMS, NORM_TERMS)), shifted[:, None, whole:]
             norms.append(torch.cat([torch.linalg.vector_norm(few, dim=2) for few in terms], dim=1).double().norm(dim=1))
@@ -149,19 +146,19 @@ class ProductSpace:
         side[:, self.dim + 1] = scale * ((self._query_norms[queries] * self.factor).square() - origin) + start
         return side
 
-    def multiply(self, query_side: Tensor, pictures: Tensor, scratch: "Scratch") -> Tensor:
+    def multiply(self, query_side: Tensor, pictures: Tensor) -> Tensor:
         """The product (Q, n or a little more) with a chunk of the gallery: rows (n,) int64.
 
-        Columns beyond n are infinite. The result lies in `scratch`, until the next product.
+        Columns beyond n are infinite. The next product overwrites the result.
         """
         features = self._gallery_features.index_select(0, pictures.to(self._gallery_features.device))
         size = len(features)
         width = -(-size // ALIGNMENT) * ALIGNMENT
-        side = scratch.side[:width]
+        side = self._side[:width]
         self._shift(features, out=side[:size, : self.dim]).mul_(self.factor)
         side[:size, self.dim] = (self._gallery_norms[pictures] * self.factor).square()
         side[:size, self.dim + 1] = 1.0
-        product = scratch.product[: len(query_side) * width].view(len(query_side), width)
+        product = self._product[: len(query_side) * width].view(len(query_side), width)
         # What is added to the dot products comes after them, so that its size is not in their many roundings.
         starts = [*range(0, self.dim, TERMS), self.dim]
         for start, stop in zip(starts, [*starts[1:], self.dim + 2], strict=True):
@@ -181,17 +178,6 @@ class ProductSpace:
         gamma = 1.0 / (1.0 / (num_roundings * UNIT_ROUNDOFF) - 1.0)
         of_norms = (NORM_TERMS + 2) * UNIT_ROUNDOFF * (norms.square() + 1.0)
         return 2.0 * gamma * norms + of_norms + ROUNDINGS * UNIT_ROUNDOFF * (norms + 1.0).square()
-
-
-class Scratch:
-    """How many queries meet how many pictures in a product within a memory budget (bytes), and buffers for it."""
-
-    def __init__(self, dim: int, bytes_per_query: int, budget: int, device: torch.device) -> None:
-        self.max_queries = max(1, min(MAX_BLOCK, budget // 2 // (bytes_per_query + 16 * dim)))
-        chunk = budget // 2 // (8 * dim + BYTES_PER_ENTRY * self.max_queries)
-        self.chunk = max(ALIGNMENT, chunk // ALIGNMENT * ALIGNMENT)
-        self.side = torch.zeros((self.chunk, dim + 2), dtype=torch.float32, device=device)
-        self.product = torch.zeros(self.max_queries * self.chunk, dtype=torch.float32, device=device)
 
 
 def _raise_not_finite(query_features: Tensor, gallery_features: Tensor) -> None:

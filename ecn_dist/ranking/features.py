@@ -4,26 +4,17 @@ Shape letters: b pictures of a batch, V views of each (it and its style copies),
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.data import EvaluationStream, SplitIndex
+from ecn_dist.data import Batch, EvaluationStream, SplitIndex
 from ecn_dist.models import Backbone, autocast, normalized_features
 
 Embed = Callable[[Tensor], Tensor]  # images (b V, 3, H, W) -> features (b V, D)
-
-
-class LabelledImages(Protocol):
-    """What extraction needs of a batch; the views of a picture lie side by side."""
-
-    images: Tensor  # (b V, 3, H, W)
-    pids: Tensor  # (b V,) int64
-    camids: Tensor  # (b V,) int64
-    indices: Tensor  # (b V,) int64: the same for the views of one picture
 
 
 @dataclass(frozen=True)
@@ -73,36 +64,26 @@ def extract_split(
 
     Collective: an exchange of errors at the end of the stream, and of the feature length.
     """
-    stream = EvaluationStream(
-        split,
-        height=size.height,
-        width=size.width,
-        batch_size=size.batch_size,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        workers=size.workers,
-        device=device,
-        **stream_options,
-    )
-    if not isinstance(network, Backbone):
-        with autocast(precision, device):
+    options: dict[str, Any] = asdict(size) | {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    stream = EvaluationStream(split, **options, device=device, **stream_options)
+    with autocast(precision, device):
+        if not isinstance(network, Backbone):
             return extract_features(network, stream, device=device)
-    dtype, was_training = next(network.parameters()).dtype, network.training
-    network.eval()
-    try:
-        with autocast(precision, device):
+        dtype, was_training = next(network.parameters()).dtype, network.training
+        network.eval()
+        try:
             embed = lambda images: normalized_features(network, images.to(dtype))  # noqa: E731
             return extract_features(embed, stream, device=device)
-    finally:
-        network.train(was_training)
+        finally:
+            network.train(was_training)
 
 
 @torch.inference_mode()
-def extract_features(embed: Embed, batches: Iterable[LabelledImages], *, device: torch.device) -> FeatureSet:
+def extract_features(embed: Embed, batches: Iterable[Batch], *, device: torch.device) -> FeatureSet:
     """Run `embed` over this rank's `batches`. Features are kept as float64 where they are so, else as float32.
 
-    Several views of a picture give one feature: their mean, scaled to length 1. A rank may have no batch. Collective:
-    the length and type of features are agreed on at the end.
+    Several views of a picture, side by side in a batch with one number in its `indices`, give one feature: their mean,
+    scaled to length 1. A rank may have no batch. Collective: the length and type of features are agreed on at the end.
     """
     parts = [_of_pictures(embed(batch.images), batch) for batch in batches]
     facts = torch.tensor([(part[0].shape[1], part[0].dtype == torch.float64) for part in parts[:1]] or [(0, 0)])
@@ -114,7 +95,7 @@ def extract_features(embed: Embed, batches: Iterable[LabelledImages], *, device:
     return FeatureSet(features.to(dtype), pids, camids)
 
 
-def _of_pictures(features: Tensor, batch: LabelledImages) -> tuple[Tensor, Tensor, Tensor]:
+def _of_pictures(features: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Features, pids and camids with one row a picture."""
     num_views = int((batch.indices == batch.indices[0]).sum())
     if num_views > 1:

@@ -19,7 +19,10 @@ def check_features(query: Tensor, gallery: Tensor, gallery_sharded: bool) -> tup
     of errors, shapes and sizes; a `UserError` on every rank if anything does not fit or the gallery is empty.
     """
     query, gallery = torch.as_tensor(query).detach(), torch.as_tensor(gallery).detach()
-    error = _feature_error("query", query) or _feature_error("gallery", gallery)
+    error = None
+    for name, features in (("gallery", gallery), ("query", query)):
+        if features.ndim != 2 or not features.is_floating_point():
+            error = f"{name} features must be floats of shape (pictures, length), not {_described(features)}"
     if error is None and query.shape[1] != gallery.shape[1]:
         error = f"query features are {query.shape[1]} long and gallery features {gallery.shape[1]}"
     if error is None and len(query) == 0:
@@ -41,12 +44,6 @@ def own_share(size: int) -> slice:
 def first_of_part(size: int) -> int:
     """The place of this rank's first row, where each rank has a part of `size` rows, in rank order. Collective."""
     return sum(distributed.gather_objects(size)[: distributed.rank()])
-
-
-def _feature_error(name: str, features: Tensor) -> str | None:
-    if features.ndim != 2 or not features.is_floating_point():
-        return f"{name} features must be floats of shape (pictures, length), not {_described(features)}"
-    return None
 
 
 def _described(values: Tensor) -> str:

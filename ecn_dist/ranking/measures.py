@@ -5,7 +5,6 @@ P pairs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,29 +14,23 @@ from ecn_dist.ranking.counting import MARGIN, Buckets, TrueMatches
 from ecn_dist.ranking.distances import BATCH, PairDistances
 
 
-@dataclass(frozen=True)
-class QueryMeasures:
-    """Of each query (R,) float64; NaN where it has no true match."""
-
-    trapezoid: Tensor  # area by the trapezoid rule: scikit-learn's precision_recall_curve and auc
-    stepwise: Tensor  # area by steps: scikit-learn's average_precision_score
-    inverse_penalty: Tensor  # true matches over the rank of the last one (Ye et al., TPAMI 2021)
-    first_rank: Tensor  # rank of the first true match, from 1
-    precision: Tensor  # (R, L) highest precision at the recall level or beyond
-
-
-def measure(matches: TrueMatches, counts: Tensor, num_levels: int = 2) -> QueryMeasures:
+def measure(matches: TrueMatches, counts: Tensor, num_levels: int = 2) -> tuple[Tensor, Tensor]:
     """The figures of a ranking, from the pictures before each true match: `counts` (3, R, T) of `CloserCounter`.
 
     Between the points of two true matches recall stands still while precision falls: the trapezoid that ends at a true
     match begins at the precision just before it. The curve begins at precision 1 if the first picture is true, else 0.
+
+    Returns:
+        Of each query (4, R) float64, NaN where it has no true match: the area by the trapezoid rule (scikit-learn's
+        precision_recall_curve and auc); that by steps (its average_precision_score); the true matches over the rank of
+        the last one (Ye et al., TPAMI 2021); the rank of the first one, from 1. And (R, L) the highest precision at
+        each of `num_levels` recall levels or beyond.
     """
     strictly, or_equal, in_order = counts.double().unbind(0)
-    valid, score, count = matches.valid, matches.score, matches.count.double()
+    valid, score, count, none = matches.valid, matches.score, matches.count.double(), matches.count == 0
     rows, width = score.shape
     if width == 0:
-        nothing = score.new_full((rows,), torch.nan)
-        return QueryMeasures(nothing, nothing, nothing, nothing, nothing[:, None].expand(rows, num_levels))
+        return score.new_full((4, rows), torch.nan), score.new_full((rows, num_levels), torch.nan)
     column = torch.arange(width, device=score.device)
     step = score[:, 1:] != score[:, :-1]
     edge = step.new_ones((rows, 1))
@@ -50,18 +43,13 @@ def measure(matches: TrueMatches, counts: Tensor, num_levels: int = 2) -> QueryM
     gain = torch.where(point, (found - before) / count[:, None], 0.0)
     at = torch.where(point, at, 0.0)
     last = (matches.count - 1).clamp_min(0)[:, None]
+    inverse_penalty = count / (count + in_order.gather(1, last).squeeze(1))
+    figures = [(gain * (at + just_before) / 2).sum(1), (gain * at).sum(1), inverse_penalty, in_order[:, 0] + 1]
 
     levels = torch.linspace(0, 1, num_levels, dtype=torch.float64, device=score.device)
     needed = (levels * count[:, None] - 1e-9).ceil().long().clamp_min(1) - 1
-    best = at.flip(1).cummax(1).values.flip(1)
-    none = matches.count == 0
-    return QueryMeasures(
-        (gain * (at + just_before) / 2).sum(1).masked_fill(none, torch.nan),
-        (gain * at).sum(1).masked_fill(none, torch.nan),
-        (count / (count + in_order.gather(1, last).squeeze(1))).masked_fill(none, torch.nan),
-        (in_order[:, 0] + 1).masked_fill(none, torch.nan),
-        best.gather(1, needed.clamp_max(width - 1)).masked_fill(none[:, None], torch.nan),
-    )
+    best = at.flip(1).cummax(1).values.flip(1).gather(1, needed.clamp_max(width - 1))
+    return torch.stack(figures).masked_fill(none, torch.nan), best.masked_fill(none[:, None], torch.nan)
 
 
 class ClosestFalsePairs:

@@ -1,12 +1,12 @@
-"""The nearest gallery pictures of each query: exact, in bounded memory, no Q x G matrix. And query expansion by them.
+"""The nearest pictures of each row: exact, in bounded memory, never all distances. And query expansion by them.
 
 Products propose candidates, a few more than asked for, whose distances are computed exactly. Where more pictures lie
 within the product's error of the last neighbour, as equal ones do, a second pass computes the distances of them all.
 
-Shape letters: Q queries, R queries of a block, G gallery pictures, n pictures of a chunk, k neighbours, c candidates.
+Shape letters: Q queries, R rows of a block, G gallery pictures, n pictures of a chunk, k neighbours, c candidates.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
-from ecn_dist.ranking.distances import BATCH, MEMORY_BUDGET, PairDistances, ProductSpace, Scratch, full_precision
+from ecn_dist.ranking.distances import BATCH, MEMORY_BUDGET, PairDistances, ProductSpace, full_precision
 from ecn_dist.ranking.inputs import check_features, first_of_part, place_in_row
 
 SPARE = 12  # candidates beyond k: if no more pictures lie within the product's error of the k-th, one pass is enough
+MANY = 2  # times c: if more are near, they are thinned out by a top-k before they are sorted
 
 
 def nearest_pictures(
@@ -43,8 +44,7 @@ def nearest_pictures(
     with full_precision(device):
         query, gallery, first = check_features(query_features, gallery_features, gallery_sharded)
         search = NeighborSearch(query, gallery, num_neighbors, device, memory_budget)
-        blocks = [search.block(queries) for queries in search.blocks(0, len(query))]
-        distances, pictures = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        distances, pictures, _ = search.of(torch.arange(len(query), device=device))
         # Each rank's nearest side by side; ranks are in gallery order.
         missing = (0, num_neighbors - distances.shape[1])
         distances = torch.nn.functional.pad(distances, missing, value=torch.inf)
@@ -92,6 +92,50 @@ def expand_queries(
     return (torch.nn.functional.normalize(mean) if normalize else mean).to(query_features.dtype)
 
 
+class Nearest:
+    """Of each of some rows the `count` pictures nearest to it among all that were shown, ascending; equals by number.
+
+    `values` (rows, count) are distances of any kind, of the type of `like`, infinite where fewer pictures were shown;
+    `numbers` are those of the pictures, -1 where there is none.
+    """
+
+    def __init__(self, rows: int, count: int, like: Tensor) -> None:
+        self.values = like.new_full((rows, count), torch.inf)
+        self.numbers = torch.full((rows, count), -1, dtype=torch.int64, device=like.device)
+
+    def show(self, first: int, values: Tensor, numbers: Tensor) -> None:
+        """Distances `values` (R, n) of the rows from `first` on to pictures `numbers` (n,); infinite: left out."""
+        step = max(1, (BATCH if values.device.type == "cpu" else 64 * BATCH) // values.shape[1])
+        for start in range(0, len(values), step):
+            shown, rows = values[start : start + step], slice(first + start, first + min(start + step, len(values)))
+            best, kept = self.values[rows], self.numbers[rows]
+            worst, last = best[:, -1], kept[:, -1]
+            near = shown <= worst[:, None]
+            if best.shape[1] < shown.shape[1] and int(near.count_nonzero()) > MANY * best.numel():  # at first; then few
+                near &= shown <= shown.topk(best.shape[1], largest=False, sorted=False).values.amax(1, keepdim=True)
+            row, column = near.nonzero(as_tuple=True)
+            found, number = shown[row, column], numbers[column]
+            closer = (found < worst[row]) | (number < last[row])
+            row, found, number = row[closer], found[closer], number[closer]
+            if not len(row):
+                continue
+            count = torch.bincount(row, minlength=len(best))
+            place = place_in_row(row, count)
+            new = best.new_full((len(best), int(count.max())), torch.inf)
+            new_numbers = kept.new_full(new.shape, -1)
+            new[row, place], new_numbers[row, place] = found, number
+            self.values[rows], self.numbers[rows] = in_order(
+                torch.cat([best, new], dim=1), torch.cat([kept, new_numbers], dim=1), best.shape[1]
+            )
+
+
+def in_order(values: Tensor, numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` lowest of each row of `values`, ascending, equals by number; and their numbers. Both (R, any)."""
+    numbers, by_number = numbers.sort(dim=1)
+    values, by_value = values.gather(1, by_number).sort(dim=1, stable=True)
+    return values[:, :count], numbers.gather(1, by_value)[:, :count]
+
+
 class NeighborSearch:
     """Nearest pictures of blocks of queries in a gallery on this rank. All ranks make it together (`ProductSpace`)."""
 
@@ -101,91 +145,51 @@ class NeighborSearch:
         self.num_pictures, self._device = len(gallery_features), device
         self._num_kept = min(num_neighbors, self.num_pictures)
         self._num_candidates = min(num_neighbors + SPARE, self.num_pictures)
-        self._scratch = Scratch(query_features.shape[1], 64 * self._num_candidates, budget, device)
-        self._space = ProductSpace(query_features, gallery_features, device, self._scratch.chunk)
+        self._space = ProductSpace(query_features, gallery_features, device, 64 * self._num_candidates, budget)
         self.distances = PairDistances(query_features, gallery_features, device)
 
-    def blocks(self, start: int, stop: int) -> list[Tensor]:
-        """The queries start..stop-1 in blocks (R,)."""
-        return list(torch.arange(start, stop, device=self._device).split(self._scratch.max_queries))
+    def of(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Exact distances (R, k) of `queries` (R,), ascending, and gallery rows (R, k); equals by gallery row.
 
-    def block(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Exact distances (R, k) of `queries` (R,), ascending, and gallery rows (R, k); equals by gallery row."""
-        return self._nearest(queries, *self._scan(queries)[:2])
+        And the gallery row of the farthest picture (R,), by a product.
+        """
+        blocks = [self._block(block) for block in queries.split(self._space.max_queries)]
+        distances, rows, farthest = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        return distances, rows, farthest
 
-    def block_with_farthest(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, and the distance (R,) of the farthest picture."""
-        squared, candidates, farthest = self._scan(queries)
-        return *self._nearest(queries, squared, candidates), self.distances(queries, farthest)
-
-    def _nearest(self, queries: Tensor, squared: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest (R, k) from candidates (R, c) and their squared distances by a product."""
-        distances, rows = self._exact(queries, candidates)
-        if self._num_candidates == self.num_pictures:
-            return distances, rows
-        # k pictures are at most this far, so none of the k nearest is farther; seen through the error a second time.
-        limit = squared[:, self._num_kept - 1] + 2 * self._space.error_bound(queries)
-        unsure = (squared[:, -1] <= limit).nonzero().squeeze(1)
-        if len(unsure):
-            distances[unsure], rows[unsure] = self._within(queries[unsure], limit[unsure])
-        return distances, rows
-
-    def _exact(self, queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest (R, k) among candidates (R, c), by exact distance and then by row."""
-        candidates = candidates.sort(dim=1).values
-        distances = self.distances(queries.repeat_interleave(candidates.shape[1]), candidates.flatten())
-        distances, order = distances.view_as(candidates).sort(dim=1, stable=True)
-        return distances[:, : self._num_kept], candidates.gather(1, order)[:, : self._num_kept]
+    def _block(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        nearest = Nearest(len(queries), self._num_candidates, torch.empty(0, dtype=torch.float32, device=self._device))
+        most = nearest.values.new_full((len(queries),), -torch.inf)
+        farthest = torch.zeros_like(queries)
+        for pictures, squared in self._products(queries):
+            nearest.show(0, squared, pictures)
+            value, column = squared.max(1)
+            farther = value > most
+            most, farthest = torch.where(farther, value, most), torch.where(farther, pictures[column], farthest)
+        exact = self.distances(queries.repeat_interleave(self._num_candidates), nearest.numbers.flatten())
+        distances, rows = in_order(exact.view_as(nearest.values), nearest.numbers, self._num_kept)
+        if self._num_candidates < self.num_pictures:
+            # k pictures are at most this far, so none of the k nearest is farther; twice the error by the product.
+            limit = nearest.values[:, self._num_kept - 1] + 2 * self._space.error_bound(queries)
+            unsure = (nearest.values[:, -1] <= limit).nonzero().squeeze(1)
+            for some in unsure.split(max(1, BATCH // self._space.chunk)):
+                distances[some], rows[some] = self._within(queries[some], limit[some])
+        return distances, rows, farthest
 
     def _within(self, queries: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest (R, k) among all pictures whose squared distance by a product is at most `limit` (R,)."""
-        best = limit.new_full((len(queries), self._num_kept), torch.inf)
-        rows = torch.zeros_like(best, dtype=torch.int64)
+        nearest = Nearest(len(queries), self._num_kept, limit)
         for pictures, squared in self._products(queries):
-            near = squared <= limit[:, None]
-            _merge(best, rows, near, lambda row, column: self.distances(queries[row], pictures[column]), pictures)  # noqa: B023
-        return best, rows
-
-    def _scan(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """By products: the nearest's squared distances, ascending, and rows (R, c); the farthest's rows (R,)."""
-        best = torch.full((len(queries), self._num_candidates), torch.inf, dtype=torch.float32, device=self._device)
-        rows = torch.zeros_like(best, dtype=torch.int64)
-        most, farthest = best.new_full((len(queries),), -torch.inf), torch.zeros_like(queries)
-        for pictures, squared in self._products(queries):
-            value, column = squared[:, : len(pictures)].max(1)
-            farther = value > most
-            most, farthest = torch.where(farther, value, most), torch.where(farther, pictures[column], farthest)
-            if best.isinf().all() and len(pictures) >= best.shape[1]:  # all would be found
-                best, column = squared.topk(best.shape[1], largest=False)
-                rows = pictures[column]
-                continue
-            closer = squared < best[:, -1:]
-            _merge(best, rows, closer, lambda row, column: squared[row, column], pictures)  # noqa: B023
-        return best, rows, farthest
+            row, column = (squared <= limit[:, None]).nonzero(as_tuple=True)
+            exact = limit.new_full(squared.shape, torch.inf)
+            exact[row, column] = self.distances(queries[row], pictures[column])
+            nearest.show(0, exact, pictures)
+        return nearest.values, nearest.numbers
 
     def _products(self, queries: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Chunk after chunk, rows of pictures (n,) and the squared distances of `queries` to them (R, n or more)."""
+        """Chunk after chunk, rows of pictures (n,) and the squared distances of `queries` to them (R, n)."""
         ones = torch.ones(len(queries), dtype=torch.float64, device=self._device)
         left = self._space.query_side(queries, 0 * ones, ones, 0.0)
         rows = torch.arange(self.num_pictures, device=self._device)
-        for pictures in rows.split(self._scratch.chunk) if len(rows) else ():
-            yield pictures, self._space.multiply(left, pictures, self._scratch)
-
-
-def _merge(
-    best: Tensor, rows: Tensor, found: Tensor, values: Callable[[Tensor, Tensor], Tensor], pictures: Tensor
-) -> None:
-    """Put the `found` (R, n) of a chunk of `pictures` (n,) among the best (R, c), ascending, and their rows (R, c).
-
-    `values` gives the numbers to rank by of places (P,), (P,) in the chunk. Equals stay in the order of their coming.
-    """
-    for part in torch.arange(len(best), device=best.device).split(max(1, BATCH // found.shape[1])):
-        row, column = found[part].nonzero(as_tuple=True)
-        count = torch.bincount(row, minlength=len(part))
-        place = place_in_row(row, count)
-        new = best.new_full((len(part), int(count.max())), torch.inf)
-        new_rows = rows.new_zeros(new.shape)
-        new[row, place], new_rows[row, place] = values(part[row], column), pictures[column]
-        merged, order = torch.cat([best[part], new], dim=1).sort(dim=1, stable=True)
-        best[part] = merged[:, : best.shape[1]]
-        rows[part] = torch.cat([rows[part], new_rows], dim=1).gather(1, order)[:, : best.shape[1]]
+        for pictures in rows.split(self._space.chunk) if len(rows) else ():
+            yield pictures, self._space.multiply(left, pictures)[:, : len(pictures)]

@@ -17,7 +17,7 @@ from torch import Tensor
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
 from ecn_dist.ranking.counting import CloserCounter, Gallery, TrueMatches
-from ecn_dist.ranking.distances import MEMORY_BUDGET, PairDistances, ProductSpace, Score, Scratch, full_precision
+from ecn_dist.ranking.distances import MEMORY_BUDGET, PairDistances, ProductSpace, full_precision
 from ecn_dist.ranking.inputs import Labels, check_features
 from ecn_dist.ranking.measures import ClosestFalsePairs, measure, num_accepted, true_positive_rates
 from ecn_dist.ranking.reranking import Encodings, KReciprocal, RerankedScore
@@ -109,21 +109,19 @@ def evaluate_ranking(
     device = torch.device(device) if device is not None else torch.as_tensor(gallery_features).device
     with full_precision(device):
         sizes = len(query_features), len(gallery_features)
-        query, gallery, first_position = check_features(query_features, gallery_features, gallery_sharded)
+        query, gallery, first = check_features(query_features, gallery_features, gallery_sharded)
         labels = Labels(
             (sizes[0], query_pids, query_camids), (sizes[1], gallery_pids, gallery_camids), gallery_sharded, device
         )
         if camera_pairs and not len(labels.camids):
             raise UserError("a table of camera pairs needs camids", on_all_ranks=True)
-        evaluation = _Evaluation(query, gallery, first_position, labels, camera_pairs, memory_budget)
-        if rerank is not None:
-            part, whole = slice(first_position, first_position + len(gallery)), torch.as_tensor(gallery_features)
-            if gallery_sharded:
-                whole = distributed.all_gather_uneven_rows(gallery)
-            encodings = Encodings(query, whole, rerank, device, memory_budget)
-            evaluation.score = RerankedScore(encodings, evaluation.distances, part)
-            false_positive_rates = ()
-        return evaluation.run(max(max_rank, MIN_CMC), false_positive_rates)
+        evaluation = _Evaluation(query, gallery, first, labels, camera_pairs, memory_budget)
+        if rerank is None:
+            return evaluation.run(PairDistances(query, gallery, device), max(max_rank, MIN_CMC), false_positive_rates)
+        whole = distributed.all_gather_uneven_rows(gallery) if gallery_sharded else torch.as_tensor(gallery_features)
+        encodings = Encodings(query, whole, rerank, device, memory_budget)
+        score = RerankedScore(encodings, query, gallery, device, first)
+        return evaluation.run(score, max(max_rank, MIN_CMC), ())
 
 
 class _Evaluation:
@@ -132,9 +130,8 @@ class _Evaluation:
     def __init__(
         self, query: Tensor, gallery: Tensor, first_position: int, labels: Labels, by_camera: bool, budget: int
     ) -> None:
-        self.device = labels.query_pids.device
-        self.labels, self.camids, self.budget = labels, labels.camids, budget
-        self.by_camera, self.num_groups = by_camera, len(labels.camids) if by_camera else 1
+        self.device, self.labels, self.budget = labels.query_pids.device, labels, budget
+        self.num_cameras = len(labels.camids) if by_camera else 0
         self.num_true = labels.count_true()
         if not self.num_true.any():
             raise UserError(
@@ -142,48 +139,46 @@ class _Evaluation:
                 "check that pids and camids of both come from the same data set",
                 on_all_ranks=True,
             )
-        self.scratch = Scratch(query.shape[1], self._bytes_per_query(1), budget, self.device)
-        self.space = ProductSpace(query, gallery, self.device, self.scratch.chunk)
-        self.distances = PairDistances(query, gallery, self.device)
-        self.score: Score = self.distances
+        self.space = ProductSpace(query, gallery, self.device, self._bytes_per_query(1), budget)
         groups = labels.gallery_cameras if by_camera else torch.zeros_like(labels.gallery_cameras)
-        self.gallery = Gallery(groups, self.num_groups, self.scratch.chunk, first_position)
+        self.gallery = Gallery(groups, max(self.num_cameras, 1), self.space.chunk, first_position)
 
-    def run(self, num_ranks: int, false_positive_rates: Sequence[float]) -> RankingResult:
+    def run(self, score: PairDistances, num_ranks: int, false_positive_rates: Sequence[float]) -> RankingResult:
         valid, num_different = self.num_true > 0, self.labels.count_different()
-        num_cameras, num_valid, num_false = len(self.camids), int(valid.sum()), int(num_different[valid].sum())
+        num_valid, num_false = int(valid.sum()), int(num_different[valid].sum())
         figures = torch.full((4, len(valid)), torch.nan, dtype=torch.float64, device=self.device)
         first_match = torch.full((len(valid),), -1, device=self.device)
         collapsed = torch.zeros((), dtype=torch.int64, device=self.device)
-        precision = torch.zeros(NUM_RECALL_LEVELS, dtype=torch.float64, device=self.device)
-        pair_sums = torch.zeros((3, num_cameras, num_cameras), dtype=torch.float64, device=self.device)
+        precision = figures.new_zeros(NUM_RECALL_LEVELS)
+        pair_sums = figures.new_zeros((3, self.num_cameras, self.num_cameras))
         true_distances = []
         num_kept = max((num_accepted(rate, num_false) + 1 for rate in false_positive_rates), default=0)
         closest = ClosestFalsePairs(num_kept, len(self.labels.gallery_pids), self.device)
-        counter = CloserCounter(self.space, self.score, self.gallery, self.scratch, closest.watch if num_kept else None)
+        counter = CloserCounter(self.space, score, self.gallery, closest.watch if num_kept else None)
 
         for queries in self._blocks():
             pairs = self.labels.same_pairs(queries)
-            matches = TrueMatches.gather(self.labels, queries, pairs, self.score, self.gallery.first_position)
-            counts = counter.count(queries, matches, pairs, _num_buckets(matches.score.shape[1]))
-            counts = distributed.all_reduce(counts)
-            measures = measure(matches, counts.sum(1), NUM_RECALL_LEVELS)
-            figures[:, queries] = torch.stack(
-                [measures.trapezoid, measures.stepwise, measures.inverse_penalty, measures.first_rank]
+            matches = TrueMatches.gather(self.labels, queries, pairs, score, self.gallery.first_position)
+            counts = distributed.all_reduce(
+                counter.count(queries, matches, pairs, _num_buckets(matches.score.shape[1]))
             )
-            precision += measures.precision.sum(0)
+            figures[:, queries], at_levels = measure(matches, counts.sum(1), NUM_RECALL_LEVELS)
+            precision += at_levels.sum(0)
             first_match[queries] = matches.position[:, 0]
             collapsed += _is_collapsed(matches, counts.sum(1), num_different[queries]).sum()
             if num_kept:
                 true_distances.append(matches.score[matches.valid])
-            if self.by_camera:
-                self._add_camera_pairs(pair_sums, queries, matches, counts)
+            for camera in range(self.num_cameras):  # areas, first places and number of queries with a match there
+                (area, _, _, first), _ = measure(*matches.of_camera(camera, counts[:, camera]))
+                counted = ~area.isnan()
+                values = torch.stack([area, (first == 1).double(), counted.double()])[:, counted]
+                pair_sums[:, :, camera].index_add_(1, self.labels.query_cameras[queries][counted], values)
 
         rates = {}
         if num_kept:
             error = float(self.space.error_bound(valid.nonzero().squeeze(1)).max())
             rates = true_positive_rates(
-                false_positive_rates, closest, num_false, torch.cat(true_distances), self.distances, error
+                false_positive_rates, closest, num_false, torch.cat(true_distances), score, error
             )
         average_precision, stepwise, inverse_penalty, first_rank = figures.cpu().numpy()
         accepted = np.searchsorted(np.sort(first_rank[np.isfinite(first_rank)]), np.arange(num_ranks) + 1, side="right")
@@ -201,7 +196,7 @@ class _Evaluation:
             recall_levels=np.linspace(0.0, 1.0, NUM_RECALL_LEVELS),
             precision_at_recall=(precision / num_valid).cpu().numpy(),
             true_positive_rates=rates,
-            camera_pairs=self._camera_pairs(pair_sums) if self.by_camera else None,
+            camera_pairs=_camera_pairs(self.labels.camids, pair_sums) if self.num_cameras else None,
         )
 
     def _blocks(self) -> Iterator[Tensor]:
@@ -211,28 +206,20 @@ class _Evaluation:
         num_true = self.num_true[order].tolist()
         start = 0
         while start < len(order):
-            size = min(self.scratch.max_queries, len(order) - start)
+            size = min(self.space.max_queries, len(order) - start)
             while size > 1 and size * self._bytes_per_query(num_true[start + size - 1]) > self.budget // 2:
                 size //= 2
             yield order[start : start + size]
             start += size
 
     def _bytes_per_query(self, num_true: int) -> int:
-        return 24 * _num_buckets(num_true) + (128 + 96 * self.num_groups) * (num_true + 1)
+        return 24 * _num_buckets(num_true) + (128 + 96 * max(self.num_cameras, 1)) * (num_true + 1)
 
-    def _add_camera_pairs(self, sums: Tensor, queries: Tensor, matches: TrueMatches, counts: Tensor) -> None:
-        """Add areas, first places and number of the queries that have a match in a camera to `sums` (3, C, C)."""
-        query_cameras = self.labels.query_cameras[queries]
-        for camera in range(len(self.camids)):
-            seen = measure(*matches.of_camera(camera, counts[:, camera]))
-            counted = ~seen.trapezoid.isnan()
-            values = torch.stack([seen.trapezoid, (seen.first_rank == 1).double(), counted.double()])
-            sums[:, :, camera].index_add_(1, query_cameras[counted], values[:, counted])
 
-    def _camera_pairs(self, sums: Tensor) -> CameraPairs:
-        area, first, count = sums.cpu().numpy()
-        divisor = np.where(count > 0, count, np.nan)
-        return CameraPairs(self.camids.cpu().numpy(), area / divisor, first / divisor, count.astype(np.int64))
+def _camera_pairs(camids: Tensor, sums: Tensor) -> CameraPairs:
+    area, first, count = sums.cpu().numpy()
+    divisor = np.where(count > 0, count, np.nan)
+    return CameraPairs(camids.cpu().numpy(), area / divisor, first / divisor, count.astype(np.int64))
 
 
 def _is_collapsed(matches: TrueMatches, counts: Tensor, num_different: Tensor) -> Tensor:

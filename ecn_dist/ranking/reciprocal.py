@@ -6,8 +6,6 @@ multiples of 1 / GRID, so that their sums are exact in float64: the same in any 
 Letters: N pictures, K neighbours in a list, R rows of codes, M rows that they meet, P pairs of rows, E entries.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from scipy import sparse
@@ -82,7 +80,11 @@ class Overlaps:
     """
 
     def __init__(self, all_codes: sparse.csr_array, at_least: float, memory_budget: int) -> None:
-        """Meets `all_codes` (M, N); sums below `at_least` are left out, and so are pairs that share nothing."""
+        """Meets `all_codes` (M, N), which are put in order of their columns.
+
+        Sums below `at_least` are left out, and so are pairs that share nothing.
+        """
+        all_codes.sort_indices()  # for elementwise work in one pass
         self._codes, self._at_least, self._budget = all_codes, at_least, memory_budget
         self._roots = all_codes.sqrt().T.tocsr()
         self._holders = np.diff(self._roots.indptr)
@@ -98,28 +100,16 @@ class Overlaps:
         likely = (rows.sqrt() @ self._roots).tocoo()
         kept = likely.data >= self._at_least - ROUNDING
         row, column = likely.row[kept], likely.col[kept]
-        entries = np.diff(self._codes.indptr)[column]
-        dense = np.zeros((max(1, min(rows.shape[0], self._budget // 4 // (8 * rows.shape[1]))), rows.shape[1]))
-        sums = [np.empty(0)]
-        for part in _few_rows(row, len(dense)):
-            for few in cut(entries[part], self._budget // BYTES_PER_ENTRY):
-                few = slice(part.start + few.start, part.start + few.stop)
-                sums.append(self._exact(rows, row[few], column[few], dense))
-        values = np.concatenate(sums)
+        entries = np.diff(rows.indptr)[row] + np.diff(self._codes.indptr)[column]
+        rows.sort_indices()
+        sums = [
+            rows[row[few]].minimum(self._codes[column[few]]).sum(axis=1)
+            for few in cut(entries, self._budget // BYTES_PER_ENTRY)
+        ]
+        values = np.concatenate([np.empty(0), *sums])
         kept = (values >= self._at_least) & (values > 0)
         shape = (rows.shape[0], self._codes.shape[0])
         return sparse.csr_array((values[kept], (row[kept], column[kept])), shape=shape)
-
-    def _exact(self, rows: sparse.csr_array, row: np.ndarray, column: np.ndarray, dense: np.ndarray) -> np.ndarray:
-        """(P,) sums for pairs of few rows: these lie in `dense` meanwhile, which is zero before and after."""
-        first = row[0]
-        own = slice(rows.indptr[first], rows.indptr[row[-1] + 1])
-        places = np.repeat(np.arange(row[-1] + 1 - first), np.diff(rows.indptr[first : row[-1] + 2]))
-        dense[places, rows.indices[own]] = rows.data[own]
-        pair, entry = expand(self._codes.indptr, column)
-        met = dense[row[pair] - first, self._codes.indices[entry]]
-        dense[places, rows.indices[own]] = 0.0
-        return np.bincount(pair, np.minimum(met, self._codes.data[entry]), minlength=len(row))
 
 
 def similarity(overlap: np.ndarray) -> np.ndarray:
@@ -135,13 +125,6 @@ def values_at(rows: sparse.csr_array, row: np.ndarray, column: np.ndarray) -> np
     return np.asarray(rows[row.copy(), column.copy()]).reshape(-1)  # scipy wants arrays that own their memory
 
 
-def expand(starts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For `rows` (P,) all their entries: which of `rows` (E,) ascending, and places among the entries (E,)."""
-    counts = starts[rows + 1] - starts[rows]
-    which = np.repeat(np.arange(len(rows)), counts)
-    return which, np.arange(len(which)) + np.repeat(starts[rows] - (counts.cumsum() - counts), counts)
-
-
 def cut(costs: np.ndarray, limit: int) -> list[slice]:
     """Consecutive parts of at most `limit` in sum, or of one."""
     ends, parts, start = costs.cumsum(), [], 0
@@ -151,12 +134,3 @@ def cut(costs: np.ndarray, limit: int) -> list[slice]:
         parts.append(slice(start, stop))
         start = stop
     return parts
-
-
-def _few_rows(row: np.ndarray, number: int) -> Iterator[slice]:
-    """Ascending `row` (P,) in parts that span at most `number` rows."""
-    start = 0
-    while start < len(row):
-        stop = int(np.searchsorted(row, row[start] + number))
-        yield slice(start, stop)
-        start = stop

@@ -55,13 +55,10 @@ class Encodings:
         self.num_queries, self.settings, self._budget = len(query_features), settings, budget
         num_pictures, own = len(features), own_share(len(features))
         search = NeighborSearch(features, features, settings.k1 + 1, device, budget)
-        found = [search.block_with_farthest(queries) for queries in search.blocks(own.start, own.stop)]
-        parts = list(zip(*found, strict=True)) or [(), (), ()]
-        width = min(settings.k1 + 1, num_pictures)
-        neighbors = torch.cat([torch.empty((0, width), dtype=torch.int64, device=device), *parts[1]])
-        farthest = torch.cat([torch.empty(0, dtype=torch.float64, device=device), *parts[2]])
+        queries = torch.arange(own.start, own.stop, device=device)
+        _, neighbors, farthest = search.of(queries)
         neighbors_NK = distributed.all_gather_uneven_rows(neighbors).cpu().numpy()
-        farthest = distributed.all_gather_uneven_rows(farthest).square()
+        farthest = distributed.all_gather_uneven_rows(search.distances(queries, farthest)).square()
         self.farthest = torch.where(farthest > 0, farthest, 1.0)  # of pictures all alike
 
         half = reciprocal.mutual(reciprocal.neighbor_lists(neighbors_NK, num_pictures, round(settings.k1 / 2) + 1))
@@ -83,26 +80,26 @@ class Encodings:
         return found
 
 
-class RerankedScore:
+class RerankedScore(PairDistances):
     """The re-ranked distance: (1 - lambda) Jaccard distance + lambda squared distance / the farthest from the query."""
 
-    def __init__(self, encodings: Encodings, distances: PairDistances, part: slice) -> None:
-        """`part` are the places in the whole gallery of the pictures of `distances`."""
-        self._distances, self._farthest = distances, encodings.farthest
-        self._weight = encodings.settings.distance_weight
-        self._similarities = encodings.similarities(part)
+    def __init__(self, encodings: Encodings, query: Tensor, gallery: Tensor, device: torch.device, first: int) -> None:
+        """`first` is the place in the whole gallery of the first of the pictures of `gallery`."""
+        super().__init__(query, gallery, device)
+        self._farthest, self._weight = encodings.farthest, encodings.settings.distance_weight
+        self._similarities = encodings.similarities(slice(first, first + len(gallery)))
 
     def of_pairs(self, queries: Tensor, pictures: Tensor) -> Tensor:
-        squared = self._distances(queries, pictures).square() / self._farthest[queries]
+        squared = self(queries, pictures).square() / self._farthest[queries]
         similarities = reciprocal.values_at(self._similarities, queries.cpu().numpy(), pictures.cpu().numpy())
         return (1 - self._weight) * (1 - torch.from_numpy(similarities).to(squared)) + self._weight * squared
 
     def squared_distance(self, queries: Tensor, scores: Tensor) -> Tensor:
         return (scores - (1 - self._weight)) / self._weight * self._farthest[queries, None]
 
-    def lowering(self, queries: Tensor, pictures: Tensor | slice) -> Tensor:
-        columns = pictures if isinstance(pictures, slice) else pictures.cpu().numpy()
-        saved = torch.from_numpy(self._similarities[queries.cpu().numpy()][:, columns].toarray()).to(queries.device)
+    def lowering(self, queries: Tensor, pictures: Tensor) -> Tensor:
+        rows = self._similarities[queries.cpu().numpy()][:, pictures.cpu().numpy()].toarray()
+        saved = torch.from_numpy(rows).to(queries.device)
         return saved * ((1 - self._weight) / self._weight * self._farthest[queries, None])
 
 
@@ -119,18 +116,11 @@ def rerank_distances(
     Features are (Q, D) and (G, D) floats, the same on every rank; the work of the encoding is shared. For the metrics
     of large galleries `evaluate_ranking` takes the settings and makes no such table. Collectives: see `Encodings`.
     """
-    settings = settings or KReciprocal()
     device = torch.device(device) if device is not None else torch.as_tensor(gallery_features).device
     with full_precision(device):
         check_features(query_features, gallery_features, gallery_sharded=False)
         query, gallery = torch.as_tensor(query_features).detach(), torch.as_tensor(gallery_features).detach()
-        encodings = Encodings(query, gallery, settings, device, memory_budget)
-        similarities, weight = encodings.similarities(slice(0, len(gallery))), settings.distance_weight
-        table = torch.empty((len(query), len(gallery)), dtype=torch.float32, device=device)
-        right = gallery.to(device, torch.float64)
-        for rows in torch.arange(len(query), device=device).split(max(1, memory_budget // (32 * len(gallery) + 1))):
-            left = query[rows.to(query.device)].to(right)
-            squared = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist").square()
-            jaccard = 1 - torch.from_numpy(similarities[rows.cpu().numpy()].toarray()).to(squared)
-            table[rows] = ((1 - weight) * jaccard + weight * squared / encodings.farthest[rows, None]).float()
-        return table
+        encodings = Encodings(query, gallery, settings or KReciprocal(), device, memory_budget)
+        score, pictures = RerankedScore(encodings, query, gallery, device, 0), torch.arange(len(gallery), device=device)
+        rows = [score.of_pairs(torch.full_like(pictures, row), pictures).float() for row in range(len(query))]
+        return torch.stack(rows)

@@ -1,10 +1,12 @@
 """Several runs side by side: the table of a report."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
+
+from markupsafe import Markup
 
 from ecn_dist.errors import UserError
 from ecn_dist.reporting.run_reader import number, read_mapping
@@ -21,35 +23,29 @@ class Comparison:
 
 
 def comparison_table(comparison: Comparison) -> dict[str, Any]:
-    """Heads and cells: mean and sample standard deviation over the seeds, in percent; the best mean is marked.
-
-    `bar` is the length of the bar behind a row's name, in percent: its first measure.
-    """
+    """Heads and lines of cells: means in percent, with the sample standard deviation where there are several seeds."""
     values = {
         name: {key: [value for run in runs if (value := number(run.get(key))) is not None] for key in MEASURES}
         for name, runs in comparison.rows.items()
     }
-    means = {name: {key: statistics.fmean(of[key]) for key in MEASURES if of[key]} for name, of in values.items()}
-    shown = [key for key in MEASURES if any(key in of for of in means.values())]
-    best = {key: max(of[key] for of in means.values() if key in of) for key in shown}
-    rows = []
-    for name, runs in comparison.rows.items():
-        cells = [
-            {
-                "mean": percent(means[name][key]) if key in means[name] else "",
-                "spread": percent(statistics.stdev(values[name][key])) if len(values[name][key]) > 1 else "",
-                "best": means[name].get(key) == best[key] and len(comparison.rows) > 1,
-            }
-            for key in shown
-        ]
-        bar = min(max(means[name].get(shown[0], 0.0), 0.0), 1.0) if shown else 0.0
-        rows.append({"name": name, "seeds": len(runs), "cells": cells, "bar": percent(bar)})
+    best = {key: max(map(fmean, some)) for key in MEASURES if (some := [of[key] for of in values.values() if of[key]])}
+    several = any(len(runs) > 1 for runs in comparison.rows.values())
+
+    def cell(found: list[float], highest: float) -> str:
+        if not found:
+            return ""
+        spread = f" ± {percent(stdev(found))}" if len(found) > 1 else ""
+        is_best = len(values) > 1 and fmean(found) == highest
+        return Markup("<b>{}</b>{}" if is_best else "{}{}").format(percent(fmean(found)), spread)
+
     return {
         "title": comparison.title,
         "note": comparison.note,
-        "heads": [MEASURES[key] for key in shown],
-        "rows": rows,
-        "several_seeds": any(len(runs) > 1 for runs in comparison.rows.values()),
+        "heads": ["Row", *(MEASURES[key][0] for key in best), *["seeds"] * several],
+        "lines": [
+            [name, *(cell(of[key], best[key]) for key in best), *[len(comparison.rows[name])] * several]
+            for name, of in values.items()
+        ],
     }
 
 

@@ -47,11 +47,14 @@ MAX_PANELS = 12
 # The panels that come first, with the keys that stand in them; any other key has a panel of its own.
 _PANELS = {
     "loss": r"loss(_.*)?",
-    "evaluation": r"evaluation .*",
-    "validation": r"validation_.*",
+    "evaluation, fraction": r"evaluation .*",
+    "validation, fraction": r"validation_.*",
     "learning rate": r"lr(_.*)?",
     "clusters, outliers": r"clusters|outliers",
-    "cluster size": r"cluster_size_.*",
+    "cluster size, pictures": r"cluster_size_.*",
+    "pairs by two cameras, fraction": r"cluster_cross_camera",
+    "AMI of clusters and people": r"cluster_ami",
+    "data wait, seconds": r"data_wait",
 }
 
 
@@ -89,7 +92,7 @@ def draw_camera_pairs(pairs: CameraPairs) -> Figure:
     for (query, gallery), value in np.ndenumerate(pairs.mAP):
         words, ink = "-", FAINT_INK
         if not np.isnan(value):
-            words, ink = f"{100 * value:.0f}", "white" if value < 0.55 else INK
+            words, ink = f"{100 * value:.0f}", "white" if value < 0.5 else INK
             words += f"\nn {pairs.num_valid_queries[query, gallery]:,}" if few else ""
         axes.text(gallery, query, words, ha="center", va="center", fontsize=7, color=ink)
     figure.colorbar(image, ax=axes, shrink=0.8, aspect=22, pad=0.03).outline.set_visible(False)
@@ -107,31 +110,40 @@ def weakest_camera_pairs(pairs: CameraPairs, count: int = 3) -> list[dict[str, A
 
 
 @matplotlib.rc_context(STYLE)
-def draw_training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Every number of a run's metrics.jsonl over the steps, in small panels.
+def draw_training_curves(rows: Sequence[Mapping[str, Any]], keys: str = ".*") -> Figure | None:
+    """The numbers of a run's metrics.jsonl over the steps, in small panels; None where there is none.
 
-    Losses stand together, as do learning rates, the measures of evaluations made while training, clusters with
-    outliers, and clusters' sizes; any other key has a panel of its own. Where a line lacks a key, or has no number,
-    the curve has no point. Panels of nothing but zeros are left out. Shaded: the epochs on the source alone, which are
-    those below 0.
+    Args:
+        rows: objects of metrics.jsonl. Where one lacks a key, or has no number there, the curve has no point.
+        keys: a regular expression: which keys are drawn. Some stand together (`_PANELS`); any other key has a panel of
+            its own, which is left out where all is zero.
+
+    Shaded: the epochs on the source alone, which are those below 0.
     """
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in _PANELS}
+    rows = [row for row in rows if any(re.fullmatch(keys, key) for key in row if key not in ("step", "epoch"))]
     for row in rows:
         measured = found if isinstance(found := row.get("evaluation"), Mapping) else {}
         shown = {f"evaluation {key}": measured.get(key) for key in ("mAP", "mAP_stepwise", "rank1")}
         for key, value in {**row, **shown}.items():
             at, y = number(row.get("step")), number(value)
-            if at is not None and y is not None and key not in ("step", "epoch"):
-                name = next((name for name, keys in _PANELS.items() if re.fullmatch(keys, key)), key.replace("_", " "))
+            if at is not None and y is not None and key not in ("step", "epoch") and re.fullmatch(keys, key):
+                name = next(
+                    (name for name, these in _PANELS.items() if re.fullmatch(these, key)), key.replace("_", " ")
+                )
                 panels.setdefault(name, {}).setdefault(key, []).append((at, y))
-    spoken = [name for name in panels if name not in _PANELS and any(y for of in panels[name].values() for _, y in of)]
-    names = [*(name for name in _PANELS if name in panels), *spoken][:MAX_PANELS]
-    columns = min(max(len(names), 1), 3)
-    lines = max(math.ceil(len(names) / columns), 1)
+    drawn = [
+        name
+        for name, curves in panels.items()
+        if (curves if name in _PANELS else any(y for points in curves.values() for _, y in points))
+    ][:MAX_PANELS]
+    if not drawn:
+        return None
+    columns = 2 if len(drawn) == 4 else min(len(drawn), 3)
+    lines = math.ceil(len(drawn) / columns)
     figure = Figure(figsize=(max(3.3 * columns, 5.2), 2.3 * lines))
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True).flatten()
-    grid[0].set_title("" if names else "No number was logged")
-    for axes, name in zip(grid, names, strict=False):
+    for axes, name in zip(grid, drawn, strict=False):
         axes.set_title(name)
         for key, points in panels[name].items():
             if len(points) > MAX_POINTS:
@@ -139,11 +151,14 @@ def draw_training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             label = key.removeprefix("evaluation ").replace("_", " ")
             axes.plot(*np.array(points).T, label=label, marker="o" if len(points) <= 30 else None)
         if len(panels[name]) > 1:
-            axes.legend()
-        _shade_source_only(axes, rows, in_words=name == names[0])
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(top=top + 0.3 * (top - bottom))  # so that the legend hides no curve
+            axes.legend(loc="upper right", ncols=2, columnspacing=1.0, handlelength=1.6, fontsize=7)
+        _shade_source_only(axes, rows, in_words=name == drawn[0])
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.tick_params(labelbottom=True)
-    for axes in grid[max(len(names), 1) :]:
+        axes.set_xlabel("step")
+    for axes in grid[len(drawn) :]:
         axes.set_axis_off()
     return figure
 
@@ -156,5 +171,4 @@ def _shade_source_only(axes: Axes, rows: Sequence[Mapping[str, Any]], *, in_word
         end = min(after, default=max(before))
         axes.axvspan(min(before), end, color=FAINT_INK, alpha=0.1, linewidth=0)
         if in_words:
-            across = axes.get_xaxis_transform()
-            axes.text((min(before) + end) / 2, 1.01, "source only", transform=across, fontsize=7, va="bottom")
+            axes.text(min(before), 0.02, "source only", transform=axes.get_xaxis_transform(), fontsize=7, va="bottom")

@@ -1,13 +1,14 @@
 """All figures of a run, by one call, and its report."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from ecn_dist import distributed
 from ecn_dist.data import ShardIndex, SplitIndex
@@ -15,33 +16,28 @@ from ecn_dist.data.reader import ShardReader
 from ecn_dist.files import write_atomically
 from ecn_dist.ranking.evaluating import Evaluation
 from ecn_dist.reporting import curves, sheets
-from ecn_dist.reporting.montage import pixels_of, png_of
+from ecn_dist.reporting.montage import png_of
 from ecn_dist.reporting.ranked import Answers, Kind, choose_queries
-from ecn_dist.reporting.report import FINDINGS, TRAINING, write_report
+from ecn_dist.reporting.report import FINDINGS, write_report
 from ecn_dist.reporting.run_reader import FIGURES, METRICS, merge_steps, read_metrics
 from ecn_dist.reporting.sheets import Domain, ReadCopy, ReadPicture
 
 SAMPLE = 500  # queries whose first answers are looked at
-Drawn = tuple[str, Figure, str, str]  # name of the file, figure, title, caption
+Drawn = tuple[str, Figure]  # with the name of its file
 _KINDS: dict[Kind, str] = {"best": "The highest AP", "worst": "The lowest AP", "random": "Any"}
 
 
-class ImageWriter(Protocol):
-    """What is asked of TensorBoard's SummaryWriter."""
-
-    def add_image(self, tag: str, img_tensor: Any, global_step: int | None = None, *, dataformats: str = "CHW") -> Any:
-        """Record one picture."""
-
-
-def _write(run_folder: str | Path, drawn: Iterator[Drawn], writer: ImageWriter | None, step: int | None) -> list[Path]:
+def _write(
+    run_folder: str | Path, draw: Callable[[], Iterable[Drawn]], writer: SummaryWriter | None, step: int | None
+) -> list[Path]:
     """Let rank 0 draw, into figures/ and for TensorBoard; an error of it is raised on all ranks. Collective."""
     folder, written = Path(run_folder) / FIGURES, []
 
     def write() -> None:
-        for name, figure, title, caption in drawn if distributed.is_main() else ():
-            pixels = pixels_of(figure)
-            written.append(write_atomically(folder / f"{name}.png", png_of(pixels, title=title, caption=caption)))
+        for name, figure in draw() if distributed.is_main() else ():
+            written.append(write_atomically(folder / f"{name}.png", png_of(figure)))
             if writer is not None:
+                pixels = np.asarray(Image.open(written[-1]).convert("RGB"))
                 writer.add_image(f"figures/{name}", pixels, step, dataformats="HWC")
 
     distributed.together(write, f"the figures in {folder}")
@@ -53,7 +49,7 @@ def write_figures(
     evaluation: Evaluation,
     indices: Mapping[str, ShardIndex],
     *,
-    writer: ImageWriter | None = None,
+    writer: SummaryWriter | None = None,
     step: int | None = None,
 ) -> None:
     """Draw the run's figures into figures/ and for TensorBoard's `writer`, and write report.html.
@@ -84,7 +80,7 @@ def write_cluster_figures(
     train: SplitIndex,
     labels: np.ndarray,
     *,
-    writer: ImageWriter | None = None,
+    writer: SummaryWriter | None = None,
     step: int | None = None,
 ) -> list[Path]:
     """Draw some of the clusters into RUN/figures/clusters.png; return what was written.
@@ -99,14 +95,7 @@ def write_cluster_figures(
     `UserError`, on all ranks, for a picture that cannot be read. Collective; rank 0 draws and returns the path.
     """
     domain, labels = _domain("target", train, ShardReader()), np.asarray(labels)[train.indices]
-
-    def draw() -> Iterator[Drawn]:
-        sheet = sheets.draw_clusters(labels, domain.pids, domain.camids, domain.read)
-        mixed = "of the most people" if domain.known_pids is not None else "across the most cameras"
-        caption = f"The largest, the smallest and those mixed {mixed}, with some of their pictures, as last clustered."
-        yield "clusters", sheet, "Clusters", caption
-
-    return _write(run_folder, draw(), writer, step)
+    return _write(run_folder, lambda: [("clusters", sheets.draw_clusters(labels, domain))], writer, step)
 
 
 def _domain(name: str, split: SplitIndex, reader: ShardReader) -> Domain:
@@ -125,7 +114,7 @@ def write_run_figures(
     failures: int = 12,
     top: int = 10,
     seed: int = 0,
-    writer: ImageWriter | None = None,
+    writer: SummaryWriter | None = None,
     step: int | None = None,
 ) -> list[Path]:
     """Draw every figure of a run into RUN/figures/; return what was written.
@@ -155,28 +144,25 @@ def write_run_figures(
 
     def draw() -> Iterator[Drawn]:
         among = f"of {result.num_valid_queries:,} queries"
-        junk = "" if evaluation.camera_free else " Pictures of the same person by the same camera are left out."
+        junk = "" if evaluation.camera_free else " Pictures of the query's person by its own camera are left out."
         for kind, words in _KINDS.items():
-            title, caption = f"Ranked lists: {kind} queries", f"{words} {among}, one a person.{junk}"
-            sheet = sheets.draw_ranked_lists(lists[kind], read_query, read_gallery, title=title, subtitle=caption)
-            yield f"ranked_{kind}", sheet, title, f"{caption} AP is by the trapezoid rule."
-        caption = f"Worst {among}: the query, what came first instead, and the best placed true match."
-        sheet = sheets.draw_failures(failed, read_query, read_gallery, subtitle=caption)
-        yield "failures", sheet, "Failures", caption
-        caption = f"The share {among} with a true match among the first k; mean of their highest precision at a recall."
-        yield "cmc", curves.draw_result(result), "Cumulative matching, and precision and recall", caption
+            subtitle = f"{words} {among}, one a person. AP by the trapezoid rule.{junk}"
+            title = f"Ranked lists: {kind} queries"
+            yield (
+                f"ranked_{kind}",
+                sheets.draw_ranked_lists(lists[kind], read_query, read_gallery, title=title, subtitle=subtitle),
+            )
+        yield "failures", sheets.draw_failures(failed, read_query, read_gallery, subtitle=f"The worst {among}.")
+        yield "cmc", curves.draw_result(result)
         if (pairs := result.camera_pairs) is not None:
-            caption = "Row: the query's camera; column: the camera of the gallery. By the trapezoid rule."
-            yield "camera_pairs", curves.draw_camera_pairs(pairs), "mAP by camera pair", caption
+            yield "camera_pairs", curves.draw_camera_pairs(pairs)
             findings["weakest_camera_pairs"] = curves.weakest_camera_pairs(pairs)
         write_atomically(Path(run_folder) / FIGURES / FINDINGS, json.dumps(findings, indent=1) + "\n")
         if domains:
-            yield "domains", sheets.draw_domains(domains, seed=seed), "The domains by camera", "Training pictures."
+            yield "domains", sheets.draw_domains(domains, seed=seed)
         if domains and read_copy is not None:
-            caption = f"Pictures of {domains[-1].name}, each with its copies in the style of the other cameras."
-            sheet = sheets.draw_style_copies(domains[-1], read_copy, seed=seed)
-            yield "style_copies", sheet, "Style copies", caption
-        if rows := merge_steps(read_metrics(Path(run_folder) / METRICS)):
-            yield "training", curves.draw_training_curves(rows), *TRAINING
+            yield "style_copies", sheets.draw_style_copies(domains[-1], read_copy, seed=seed)
+        if drawn := curves.draw_training_curves(merge_steps(read_metrics(Path(run_folder) / METRICS))):
+            yield "training", drawn
 
-    return _write(run_folder, draw(), writer, step)
+    return _write(run_folder, draw, writer, step)

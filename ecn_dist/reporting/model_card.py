@@ -22,7 +22,6 @@ from ecn_dist.reporting.report import template
 from ecn_dist.reporting.run_reader import CARD, CONFIG, SUMMARY, WEIGHTS, read_mapping
 
 NAME = CARD
-UNKNOWN = "unknown"
 _ELSEWHERE = ("Source, labelled", "Target, unlabelled", "Network")  # of the report's words; the card has its own
 # What says where something is or how it was run, and nothing about the model.
 _NO_RECIPE = ("source", "target", "output_dir", "resume", "resume_changed", "device", "timeout_seconds")
@@ -100,33 +99,33 @@ def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> str
     evaluation, data = (
         found if isinstance(found := summary.get(key), Mapping) else {} for key in ("evaluation", "data")
     )
-    counts = (("steps", "Steps"), ("world_size", "Ranks"), ("skipped_steps", "Skipped steps"))
     text = template("model_card.md.j2", escape=False).render(
+        words=words,
         options=options,
+        summary=summary,
+        evaluation=evaluation,
+        data=data,
         mean=", ".join(map(str, backbone.mean)),
         std=", ".join(map(str, backbone.std)),
         num_features=backbone.num_features,
         fingerprint=fingerprint_backbone(backbone, options["data.height"], options["data.width"]),
-        data={name: data.get(name) for name in ("source", "target")},
-        recorded=bool(data),
-        method=words.method(options),
-        recipe=[line for line in words.trained(options) if line[0] not in _ELSEWHERE]
-        + [(name, words.count(summary.get(key)) or UNKNOWN) for key, name in counts],
+        recipe=[line for line in words.trained(options) if line[0] not in _ELSEWHERE],
         kept=[
             (key, value)
             for key, value in options.items()
             if (key in _RECIPE_OF_DATA or not (key in _NO_RECIPE or key.startswith(_NO_RECIPE_SECTIONS)))
             and not methods.unread(options.get("method", "ecn"), key)
         ],
-        results=words.measures(evaluation),
-        collapse=words.collapse(evaluation),
-        best=words.best(summary),
-        num_queries=words.count(evaluation.get("num_valid_queries")) or UNKNOWN,
         why_unknown=facts.why_unknown,
-        count=words.count,
-        unknown=UNKNOWN,
+        plain=_plain,
+        unknown="unknown",
     )
     return text.rstrip() + "\n"
+
+
+def _plain(value: Any) -> str:
+    """A name from data, without what is markup to Markdown or HTML."""
+    return str(value).translate({ord("`"): "'", ord("|"): "\\|", ord("<"): "&lt;", ord("["): "\\["})
 
 
 def _without_place(weights: str) -> str:

@@ -5,20 +5,14 @@ Figures are made from `matplotlib.figure.Figure` alone: no window system. Colour
 """
 
 import io
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-
-from ecn_dist.files import write_atomically
 
 DPI = 150
 PAPER, INK, FAINT_INK = "#fcfcfa", "#1f2328", "#667079"
@@ -29,7 +23,7 @@ FRAMES: dict[Verdict, tuple[str, str, str]] = {  # colour, dashes, sign
     "wrong": ("#cc3311", "--", "✗ "),
 }
 LEGEND = "✓ solid frame: the same person; ✗ dashed frame: another person."
-_WIDTH, _HEIGHT, _GAP, _WORDS, _LABEL, _EDGE = 0.74, 1.48, 0.1, 0.32, 1.05, 0.1  # inches, of a cell and around it
+_WIDTH, _HEIGHT, _GAP, _LINE, _LABEL, _EDGE = 0.74, 1.48, 0.1, 0.14, 1.05, 0.1  # inches, of a cell and around it
 
 
 @dataclass(frozen=True)
@@ -56,18 +50,20 @@ class Row:
 def montage(rows: Sequence[Row], *, title: str, subtitle: str = "", heads: Sequence[str] = ()) -> Figure:
     """The rows below each other, each picture whole in its own proportions. `heads` stand above the columns."""
     columns = max([1, *(len(row.cells) for row in rows)])
+    below = [cell.words.count("\n") + 1 for row in rows for cell in row.cells if cell.words and cell.picture]
+    words = _LINE * (1 + max(below, default=0))
     left = _LABEL if any(row.words for row in rows) else _EDGE
     right = left + columns * (_WIDTH + _GAP) - _GAP
     width = max(right + 2 * _EDGE, 5.2)
     lines = textwrap.wrap(subtitle, round(15 * width))
     top = 0.5 + 0.16 * len(lines) + (0.22 if heads else 0.0)
-    height = top + max(len(rows), 1) * (_HEIGHT + _WORDS) + _EDGE
+    height = top + max(len(rows), 1) * (_HEIGHT + words) + _EDGE
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
     edge = 1.5 * _EDGE / width
     figure.text(edge, 1 - 0.12 / height, title, fontsize=11, fontweight="bold", color=INK, va="top")
     about: Any = {"va": "top", "parse_math": False}
     figure.text(edge, 1 - 0.38 / height, "\n".join(lines), fontsize=8, color=FAINT_INK, **about)
-    bottom, spaces = (_EDGE + _WORDS) / height, {"wspace": _GAP / _WIDTH, "hspace": _WORDS / _HEIGHT}
+    bottom, spaces = (_EDGE + words) / height, {"wspace": _GAP / _WIDTH, "hspace": words / _HEIGHT}
     sides = {"left": left / width, "right": right / width, "top": 1 - top / height, "bottom": bottom}
     grid = figure.add_gridspec(max(len(rows), 1), columns, **sides, **spaces)
     for line, row in enumerate(rows):
@@ -88,23 +84,8 @@ def montage(rows: Sequence[Row], *, title: str, subtitle: str = "", heads: Seque
     return figure
 
 
-def pixels_of(figure: Figure) -> np.ndarray:
-    """The drawn figure as (H, W, 3) uint8 pixels."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def png_of(pixels: np.ndarray, *, title: str, caption: str) -> bytes:
-    """A PNG that carries its own title and caption in its text fields (Title, Description), where the report looks."""
-    words, data = PngInfo(), io.BytesIO()
-    words.add_itxt("Title", title)
-    words.add_itxt("Description", caption)
-    # Light compression: small pictures shown large are noise to it, and more effort gains little.
-    Image.fromarray(pixels).save(data, format="PNG", pnginfo=words, compress_level=3, dpi=(DPI, DPI))
+def png_of(figure: Figure) -> bytes:
+    """The drawn figure. Light compression: pictures shown large are noise to it, and more effort gains little."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", pil_kwargs={"compress_level": 3})
     return data.getvalue()
-
-
-def save_figure(figure: Figure, path: str | os.PathLike[str], *, title: str, caption: str) -> Path:
-    """Draw `figure` and write it as `png_of` makes it; complete or not there."""
-    return write_atomically(path, png_of(pixels_of(figure), title=title, caption=caption))

@@ -15,35 +15,69 @@ import jinja2
 from PIL import Image, features
 
 from ecn_dist import __version__
+from ecn_dist.errors import printable
 from ecn_dist.files import write_atomically
 from ecn_dist.reporting import words
 from ecn_dist.reporting.comparison import Comparison, comparison_table, read_comparison
 from ecn_dist.reporting.curves import draw_training_curves
-from ecn_dist.reporting.montage import pixels_of, png_of
+from ecn_dist.reporting.montage import png_of
 from ecn_dist.reporting.run_reader import FIGURES, REPORT, FigureFile, RunFolder, read_figure, read_mapping, read_run
 
 COMPARISON, FINDINGS = "comparison.json", "findings.json"
-TRAINING = ("Training", "From metrics.jsonl. Long curves are shown as means of equal parts.")
-# The parts of the page, and which figures stand in them; all others stand in "more".
-_PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "trained": ("What was trained", ()),
-    "result": ("How well it does", ("cmc",)),
-    "failures": ("Where it fails", ("failures", "camera_pairs", "ranked_worst")),
-    "lists": ("Ranked lists", ("ranked_best", "ranked_random")),
-    "clusters": ("Clusters", ("clusters",)),
-    "training": ("Training", ("training",)),
-    "data": ("Data", ("domains", "style_copies")),
-    "more": ("More pictures", ()),
-    "configuration": ("Configuration", ()),
-    "machine": ("Machine", ()),
+_PARTS = {
+    "trained": "What was trained",
+    "result": "How well it does",
+    "failures": "Where it fails",
+    "lists": "Ranked lists",
+    "clusters": "Clusters",
+    "training": "Training",
+    "data": "Data",
+    "more": "More pictures",
+    "configuration": "Configuration",
+    "machine": "Machine",
 }
-_OPTIONAL = ("lists", "clusters", "data", "more")  # left out where they would be empty
+_OPTIONAL = ("lists", "clusters", "data", "more")  # left out where they have no picture
+_LISTS = "The query, then its nearest gallery pictures."
+# The pictures in their order: part of the page, title, and what is not said in the picture itself.
+_FIGURES = {
+    "cmc": (
+        "result",
+        "CMC, and precision and recall",
+        "Left: the queries with a true match among the nearest k. Right: the highest precision at a recall or beyond, "
+        "mean over the queries.",
+    ),
+    "failures": (
+        "failures",
+        "Failures",
+        "Each time: a query, what came first instead of the right person, and the best placed true match; with ranks.",
+    ),
+    "camera_pairs": (
+        "failures",
+        "mAP by camera pair",
+        "Queries of one camera among the gallery pictures of one other. n: queries that have a true match there.",
+    ),
+    "ranked_worst": ("failures", "Ranked lists of the worst queries", _LISTS),
+    "ranked_best": ("lists", "Ranked lists of the best queries", _LISTS),
+    "ranked_random": ("lists", "Ranked lists of random queries", _LISTS),
+    "clusters_by_step": ("clusters", "How the clusters formed", "Each epoch clusters the features of that time."),
+    "clusters": (
+        "clusters",
+        "Clusters of the last epoch",
+        "Each line is some of one cluster: the largest, the smallest, and mixed ones, which take several people "
+        "for one (where people are not known: those with the most pairs of pictures by two cameras). Split: each line "
+        "is one person, taken for several. Last: pictures in no cluster.",
+    ),
+    "training": ("training", "Training", "From metrics.jsonl. Long curves are shown as means of equal parts."),
+    "domains": ("data", "The domains by camera", "Training pictures."),
+    "style_copies": ("data", "Style copies", "Training pictures in the style of the other cameras."),
+}
+_CURVES = {"training": r"(?!cluster|outliers).*", "clusters_by_step": r"cluster.*|outliers"}  # of which metrics
 
 
 def write_report(
     run_folder: str | Path, *, comparison: Comparison | None = None, output: str | Path | None = None
 ) -> Path:
-    """Write the report of a run, complete or not at all. The training curves are drawn anew from metrics.jsonl.
+    """Write the report of a run, complete or not at all. Its curves are drawn anew from metrics.jsonl.
 
     Args:
         run_folder: as `train` leaves it, finished or not; the other pictures are those of its figures/.
@@ -65,46 +99,39 @@ def write_report(
 
 def render_report(run: RunFolder, comparison: Comparison | None = None) -> str:
     """The report's HTML."""
-    findings = read_mapping(run.path / FIGURES / FINDINGS) or {}
     figures = {figure.name: figure for figure in run.figures}
-    if run.metrics:
-        title, caption = TRAINING
-        drawn = png_of(pixels_of(draw_training_curves(run.metrics)), title=title, caption=caption)
-        figures["training"] = read_figure("training", drawn)
-    pictures = {
-        part: [(figure, _uri(figure)) for name in names if (figure := figures.pop(name, None))]
-        for part, (_, names) in _PARTS.items()
-    }
-    pictures["more"] = [(figure, _uri(figure)) for figure in figures.values()]
-    clusters = words.clusters(run.metrics)
-    empty = [part for part in _OPTIONAL if not pictures[part] and not (part == "clusters" and clusters)]
+    for name, keys in _CURVES.items():
+        if drawn := draw_training_curves(run.metrics, keys):
+            figures[name] = read_figure(name, png_of(drawn))
+    pictures: dict[str, list[tuple[FigureFile, str, str, str]]] = {part: [] for part in _PARTS}
+    for name in [*_FIGURES, *(name for name in figures if name not in _FIGURES)]:
+        part, title, caption = _FIGURES.get(name, ("more", name.replace("_", " "), ""))
+        if name in figures:
+            pictures[part].append((figures[name], _uri(figures[name]), title, caption))
     config = words.flat(run.config or {})
     return template("report.html.j2", escape=True).render(
         name=run.path.resolve().name,
         css=resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8"),
         version=__version__,
-        titles={part: title for part, (title, _) in _PARTS.items() if part not in empty},
-        notices=[notice for notice in (words.state(run), words.collapse(run.evaluation)) if notice],
-        method=words.method(config),
-        trained=words.trained(config),
-        headline=words.headline(run.evaluation),
-        measures=words.measures(run.evaluation),
-        best=words.best(run.summary or {}),
-        num_queries=words.count(run.evaluation.get("num_valid_queries")),
-        failures=words.failures(run.evaluation, findings),
-        clusters=clusters,
+        titles={part: title for part, title in _PARTS.items() if pictures[part] or part not in _OPTIONAL},
+        words=words,
+        run=run,
+        config=config,
+        options=[(key, words.shown(value)) for key, value in config.items()],
+        findings=read_mapping(run.path / FIGURES / FINDINGS) or {},
         comparison=None if comparison is None else comparison_table(comparison),
-        training=words.training(run),
-        machine=words.machine(run, config),
-        config=[(key, words.shown(value)) for key, value in config.items()],
         pictures=pictures,
     )
 
 
 def template(name: str, *, escape: bool) -> jinja2.Template:
-    """A template of this package."""
+    """A template of this package. Names from data may be in any text: what cannot be printed is escaped."""
     environment = jinja2.Environment(
-        autoescape=escape, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=escape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     return environment.from_string(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
 

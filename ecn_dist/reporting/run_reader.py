@@ -26,11 +26,9 @@ MAX_PIXELS = 40_000_000  # of a picture in a report
 
 @dataclass(frozen=True)
 class FigureFile:
-    """A PNG with the words that it carries in its text fields."""
+    """A PNG of figures/, by the name of its file without suffix."""
 
     name: str
-    title: str
-    caption: str
     width: int
     height: int
     data: bytes
@@ -102,7 +100,7 @@ def merge_steps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_figure(name: str, data: bytes) -> FigureFile:
-    """A PNG and its words; a PNG without words is called by its file's name (without suffix)."""
+    """A PNG, which is looked at whole. Raises `UserError` where it is none, or has too many pixels."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -112,9 +110,7 @@ def read_figure(name: str, data: bytes) -> FigureFile:
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{FIGURES}/{name}.png: is no readable PNG ({error}); remove it, or draw it again") from error
-    words: Mapping[str, Any] = getattr(image, "text", {})
-    title = str(words.get("Title") or name.replace("_", " "))
-    return FigureFile(name, title, str(words.get("Description") or ""), *image.size, data)
+    return FigureFile(name, *image.size, data)
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> Mapping[str, Any] | None:

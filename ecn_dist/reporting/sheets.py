@@ -16,7 +16,7 @@ ReadPicture = Callable[[int], Image.Image]
 ReadCopy = Callable[[int, int], Image.Image | None]
 Answer = tuple[str, float, Image.Image]  # name, distance, picture
 
-NO_PICTURE = -1
+NO_PICTURE = NOBODY = -1
 MAX_CAMERAS = 8  # more do not fit a page
 PEOPLE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c7a00")  # frames of people in a cluster
 
@@ -94,25 +94,20 @@ def draw_answers(queries: Sequence[tuple[str, Image.Image, Sequence[Answer]]], *
     return montage(rows, title="Nearest pictures", subtitle=subtitle)
 
 
-def draw_domains(domains: Sequence[Domain], *, per_camera: int = 8, seed: int = 0) -> Figure:
-    """The domains side by side, one line a camera; where pids are known, one column is one person."""
-    num_lines = max([0, *(len(domain.shown_cameras()) for domain in domains)])
-    lines: list[list[Cell]] = [[] for _ in range(num_lines)]
-    heads, about = [], []
+def draw_domains(domains: Sequence[Domain], *, per_camera: int = 10, seed: int = 0) -> Figure:
+    """One domain after another, one line a camera; where pids are known, one column of a domain is one person."""
+    lines, about = [], []
     for domain in domains:
         cameras, of_all = domain.shown_cameras(), len(np.unique(domain.camids))
         picked = pick_by_camera(np.asarray(domain.camids), domain.known_pids, cameras, per_camera, seed)
-        for at, line in enumerate(lines):
-            rows = picked[at].tolist() if at < len(cameras) else [NO_PICTURE] * per_camera
-            label = Cell(words=f"cam {cameras[at]}" if at < len(cameras) else "")
-            line += [label, *(Cell() if row == NO_PICTURE else Cell(domain.read(row)) for row in rows)]
-        heads += [domain.name, *[""] * per_camera]
+        for camera, rows in zip(cameras, picked.tolist(), strict=True):
+            cells = [Cell() if row == NO_PICTURE else Cell(domain.read(row)) for row in rows]
+            lines.append(Row(f"{domain.name}\ncamera {camera}", cells))
         some = f" ({len(cameras)} of {of_all} cameras shown)" if of_all > len(cameras) else ""
         about.append(f"{domain.name}: {len(domain.camids):,} pictures{some}")
     people = all(domain.known_pids is not None for domain in domains)
-    a_person = ", a column one person: what differs down a column is the camera" if people else ""
-    subtitle = f"{'; '.join(about)}. A line is a camera{a_person}."
-    return montage([Row("", line) for line in lines], title="The domains by camera", subtitle=subtitle, heads=heads)
+    a_person = ", a column of a domain one person: what differs down it is the camera" if people else ""
+    return montage(lines, title="The domains by camera", subtitle=f"{'; '.join(about)}. A line is a camera{a_person}.")
 
 
 def draw_style_copies(domain: Domain, read_copy: ReadCopy, *, count: int = 6, seed: int = 0) -> Figure:
@@ -141,63 +136,77 @@ def draw_style_copies(domain: Domain, read_copy: ReadCopy, *, count: int = 6, se
     return montage(lines, title=f"Style copies: {domain.name}", subtitle=subtitle, heads=heads)
 
 
-def draw_clusters(
-    labels: np.ndarray,
-    pids: np.ndarray | None,
-    camids: np.ndarray,
-    read_picture: ReadPicture,
-    *,
-    count: int = 3,
-    members: int = 10,
-) -> Figure:
-    """The largest clusters, the smallest, and the most mixed, one a line; equals by number.
+def draw_clusters(labels: np.ndarray, domain: Domain, *, count: int = 3, members: int = 10) -> Figure:
+    """The largest clusters, the smallest and the most mixed, one a line; people who are split; outliers.
 
     Args:
-        labels: (n,) the cluster of each picture; below 0: of none.
-        pids: (n,) people, below 0 or None where they are not known. With them a cluster is the more mixed the less its
-            most frequent person has of it, and the people of a line are lettered and framed by colour; without them,
-            the more of its pairs are by two cameras.
-        camids: (n,) cameras.
-        read_picture: gives the picture of a row.
-        count: clusters of each kind.
-        members: pictures of a cluster; of more, some of every part in order of people and cameras.
+        labels: (n,) the cluster of each picture of `domain`; below 0: an outlier.
+        domain: the pictures. Where people are known, a cluster is the more mixed the less its most frequent person has
+            of it, and the people whose pictures are in most clusters are shown as split; else, the more of its pairs
+            are by two cameras.
+        count: lines of each kind; equals by number.
+        members: pictures of a line; of more, some of every part in order of people (or clusters) and cameras.
     """
-    known = Domain("", camids, read_picture, pids).known_pids
-    people = np.full(len(labels), -1) if known is None else known
-    by_label, (found, starts) = np.argsort(labels, kind="stable"), np.unique(np.sort(labels), return_index=True)
-    rows_of = {of: rows for of, rows in zip(found.tolist(), np.split(by_label, starts[1:]), strict=False) if of >= 0}
-    mixing = {label: _mixing(people[rows], camids[rows], known is not None) for label, rows in rows_of.items()}
-    by_size = sorted(rows_of, key=lambda label: -len(rows_of[label]))
-    kinds = {"large": by_size[:count], "small": by_size[count:][::-1][:count]}
-    rest = [label for label in rows_of if label not in kinds["large"] + kinds["small"] and mixing[label] > 0]
-    kinds["mixed"] = sorted(rest, key=lambda label: -mixing[label])[:count]
-    lines = []
-    for kind, label in ((kind, label) for kind, chosen in kinds.items() for label in chosen):
-        rows = rows_of[label]
-        counted = Counter(pid for pid in people[rows].tolist() if pid >= 0)
-        letters = {pid: at for at, (pid, _) in enumerate(counted.most_common())}
-        order = sorted(rows.tolist(), key=lambda row: (letters.get(int(people[row]), len(rows)), camids[row]))
-        places = np.linspace(0, len(order) - 1, min(members, len(order))).round().astype(int)
-        cells = []
-        for row in (order[place] for place in places):
-            at = letters.get(int(people[row]))
-            color = "none" if at is None else PEOPLE[at] if at < len(PEOPLE) else FAINT_INK
-            person = "" if at is None else f"{chr(ord('A') + at) if at < 26 else at + 1} · "
-            cells.append(Cell(read_picture(row), f"{person}cam {camids[row]}", color=color))
-        facts = [kind, f"cluster {label}", f"{len(rows):,} pictures", f"{len(np.unique(camids[rows])):,} cameras"]
-        lines.append(Row("\n".join(facts + ([f"{len(letters):,} people"] if known is not None else [])), cells))
-    lines = lines or [Row("", [Cell(words="No clusters: all pictures are outliers.")])]
-    frames = " A letter and colour is one person of its line." if known is not None else ""
-    subtitle = f"{len(rows_of):,} clusters, {int((labels < 0).sum()):,} outliers of {len(labels):,} pictures.{frames}"
+    pids, camids = domain.known_pids, np.asarray(domain.camids)
+    people = np.full(len(labels), NOBODY) if pids is None else pids
+    clusters, persons = _rows_of(labels), _rows_of(people)
+
+    def mixing(cluster: int) -> float:
+        rows = clusters[cluster]
+        if pids is None:
+            return cross_camera_share(np.zeros(len(rows), dtype=np.int64), camids[rows])
+        known = people[rows][people[rows] >= 0]
+        return 1 - np.unique(known, return_counts=True)[1].max() / len(known) if len(known) else 0.0
+
+    by_size = sorted(clusters, key=lambda cluster: -len(clusters[cluster]))
+    chosen = {"large": by_size[:count], "small": by_size[count:][::-1][:count]}
+    rest = [cluster for cluster in clusters if cluster not in chosen["large"] + chosen["small"] and mixing(cluster) > 0]
+    chosen["mixed"] = sorted(rest, key=lambda cluster: -mixing(cluster))[:count]
+    lines = [
+        _members(domain, [kind, f"cluster {cluster}"], clusters[cluster], people, ("person", "people"), members)
+        for kind, of_kind in chosen.items()
+        for cluster in of_kind
+    ]
+    parts = {person: len(_rows_of(labels[rows])) for person, rows in persons.items()}
+    split = sorted((person for person in parts if parts[person] > 1), key=lambda person: -parts[person])
+    for person in split[:count]:
+        rows = persons[person]
+        lines.append(_members(domain, ["split", f"person {person}"], rows, labels, ("cluster", "clusters"), members))
+    if len(outliers := np.flatnonzero(labels < 0)):
+        lines.append(_members(domain, ["outliers"], outliers, people, ("person", "people"), members))
+    subtitle = (
+        f"{len(clusters):,} clusters of {len(labels):,} pictures; {len(outliers):,} of these are outliers, in none."
+    )
+    if pids is not None:
+        pure = sum(len(_rows_of(people[rows])) == 1 for rows in clusters.values())
+        subtitle += (
+            f" {pure:,} clusters show one person alone; {len(split):,} of {len(persons):,} people are in several "
+            "clusters. Frames of one colour in a line: one person; in a line of a split person: one cluster."
+        )
     return montage(lines, title="Clusters", subtitle=subtitle)
 
 
-def _mixing(pids: np.ndarray, camids: np.ndarray, by_pids: bool) -> float:
-    """How mixed a cluster is, 0..1: by its most frequent person, else by its pairs of cameras."""
-    if not by_pids:
-        return cross_camera_share(np.zeros(len(camids), dtype=np.int64), camids)
-    known = pids[pids >= 0]
-    return 1 - np.unique(known, return_counts=True)[1].max() / len(known) if len(known) else 0.0
+def _rows_of(groups: np.ndarray) -> dict[int, np.ndarray]:
+    """The rows of each group, in order of the groups' numbers; those below 0 are none."""
+    return {group: np.flatnonzero(groups == group) for group in np.unique(groups[groups >= 0]).tolist()}
+
+
+def _members(
+    domain: Domain, facts: list[str], rows: np.ndarray, parts: np.ndarray, nouns: tuple[str, str], members: int
+) -> Row:
+    """A line of at most `members` of the pictures `rows`, framed by their `parts` (n,), the most frequent first."""
+    sizes = Counter(part for part in parts[rows].tolist() if part >= 0)
+    place_of = {part: place for place, (part, _) in enumerate(sizes.most_common())}
+    order = sorted(rows.tolist(), key=lambda row: (place_of.get(int(parts[row]), len(rows)), domain.camids[row]))
+    cells = []
+    for at in np.linspace(0, len(order) - 1, min(members, len(order))).round().astype(int):
+        row, part = order[at], int(parts[order[at]])
+        color = [*PEOPLE, *[FAINT_INK] * len(rows)][place_of[part]] if part in place_of else "none"
+        name = f"{nouns[0]} {part}\n" if part in place_of else "outlier\n" if nouns[0] == "cluster" else ""
+        cells.append(Cell(domain.read(row), f"{name}cam {domain.camids[row]}", color=color))
+    counts = [(len(rows), "picture", "pictures"), (len(np.unique(domain.camids[rows])), "camera", "cameras")]
+    counts += [(len(sizes), *nouns)] if sizes else []
+    return Row("\n".join(facts + [f"{number:,} {one if number == 1 else many}" for number, one, many in counts]), cells)
 
 
 def pick_by_camera(

@@ -1,23 +1,86 @@
-"""What a report says of a run, in plain words and numbers: no HTML here. What is missing is left out."""
+"""What a report and a model card say of a run, in words and numbers: no markup here. What is missing is left out."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ecn_dist.methods import describe
 from ecn_dist.reporting.run_reader import RunFolder, number
 
-MEASURES = {
-    "mAP": ("mAP, trapezoid", "area under the precision-recall curve by the trapezoid rule; the paper's figure"),
-    "mAP_stepwise": ("mAP, step-wise", "mean of the average precision that most other toolboxes report"),
-    "rank1": ("rank-1", "queries whose nearest gallery picture is the right person"),
-    "rank5": ("rank-5", "queries with a true match among the first 5"),
-    "rank10": ("rank-10", "queries with a true match among the first 10"),
-    "mINP": ("mINP", "how early the last true match of a query comes (inverse negative penalty)"),
+Lines = list[tuple[str, str]]
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def count(value: Any) -> str:
+    """A whole number with its thousands apart; empty for what is none."""
+    return f"{value:,}" if isinstance(value, int) and number(value) is not None else ""
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+MEASURES = {  # by key of the summary's evaluation: name, meaning; all are fractions
+    "mAP": (
+        "mAP, trapezoid",
+        "area under the precision-recall curve by the trapezoid rule, as re-ID papers of 2019 give it",
+    ),
+    "mAP_stepwise": ("mAP, step-wise", "mean average precision as most toolboxes compute it"),
+    "rank1": ("rank-1", "queries whose nearest gallery picture shows the right person"),
+    "rank5": ("rank-5", "queries with a true match among the nearest 5"),
+    "rank10": ("rank-10", "queries with a true match among the nearest 10"),
+    "mINP": ("mINP", "number of true matches over the rank of the last one: how soon all of them are found"),
     "tpr_at_fpr_0.001": ("TPR at FPR 1e-3", "pairs of one person accepted where 1 of 1,000 pairs of two people is"),
     "tpr_at_fpr_0.0001": ("TPR at FPR 1e-4", "the same where 1 of 10,000 pairs of two people is accepted"),
 }
-Lines = list[tuple[str, str]]
+_TRAINED = {  # from the options by dotted key
+    "Source, labelled": "{0[source]}",
+    "Target, unlabelled": "{0[target]}",
+    "Network": "{0[model.arch]}, weights: {0[model.weights]}",
+    "Embedding": "{0[model.embedding_dim]} numbers",
+    "Input": "{0[data.height]} x {0[data.width]} pixels (height x width)",
+    "Epochs on the source alone, first": "{0[optim.source_only_epochs]}",
+    "Epochs": "{0[epochs]}",
+    "Global batch": "{0[global_batch_size]} pictures of each domain",
+    "Precision": "{0[precision]}",
+    "Seed": "{0[seed]}",
+}
+_SUMMARY: dict[str, tuple[str, Callable[[float], str]]] = {
+    "steps": ("Steps", "{:,.0f}".format),
+    "epochs": ("Epochs", "{:,.0f}".format),
+    "world_size": ("Ranks", "{:,.0f}".format),
+    "images_per_second": ("Images per second, all ranks", "{:,.1f}".format),
+    "wall_seconds": ("Time", duration),
+}
+_CLUSTERS: dict[str, tuple[str, Callable[[float], str], str]] = {  # by key of the metrics: head, form, meaning
+    "epoch": ("Epoch", "{:.0f}".format, ""),
+    "clusters": ("Clusters", "{:,.0f}".format, "groups of near pictures; each is taken for one person in that epoch"),
+    "cluster_size_mean": ("Mean size", "{:.1f}".format, "pictures a cluster"),
+    "cluster_size_max": ("Largest", "{:,.0f}".format, "pictures of the largest cluster"),
+    "outliers": (
+        "Outliers",
+        "{:,.0f}".format,
+        "pictures with too few near neighbours to be in a cluster; they are not trained on in that epoch",
+    ),
+    "cluster_cross_camera": (
+        "Two cameras, percent",
+        percent,
+        "of the pairs of pictures in one cluster, those by two cameras; near 0 the clusters follow the cameras",
+    ),
+    "cluster_ami": (
+        "AMI",
+        "{:.3f}".format,
+        "adjusted mutual information of clusters and true identities, outliers left out: 1 if they are the same, 0 if "
+        "they agree no more than by chance. Known only where the shards have identities; training does not see it",
+    ),
+}
 
 
 def state(run: RunFolder) -> str:
@@ -27,48 +90,31 @@ def state(run: RunFolder) -> str:
     if run.summary is not None:
         return "This run has ended without an evaluation: no target with query and gallery, or not asked for."
     last = run.metrics[-1].get("step") if run.metrics else None
-    upto = f"what it wrote up to step {last}" if last is not None else "what it wrote so far"
-    return f"This run has not ended, or was stopped before its end: there is no summary.json. Shown is {upto}."
+    upto = f"up to step {last}" if last is not None else "so far"
+    return f"This run has not ended, or was stopped: it has no summary.json. The report shows what it wrote {upto}."
 
 
 def method(config: Mapping[str, Any]) -> str:
     """The method in its own words, from flat options; nothing where these are none that it knows."""
-    try:
+    with suppress(TypeError, ValueError):
         return describe(config) if config else ""
-    except (TypeError, ValueError):
-        return ""
+    return ""
 
 
 def trained(config: Mapping[str, Any]) -> Lines:
     """The few options that say what was trained."""
-
-    def of(key: str, words: str = "{}") -> str:
-        return words.format(shown(config[key])) if config.get(key) is not None else ""
-
-    first = f"{of('optim.source_only_epochs')} on the source alone, then "
-    lines = {
-        "Source, labelled": of("source"),
-        "Target, unlabelled": of("target"),
-        "Network": ", ".join(filter(None, (of("model.arch"), of("model.weights", "weights: {}")))),
-        "Embedding": of("model.embedding_dim", "{} numbers"),
-        "Input": of("data.height") and f"{of('data.height')} x {of('data.width')} pixels",
-        "Epochs": (first if config.get("optim.source_only_epochs") else "") + of("epochs"),
-        "Global batch": of("global_batch_size", "{} pictures of each domain"),
-        "Precision": of("precision"),
-        "Seed": of("seed"),
-    }
-    return [(name, value) for name, value in lines.items() if value]
+    unused = () if config.get("optim.source_only_epochs") else ("optim.source_only_epochs",)
+    values = {key: shown(value) for key, value in config.items() if value is not None and key not in unused}
+    lines = []
+    for name, text in _TRAINED.items():
+        with suppress(KeyError):
+            lines.append((name, text.format(values)))
+    return lines
 
 
-def headline(evaluation: Mapping[str, Any]) -> Lines:
-    """The four measures on top of a report: name, percent."""
-    found = {name: value for name, value, _ in measures(evaluation)}
-    return [(name, found[name]) for name in ("rank-1", "mAP, trapezoid", "mAP, step-wise", "mINP") if name in found]
-
-
-def measures(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def measures(evaluation: Mapping[str, Any], keys: Sequence[str] = tuple(MEASURES)) -> list[tuple[str, str, str]]:
     """Name, percent, meaning."""
-    values = {key: number(evaluation.get(key)) for key in MEASURES}
+    values = {key: number(evaluation.get(key)) for key in keys}
     return [(MEASURES[key][0], percent(value), MEASURES[key][1]) for key, value in values.items() if value is not None]
 
 
@@ -109,29 +155,18 @@ def failures(evaluation: Mapping[str, Any], findings: Mapping[str, Any]) -> list
     if wrong and own is not None and chance is not None and among is not None:
         by_camera = "So the camera alone does not explain them."
         if own / wrong > 1.5 * chance:
-            by_camera = "Much more than chance: pictures are still told apart by camera."
+            by_camera = "That is much more than chance: the features still tell the cameras apart."
         sentences.append(
             f"Of {wrong:,.0f} wrong first answers (among {among:,.0f} queries looked at), {percent(own / wrong)} "
-            f"percent come from the query's own camera, which took {percent(chance)} percent of the gallery. "
+            f"percent are by the query's own camera, which took {percent(chance)} percent of the gallery. "
             + ("Too few to say why." if wrong < 10 else by_camera)
         )
     named = [
-        f"{pair.get('query_camera')} against {pair.get('gallery_camera')} ({percent(value)})"
+        f"{pair.get('query_camera')} to {pair.get('gallery_camera')} ({percent(value)} percent)"
         for pair in (pairs if isinstance(pairs, list) else [])
         if isinstance(pair, Mapping) and (value := number(pair.get("value"))) is not None
     ]
-    if named:
-        sentences.append(f"Weakest camera pairs by mAP (percent), query against gallery: {', '.join(named)}.")
-    return sentences
-
-
-_SUMMARY: dict[str, tuple[str, Callable[[float], str]]] = {
-    "steps": ("Steps", "{:,.0f}".format),
-    "epochs": ("Epochs", "{:,.0f}".format),
-    "world_size": ("Ranks", "{:,.0f}".format),
-    "images_per_second": ("Images per second, all ranks", "{:,.1f}".format),
-    "wall_seconds": ("Time", lambda seconds: duration(seconds)),
-}
+    return sentences + [f"Lowest mAP by camera of query and gallery: {', '.join(named)}."] * bool(named)
 
 
 def training(run: RunFolder) -> Lines:
@@ -143,25 +178,14 @@ def training(run: RunFolder) -> Lines:
     return lines + [(f"Last {key.replace('_', ' ')}", f"{last[key]:.4g}") for key in losses]
 
 
-def clusters(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences on a run's clusters, from its metrics; none where it made none."""
+def clusters(rows: Sequence[Mapping[str, Any]], most: int = 8) -> tuple[Lines, list[list[str]]]:
+    """A table of a run's clusters: heads with meanings; and a line for each epoch, of many at most `most`, evenly."""
     found = [row for row in rows if number(row.get("clusters")) is not None]
-
-    def at(row: Mapping[str, Any]) -> str:
-        epoch, outliers, size = (number(row.get(key)) for key in ("epoch", "outliers", "cluster_size_mean"))
-        sentence = f"epoch {epoch:.0f}, " if epoch is not None else ""
-        sentence += f"{row['clusters']:,.0f} clusters" + (f" of {size:.1f} pictures on average" if size else "")
-        return sentence + (f", and {outliers:,.0f} outliers" if outliers is not None else "")
-
-    ends = {"At first": found[:1], "At last": found[1:][-1:]}
-    sentences = [f"{when}: {at(row)}." for when, rows in ends.items() for row in rows]
-    amis = [value for row in found if (value := number(row.get("cluster_ami"))) is not None]
-    if amis:
-        sentences.append(
-            f"Agreement with the people (adjusted mutual information; 1: the same, 0: chance): {amis[0]:.3f} at first, "
-            f"{amis[-1]:.3f} at last, at best {max(amis):.3f}. Training sees nothing of it."
-        )
-    return sentences
+    keys = [key for key in _CLUSTERS if any(number(row.get(key)) is not None for row in found)]
+    places = {round(at * (len(found) - 1) / (most - 1)) for at in range(most)} if found else set()
+    values = [[number(found[place].get(key)) for key in keys] for place in sorted(places)]
+    lines = [["" if v is None else _CLUSTERS[key][1](v) for key, v in zip(keys, line, strict=True)] for line in values]
+    return [(_CLUSTERS[key][0], _CLUSTERS[key][2]) for key in keys], lines
 
 
 def machine(run: RunFolder, config: Mapping[str, Any]) -> Lines:
@@ -190,19 +214,3 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "", True: "yes", False: "no"}[value]
     return _CREDENTIALS.sub(r"\g<scheme>\g<rest>", _COMMAND.sub("pipe:(a command, not shown)", str(value)))
-
-
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
-
-
-def count(value: Any) -> str:
-    """A whole number with its thousands apart; empty for what is none."""
-    return f"{value:,}" if isinstance(value, int) and number(value) is not None else ""
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

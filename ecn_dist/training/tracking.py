@@ -18,10 +18,18 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ecn_dist import distributed
+from ecn_dist.errors import printable_lines
 from ecn_dist.files import write_atomically
 from ecn_dist.reporting.run_reader import METRICS, read_metrics
 
 log = logging.getLogger("ecn_dist")
+
+
+class _ConsoleFormatter(logging.Formatter):
+    """Messages may hold names from data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 def start_logs(output_dir: Path) -> None:
@@ -36,7 +44,7 @@ def start_logs(output_dir: Path) -> None:
     log.addHandler(to_file)
     if distributed.is_main():
         to_console = logging.StreamHandler(sys.stdout)
-        to_console.setFormatter(logging.Formatter("%(message)s"))
+        to_console.setFormatter(_ConsoleFormatter("%(message)s"))
         to_console.addFilter(lambda record: not getattr(record, "file_only", False))
         log.addHandler(to_console)
     log.setLevel(logging.INFO)

@@ -10,8 +10,8 @@ from typing import Literal
 
 import pytest
 
-from ecn_dist.command import add_options, command, printable, printable_lines, verb
-from ecn_dist.errors import UserError
+from ecn_dist.command import add_options, command, verb
+from ecn_dist.errors import UserError, printable, printable_lines
 from ecn_dist.methods.options import Count, Positive
 
 

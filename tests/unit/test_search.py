@@ -119,7 +119,6 @@ def test_search_prints_and_draws(case: Path, tmp_path: Path, capsys: pytest.Capt
     assert sorted(distances) == list(distances)
     assert len(lines) == 5
     with Image.open(sheet) as picture:
-        assert picture.text["Title"] == "Nearest pictures"
         colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     assert len(np.unique(colours, axis=0)) > 1000, "the pictures are on it"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ecn_dist.ranking.counting import MARGIN, Buckets
-from ecn_dist.ranking.distances import PairDistances, ProductSpace, Scratch, full_precision
+from ecn_dist.ranking.distances import PairDistances, ProductSpace, full_precision
 
 CPU = torch.device("cpu")
 
@@ -33,13 +33,13 @@ def features(kind: str, size: int, dim: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["normal", "positive", "far", "decaying", "rank-1", "one line", "outliers"])
 def test_products_keep_well_inside_their_error_bound(kind: str, dim: int) -> None:
     x = features(kind, 240, dim)
-    space = ProductSpace(x[:40], x[40:], CPU, 64)
+    space = ProductSpace(x[:40], x[40:], CPU, 0, 2**26)
     queries = torch.arange(40)
     exact = torch.cdist(x[:40].double(), x[40:].double(), compute_mode="donot_use_mm_for_euclid_dist")
     exact = (exact * space.factor).square()
     lines = Buckets(exact.sort().values[:, 5:30], torch.ones(40, 25).bool(), space.error_bound(queries), 1024)
     left = space.query_side(queries, lines.origin, lines.scale, MARGIN)
-    line = space.multiply(left, torch.arange(200), Scratch(dim, 0, 2**26, CPU))[:, :200]
+    line = space.multiply(left, torch.arange(200))[:, :200]
     true_line = MARGIN + lines.scale[:, None] * (exact - lines.origin[:, None])
     on_it = (true_line > 0) & (true_line < 1024)
     assert on_it.sum() >= 40 * 25

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 
 from ecn_dist.ranking.ranking import CameraPairs
 from ecn_dist.reporting.curves import draw_camera_pairs, draw_result, draw_training_curves, weakest_camera_pairs
-from ecn_dist.reporting.montage import pixels_of
-from tests.picture_cases import evaluation_of, random_case
+from tests.picture_cases import evaluation_of, pixels_of, random_case
 
 
 def curves_of(figure: Figure) -> dict[str, list]:
@@ -48,7 +47,14 @@ def test_training_curves_draw_any_number_and_shade_the_source_only_epochs() -> N
     rows[15] |= {"evaluation": {"mAP": 0.5, "rank1": 0.75}, "clusters": 7, "outliers": 2, "cluster_ami": 0.5}
     figure = draw_training_curves(rows)
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.axison]
-    assert titles == ["loss", "evaluation", "learning rate", "clusters, outliers", "anything", "cluster ami"]
+    assert titles == [
+        "loss",
+        "evaluation, fraction",
+        "learning rate",
+        "clusters, outliers",
+        "AMI of clusters and people",
+        "anything",
+    ]
     curves = curves_of(figure)
     assert curves["loss target"] == [[step, 3.0] for step in range(8, 16)]
     assert len(curves["loss"]) == 16
@@ -67,7 +73,13 @@ def test_long_training_curves_become_means() -> None:
 
 
 def test_training_curves_of_nothing_and_of_nonsense() -> None:
-    assert draw_training_curves([]).axes[0].get_title(loc="left") == "No number was logged"
+    assert draw_training_curves([]) is None
     nonsense = [{"step": 0, "loss": math.nan, "a": 10**400, "b": [1], "c": math.inf}, {"step": "x", "loss": 1}, {}]
-    assert draw_training_curves(nonsense).axes[0].get_title(loc="left") == "No number was logged"
+    assert draw_training_curves(nonsense) is None
     assert math.isfinite(pixels_of(draw_training_curves([*nonsense, {"step": 1, "evaluation": 3, "x_$": 1}])).mean())
+
+
+def test_only_the_keys_that_are_asked_for_are_drawn() -> None:
+    rows = [{"step": 1, "loss": 1.0, "clusters": 7, "outliers": 2}]
+    assert set(curves_of(draw_training_curves(rows, "cluster.*|outliers"))) == {"clusters", "outliers"}
+    assert draw_training_curves(rows[:1], "lr") is None

@@ -74,6 +74,18 @@ def test_the_card_names_no_place_and_no_host(run: Path, trained: tuple[Backbone,
         assert "data of their own, which are not listed" in card
 
 
+def test_names_from_data_are_no_markup(run: Path, trained: tuple[Backbone, dict]) -> None:
+    name = "x`\n# Forged\n\x1b[2J<img src=x> | [y](z)"
+    split = {"samples": 1, "num_identities": 1, "distractors": 0}
+    hostile = DOMAIN | {"layout": name, "camera_style": name, "splits": {name: split}, "fingerprint": name}
+    card = card_of(*trained, Facts(SUMMARY | {"data": {"source": hostile, "target": hostile}}))
+    lines = card.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert not [line for line in lines if line.startswith("# Forged")]
+    assert r"x'\n# Forged\n\x1b\[2J&lt;img src=x> \| \[y](z)" in card
+    assert "x`" not in card
+
+
 def test_what_is_unknown_is_said(run: Path, trained: tuple[Backbone, dict], tmp_path: Path) -> None:
     for name in ("older.safetensors", "published.pth"):
         (run / name).touch()

@@ -68,7 +68,7 @@ def test_it_says_what_was_trained_how_well_it_does_and_on_what(run: Path) -> Non
         "shards/source",
         "shards/target",
         "small_resnet",
-        "4 on the source alone, then 12",
+        "Epochs on the source alone, first 4 Epochs 12",
         "How well it does",
         "mAP, trapezoid 43.1",
         "mAP, step-wise 42.2",
@@ -136,6 +136,16 @@ def test_nothing_from_a_file_is_markup(run: Path) -> None:
     assert page.text.count(HOSTILE) >= 8  # shown as it is, again and again
 
 
+def test_control_characters_of_names_are_escaped(run: Path) -> None:
+    name = "\x1b[2J\u202egpj.exe\n"
+    (run / "config.yaml").write_text(json.dumps({name: name, "source": name}))
+    (run / "figures").mkdir()
+    Image.new("RGB", (4, 4)).save(run / "figures" / f"a{name}.png")
+    text = write_report(run, comparison=Comparison({name: [EVALUATION]})).read_text()
+    assert all(line.isprintable() for line in text.splitlines())
+    assert text.count(r"\x1b[2J\u202egpj.exe\n") >= 5
+
+
 def test_no_password_leaves_with_the_report(run: Path) -> None:
     url = "https://agnes:hunter2@store.example/target?signature=sesame#part"
     config = {"target": url, "model": {"weights": f"s3://agnes:h@hunter2@bucket/w?key=sesame {url}"}}
@@ -188,18 +198,24 @@ def test_a_collapsed_network_is_named(run: Path) -> None:
     assert "3,368 of 3,368 queries have all gallery pictures at one distance" in Page(write_report(run)).text
 
 
-def test_clusters_are_told_in_words(run: Path) -> None:
+def test_clusters_are_told_by_epoch(run: Path) -> None:
     assert "Clusters" not in Page(write_report(run)).text
     rows: list[dict] = [{"step": 1, "epoch": 0, "clusters": 1234, "outliers": 56, "cluster_size_mean": 7.25}]
     for row, words in (
-        ({"step": 1, "epoch": 0, "loss": 1.0}, "At first: epoch 0, 1,234 clusters of 7.2 pictures on average, and 56"),
-        ({"step": 5, "epoch": 1, "clusters": 700, "cluster_ami": 0.5}, "At last: epoch 1, 700 clusters."),
-        ({"step": 9, "epoch": 2, "clusters": 800, "outliers": 0, "cluster_ami": 0.25}, "800 clusters, and 0 outliers."),
+        ({"step": 1, "epoch": 0, "loss": 1.0}, "Epoch Clusters Mean size Outliers 0 1,234 7.2 56 Clusters : groups"),
+        ({"step": 5, "epoch": 1, "clusters": 700, "cluster_ami": 0.5}, "0 1,234 7.2 56 1 700 0.500"),
+        ({"step": 9, "epoch": 2, "clusters": 800, "outliers": 0, "cluster_ami": 0.25}, "2 800 0 0.250 Clusters"),
     ):
         rows.append(row)
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        assert words in Page(write_report(run)).text
-    assert "0.500 at first, 0.250 at last, at best 0.500" in Page(write_report(run)).text
+        page = Page(write_report(run))
+        assert words in page.text
+        assert any(str(image["alt"]).startswith("How the clusters formed") for image in page.all("img"))
+    assert "AMI : adjusted mutual information" in page.text
+    rows = [{"step": step, "epoch": step, "clusters": 100 + step} for step in range(100)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = Page(write_report(run)).text
+    assert "0 100 14 114 28 128 42 142 57 157 71 171 85 185 99 199 Clusters" in text  # eight of many, evenly
 
 
 def test_another_output_leaves_the_run_as_it_is(run: Path, tmp_path: Path) -> None:
@@ -231,8 +247,8 @@ def test_comparison_shows_mean_and_spread_and_stays_with_the_run(run: Path) -> N
         assert "Controls" in page.text
         assert "source only 20.0 70.0 1" in page.text
         assert "E + C 33.0 ± 3.6 50.0 ± 10.0 3" in page.text  # sample standard deviation
-        bold = [attributes["class"] for attributes in page.all("td") if "best" in str(attributes.get("class"))]
-        assert len(bold) == 2  # one a column: E + C for mAP, source only for rank-1
+        # One a column: E + C for mAP, source only for rank-1.
+        assert re.findall(r"<b>([\d.]+)</b>", path.read_text().partition("Controls")[2]) == ["70.0", "33.0"]
         assert "mINP" not in page.text.partition("Controls")[2].partition("source only")[0]  # no run has it
 
 

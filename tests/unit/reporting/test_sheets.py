@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ecn_dist.reporting import montage
-from ecn_dist.reporting.montage import Cell, Row, pixels_of, save_figure
+from ecn_dist.reporting.montage import Cell, Row
 from ecn_dist.reporting.ranked import Match, RankedList
-from ecn_dist.reporting.run_reader import read_figure
 from ecn_dist.reporting.sheets import (
     PEOPLE,
     Domain,
@@ -23,7 +22,7 @@ from ecn_dist.reporting.sheets import (
     draw_style_copies,
     pick_by_camera,
 )
-from tests.picture_cases import color_of, plain_picture
+from tests.picture_cases import color_of, pixels_of, plain_picture
 
 RIGHT, WRONG = montage.FRAMES["right"][0], montage.FRAMES["wrong"][0]
 
@@ -145,7 +144,7 @@ def test_domain_sheet_shows_its_pictures() -> None:
     pixels = pixels_of(figure)
     assert min(area_of(pixels, color_of(row)) for row in range(4)) > 5_000
     words = words_of(figure)
-    for text in ("cam 3", "left: 2 pictures; right: 2 pictures", "left\n"):
+    for text in ("left\ncamera 3", "left: 2 pictures; right: 2 pictures", "right\ncamera 0"):
         assert text in words
     many = Domain("many", np.arange(20), plain_picture)
     assert many.shown_cameras()[:: len(many.shown_cameras()) - 1] == [0, 19]
@@ -178,7 +177,7 @@ def cluster_case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return labels, pids, camids
 
 
-def test_cluster_sheet_shows_large_small_and_mixed_clusters_and_their_people() -> None:
+def test_cluster_sheet_shows_large_small_and_mixed_clusters_split_people_and_outliers() -> None:
     labels, pids, camids = cluster_case()
     shuffled = np.random.default_rng(0).permutation(len(labels))
     read: list[int] = []
@@ -187,23 +186,30 @@ def test_cluster_sheet_shows_large_small_and_mixed_clusters_and_their_people() -
         read.append(row)
         return plain_picture(int(shuffled[row]))
 
-    figure = draw_clusters(labels[shuffled], pids[shuffled], camids[shuffled], read_picture, count=1, members=4)
+    domain = Domain("target", camids[shuffled], read_picture, pids[shuffled])
+    figure = draw_clusters(labels[shuffled], domain, count=1, members=4)
     words = words_of(figure)
     # The largest, of one person; the smallest; and of the others the most mixed, half one person and half another.
     for text in (
-        "large\ncluster 0\n9 pictures\n3 cameras\n1 people",
+        "large\ncluster 0\n9 pictures\n3 cameras\n1 person",
         "small\ncluster 5\n2 pictures",
-        "mixed\ncluster 2",
+        "mixed\ncluster 2\n4 pictures\n3 cameras\n2 people",
+        "split\nperson 7\n11 pictures\n3 cameras\n2 clusters",
+        "outliers\n2 pictures\n2 cameras\n1 person",
     ):
         assert text in words
-    assert "6 clusters, 2 outliers of 26 pictures" in words
+    flowing = " ".join(words.split())
+    assert "6 clusters of 26 pictures; 2 of these are outliers" in flowing
+    assert "4 clusters show one person alone; 1 of 8 people are in several clusters" in flowing
     shown = labels[shuffled[read]].tolist()
-    assert shown == [0] * 4 + [5] * 2 + [2] * 4
-    assert pids[shuffled[read]].tolist()[-4:] in ([7, 7, 9, 9], [9, 9, 7, 7])  # the people stand together
+    assert shown == [0] * 4 + [5] * 2 + [2] * 4 + [0] * 3 + [2] + [-1] * 2
+    assert pids[shuffled[read]].tolist()[6:10] in ([7, 7, 9, 9], [9, 9, 7, 7])  # the people stand together
     frames = [axes.spines["left"].get_edgecolor()[:3] for axes in figure.axes]
-    assert frames == [to_rgb(PEOPLE[at]) for at in [0] * 6 + [0, 0, 1, 1]]
-    signs = [axes.get_xlabel()[0] for axes in figure.axes]
-    assert signs == list("AAAAAAAABB")  # not by colour alone
+    assert frames == [to_rgb(PEOPLE[at]) for at in [0] * 6 + [0, 0, 1, 1] + [0, 0, 0, 1] + [0, 0]]
+    names = [axes.get_xlabel().split("\n") for axes in figure.axes]  # not by colour alone
+    assert [name for name, _ in names[:6]] == ["person 7"] * 4 + ["person 3"] * 2
+    assert [name for name, _ in names[10:]] == ["cluster 0"] * 3 + ["cluster 2"] + ["person 1"] * 2
+    assert [camera for _, camera in names] == [f"cam {camids[shuffled[row]]}" for row in read]
     pixels = pixels_of(figure)
     for row in read:
         assert area_of(pixels, color_of(int(shuffled[row]))) > 10_000
@@ -212,19 +218,13 @@ def test_cluster_sheet_shows_large_small_and_mixed_clusters_and_their_people() -
 def test_cluster_sheet_without_pids_takes_those_across_cameras_as_mixed() -> None:
     labels, _, camids = cluster_case()
     for pids in (None, np.full(len(labels), -1)):
-        figure = draw_clusters(labels, pids, camids, plain_picture, count=1)
+        domain = Domain("target", camids, plain_picture, pids)
+        figure = draw_clusters(labels, domain, count=1)
         words = words_of(figure)
         assert "mixed\ncluster 1" in words  # its only pair is by two cameras
-        assert "mixed\ncluster 3" not in words_of(draw_clusters(labels, pids, camids, plain_picture, count=2))
+        assert "mixed\ncluster 3" not in words_of(draw_clusters(labels, domain, count=2))
         assert "people" not in words
+        assert "split" not in words
         assert {axes.spines["left"].get_edgecolor()[3] for axes in figure.axes} == {0.0}  # no frames
-    assert "all pictures are outliers" in words_of(draw_clusters(np.full(3, -1), None, camids[:3], plain_picture))
-
-
-def test_a_figure_carries_its_words(tmp_path) -> None:
-    figure = montage.montage([Row("", [Cell(plain_picture(0))])], title="x")
-    path = save_figure(figure, tmp_path / "deep" / "x.png", title="<CMC> “π”", caption="100 % & more")
-    found = read_figure("x", path.read_bytes())
-    assert (found.title, found.caption) == ("<CMC> “π”", "100 % & more")
-    assert (found.width, found.height) == Image.open(path).size
-    assert list(path.parent.iterdir()) == [path]  # no unfinished file
+    none = draw_clusters(np.full(3, -1), Domain("target", camids[:3], plain_picture))
+    assert "0 clusters of 3 pictures; 3 of these are outliers" in words_of(none)
