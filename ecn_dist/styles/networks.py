@@ -123,6 +123,16 @@ def save_generator(generator: Generator, path: Path) -> None:
     write_atomically(path, save(tensors, {"format": FORMAT, "shape": json.dumps(asdict(generator.shape))}))
 
 
+def _check(shape: Shape) -> None:
+    """`ValueError` for what no generator has; the file may come from anybody."""
+    limits = {"height": (4, 2048), "width": (4, 2048), "channels": (1, 1024), "blocks": (0, 64)}
+    for name, (least, most) in limits.items():
+        if type(value := getattr(shape, name)) is not int or not least <= value <= most:
+            raise ValueError(f"its {name} is {value!r:.99}")
+    if type(shape.skip) is not bool or not shape.cameras or not all(type(name) is str for name in shape.cameras):
+        raise ValueError("its cameras or its skip are none")
+
+
 def load_generator(path: Path) -> Generator:
     """The generator of a file that `save_generator` wrote. `UserError` where it is none, or is damaged."""
     try:
@@ -130,8 +140,15 @@ def load_generator(path: Path) -> Generator:
             about = file.metadata() or {}
             if about.get("format") != FORMAT:
                 raise UserError(f"{path} is no generator of camera styles; name the {GENERATOR} of a `stylize` run")
-            shape = json.loads(about["shape"])
-            generator = Generator(Shape(**shape | {"cameras": tuple(shape["cameras"])}))
+            given = json.loads(about["shape"])
+            shape = Shape(**given | {"cameras": tuple(given["cameras"])})
+            _check(shape)
+            with torch.device("meta"):  # no memory is taken for what the file does not hold
+                wanted = {name: list(tensor.shape) for name, tensor in Generator(shape).state_dict().items()}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            if {name: part.get_shape() for name, part in slices.items() if part.get_dtype() == "F32"} != wanted:
+                raise ValueError("its tensors are not of its shape")
+            generator = Generator(shape)
             generator.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}; name the {GENERATOR} of a `stylize` run") from error

@@ -181,7 +181,8 @@ class StyleTrainer:
         self.step = self.saved_step = meta["step"]
         if f"{OF_RANKS}interval" in state:
             *losses, steps = distributed.own_part(state[f"{OF_RANKS}interval"])[0]
-            self.interval.losses, self.interval.steps = torch.stack(losses), int(steps)
+            self.interval.losses = torch.stack(losses)
+            self.interval.steps = int(steps.nan_to_num(0).clamp(0, self.step))
         log.info("continuing from %s, step %d", checkpoint, self.step)
 
     def _state(self) -> dict[str, Tensor]:

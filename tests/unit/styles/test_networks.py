@@ -1,16 +1,42 @@
 """Shapes, pixels and files of the networks."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ecn_dist.data.transforms import normalise_and_erase
 from ecn_dist.errors import UserError
 from ecn_dist.styles.networks import Discriminator, Generator, Shape, load_generator, save_generator, to_pixels, to_unit
 
 SHAPE = Shape(("3", "7"), 16, 8, channels=4, blocks=2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("channels", value) for value in (1024, 10**9, 0, -1, "4", 4.0, True)),
+        *(("blocks", value) for value in (10**9, -1, None)),
+        *(("height", value) for value in (2**40, 0, "8")),
+        *(("cameras", value) for value in ([], [1, 2], 7, "", ["a"] * 9)),
+        ("skip", "yes"),
+        ("more", 1),
+    ],
+)
+def test_a_shape_that_is_not_the_files_takes_no_memory(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "generator.safetensors"
+    save_generator(Generator(Shape(("c1", "c2"), 8, 8, 4, 1)), path)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    shape = json.loads(about["shape"]) | {key: value}
+    save_file(tensors, path, about | {"shape": json.dumps(shape)})
+    with pytest.raises(UserError, match=r"generator\.safetensors is damaged"):
+        load_generator(path)
 
 
 def test_a_copy_does_not_depend_on_its_batch() -> None:
