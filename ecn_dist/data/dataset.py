@@ -110,7 +110,8 @@ class PictureDataset(Dataset[RawBatch]):
         if get_worker_info() is not None:  # its memory is shared with who trains
             return torch.empty(size, dtype=torch.uint8)
         if _memory.batch.numel() < size:
-            _memory.batch = torch.empty(size, dtype=torch.uint8)
+            with torch.inference_mode(False):  # an evaluation may come first, and tensors made in it cannot be changed
+                _memory.batch = torch.empty(size, dtype=torch.uint8)
         return _memory.batch[:size]
 
     def _fill(self, data: Tensor, step: Step) -> int:

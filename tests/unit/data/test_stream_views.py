@@ -1,5 +1,6 @@
 """What a sample shows, how it is augmented, and plans that follow each other in one stream."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,22 @@ def test_pad_moves_the_whole_picture_by_up_to_the_padding() -> None:
         assert (out.numpy() == padded(picture, down, right, draws[transforms.FLIP] < 0.5, 2)).all()
         moves.add((down, right))
     assert len(moves) == 25  # 10 pixels at height 256 are 2 or 3 at 64; rounded to the even
+
+
+@pytest.mark.parametrize("kind", ["ecn", "pad"])
+def test_an_evaluation_in_inference_mode_may_come_before_training(split: SplitIndex, kind: Any) -> None:
+    how = Augmentation(kind)
+    expected = batches(split, last_step=2, augmentation=how)
+    with ThreadPoolExecutor(1) as fresh_thread, torch.inference_mode():  # where no memory was used before
+        found = fresh_thread.submit(_evaluate_then_train, split, how).result()
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one.images, other.images)
+
+
+def _evaluate_then_train(split: SplitIndex, how: Augmentation) -> list[Batch]:
+    with torch.inference_mode():
+        evaluated(split, 1, style="all")
+    return batches(split, last_step=2, augmentation=how)
 
 
 def test_pad_erases_larger_boxes_with_the_mean(split: SplitIndex) -> None:
