@@ -70,6 +70,7 @@ _FIGURES = {
     "training": ("training", "Training", "From metrics.jsonl. Long curves are shown as means of equal parts."),
     "domains": ("data", "The domains by camera", "Training pictures."),
     "style_copies": ("data", "Style copies", "Training pictures in the style of the other cameras."),
+    "styles": ("data", "Camera styles", "What a training of camera styles drew."),
 }
 _CURVES = {"training": r"(?!cluster|outliers).*", "clusters_by_step": r"cluster.*|outliers"}  # of which metrics
 

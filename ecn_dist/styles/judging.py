@@ -22,7 +22,7 @@ from ecn_dist.files import write_atomically
 from ecn_dist.models import Backbone, normalized_features
 from ecn_dist.packing.styles import in_styles, picture_histogram, style_tables
 from ecn_dist.reporting.curves import draw_training_curves
-from ecn_dist.reporting.montage import Cell, Row, montage, pixels_of, png_of
+from ecn_dist.reporting.montage import Cell, Row, montage, png_of
 from ecn_dist.reporting.run_reader import FIGURES, METRICS, merge_steps, read_metrics
 
 MOST_PICTURES, MOST_EMBEDDED = 2000, 400  # that are looked at, and by a re-ID network
@@ -70,9 +70,8 @@ def judge(
         figures["original"] = find_originals(looked, *asked, device)
     sheet = draw_sheet(looked, in_words(figures))
     write_atomically(folder / FIGURES / "styles.png", sheet)
-    if lines := merge_steps(read_metrics(folder / METRICS)):
-        losses = png_of(pixels_of(draw_training_curves(lines)), title="Training", caption="From metrics.jsonl.")
-        write_atomically(folder / FIGURES / "training.png", losses)
+    if losses := draw_training_curves(merge_steps(read_metrics(folder / METRICS))):
+        write_atomically(folder / FIGURES / "training.png", png_of(losses))
     return figures
 
 
@@ -185,7 +184,6 @@ def draw_sheet(looked: Looked, words: str = "") -> bytes:
                     for camid, picture in shown
                 ]
                 lines.append(Row(f"camera {own}\n{kind}" if kind == REAL else kind, cells))
-    title = "Camera styles"
-    caption = f"Framed: the original; beside it, the same person as other cameras took it, and its copies. {words}"
-    sheet = montage(lines, title=title, subtitle=caption, heads=[f"cam {camid}" for camid in cameras])
-    return png_of(pixels_of(sheet), title=title, caption=caption)
+    subtitle = f"Framed: the original; beside it, the same person as other cameras took it, and its copies. {words}"
+    heads = [f"cam {camid}" for camid in cameras]
+    return png_of(montage(lines, title="Camera styles", subtitle=subtitle, heads=heads))
