@@ -25,6 +25,7 @@ def targets(made: material.Material) -> list[Target]:
         Target("weights", 12, partial(models.make_weights, made), models.read_weights),
         Target("checkpoint", 14, partial(models.make_checkpoint, made), partial(models.read_checkpoint, made)),
         Target("features", 14, partial(models.make_features, made), partial(models.read_features, made)),
+        Target("generator", 4, partial(models.make_generator, made), models.read_generator),
         Target("configuration", 8, partial(models.make_config, made), partial(models.read_config, made)),
         Target("run", 4, partial(models.make_run, made), models.read_run),
     ]
@@ -46,6 +47,8 @@ def run(seed: int, numbers: range, *, only: str = "", seconds: float = float("in
             faulthandler.cancel_dump_traceback_later()
             counts[target.name] += 1
             spent[target.name] += time.monotonic() - started  # type: ignore[assignment]
+            if counts.total() % 1000 == 0:
+                print(f"{counts.total()} cases: {len(failures)} failures, {time.monotonic() - begun:.0f} s", flush=True)
             if problem:
                 again = f"python -m tests.fuzz --seed {seed} --case {number}" + (f" --only {only}" if only else "")
                 failures.append(f"{problem}\nagain: {again}")

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -210,6 +211,9 @@ def run_case(target: Target, seed: int, number: int, root: Path) -> str | None:
     except (Exception, TooSlow) as error:
         problem = "".join(traceback.format_exception(error)[-8:])
     finally:
+        for thread in threading.enumerate():
+            if thread.name == "fetch-ahead":  # told to end, it ends after the shard it is at
+                thread.join(SECONDS)
         watch.place = None
         os.chdir(before[0])
         tempfile.tempdir = before[1]

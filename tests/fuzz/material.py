@@ -11,6 +11,7 @@ from PIL import Image
 
 from ecn_dist import embed, report, train
 from ecn_dist.data import pictures
+from ecn_dist.styles.networks import Generator, Shape, save_generator
 from tests.dataset_folders import pack_folder, write_market
 from tests.fuzz.harness import Place
 
@@ -59,6 +60,10 @@ class Material:
     def features(self) -> Path:
         return self.root / "gallery.safetensors"
 
+    @property
+    def generator(self) -> Path:
+        return self.root / "generator.safetensors"
+
     def run(self, method: str) -> Path:
         return self.root / method
 
@@ -86,6 +91,7 @@ def make(root: Path) -> Material:
         common = ["--checkpoint", str(material.run("ecn")), "--input", str(crops), "--device", "cpu"]
         assert embed.main([*common, "--output", str(material.features)]) == 0
         assert report.main(["--run", str(material.run("ecn"))]) == 0
+    save_generator(Generator(Shape(("c1", "c2"), 8, 8, channels=4, blocks=1)), material.generator)
     _write_formats(root / "formats")
     return material
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ecn_dist import config as configuration
 from ecn_dist import report, search
+from ecn_dist.styles.networks import GENERATOR, load_generator
 from ecn_dist.training import building
 from ecn_dist.training.checkpoint import META
 from ecn_dist.training.run import Run, fingerprints
@@ -239,6 +240,20 @@ def read_features(material: Material, place: Place) -> None:
     for line, row in zip(found.text.splitlines()[1:], order, strict=False):
         distance = float(line.split()[1])
         assert abs(distance - np.linalg.norm(unit[row] - own)) < 2e-3, (line, row)
+
+
+def make_generator(material: Material, rng: Random, place: Place) -> str:
+    (place.input / GENERATOR).write_bytes(change_safetensors(rng, material.generator.read_bytes()))
+    return "generator"
+
+
+def read_generator(place: Place) -> None:
+    path = place.input / GENERATOR
+    found = ended(place, lambda: load_generator(path))
+    if found.status == 0:
+        plain = safetensors.torch.load_file(path)
+        for key, tensor in found.value.state_dict().items():
+            assert torch.equal(tensor, plain[key]) or bool(tensor.isnan().any()), key
 
 
 def make_config(material: Material, rng: Random, place: Place) -> str:
