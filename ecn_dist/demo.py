@@ -30,6 +30,7 @@ NO_COPIES = "--data.camera_style false"
 TARGET_ALONE = f"{NO_COPIES} --cluster.source_weight 0"
 ABLATION_SEEDS = 3
 RANKS = min(2, os.cpu_count() or 1)
+BY_HAND = "\n# Camera styles"  # in the table's file: from here on it is kept
 TABLE_WIDTH = 125  # columns, where the output goes to a file
 COLUMNS = {"mAP": "mAP (trapezoid)", "mAP_stepwise": "mAP (step-wise)", "rank1": "rank-1", "rank5": "rank-5"}
 Evaluation = dict[str, float]
@@ -178,7 +179,7 @@ def main(
     Args:
         output_dir: where it all goes
         ablation: every row of the table, over several seeds
-        table: also write the table to this Markdown file
+        table: also write the table to this Markdown file, whose part on camera styles is kept
         seed: of data and training; the first one with --ablation
         ranks: processes that train
         config: the recipe
@@ -203,7 +204,8 @@ def main(
         shown.add_row(*cells)
     console.print(shown)
     if table:
-        write_atomically(table, as_markdown(results, rows))
+        there = table.read_text(encoding="utf-8") if table.is_file() else ""
+        write_atomically(table, as_markdown(results, rows) + "".join(there.partition(BY_HAND)[1:]))
         print(f"table:    {table}")
     print(f"pictures: {report.parent / 'figures'}")
     print(f"report:   {report}")
