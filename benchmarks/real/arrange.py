@@ -46,8 +46,12 @@ class Crop(NamedTuple):
 
 def read_market(folder: Path) -> list[Crop]:
     """The crops in a folder of Market-1501, by their names; other files are passed over."""
-    found = [(_MARKET_NAME.fullmatch(path.name), path) for path in _entries(folder)]
-    return [Crop(*map(int, match.groups()), path) for match, path in found if match]
+    crops = []
+    for path in _entries(folder):
+        if match := _MARKET_NAME.fullmatch(path.name):
+            pid, camera, sequence, frame, number = map(int, match.groups())
+            crops.append(Crop(pid, camera, sequence, frame, number, path))
+    return crops
 
 
 def read_cuhk(folder: Path) -> list[Crop]:

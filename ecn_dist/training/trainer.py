@@ -114,6 +114,8 @@ class Trainer:
         if not at.source_only and not continues:
             if figures := self.method.before_epoch(at.epoch, self.extract):
                 tracker.metrics({"step": at.number, "epoch": at.epoch} | figures)
+                told = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
+                log.info("epoch %d: %s", at.epoch, told)
             self.method.train()
             self.interval.started = time.monotonic()
         self.feeder.begin_epoch(at)

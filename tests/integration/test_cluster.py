@@ -1,5 +1,6 @@
 """Cluster memory over whole runs: the same on any ranks, continued to the bit, without the target's identities."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,8 @@ def test_removing_the_pids_changes_no_parameter(small_domains: Domains, options:
     assert main([*options, *unlabelled, "--output_dir", str(tmp_path / "without")]) == 0
     labelled, lines = loss_lines(tmp_path / "with"), loss_lines(tmp_path / "without")
     assert any("cluster_ami" in line for line in labelled)
+    said = (tmp_path / "with" / "logs" / "rank-0.log").read_text()
+    assert len(re.findall(r"epoch \d: clusters \d+  outliers \d+  .*cluster ami 0\.\d+", said)) == 2
     assert not any("cluster_ami" in line for line in lines)
     assert [line.get("loss") for line in lines] == [line.get("loss") for line in labelled]
     expected, found = final_tensors(tmp_path / "with"), final_tensors(tmp_path / "without")
