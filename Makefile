@@ -5,6 +5,8 @@ VENV ?= .venv
 # "Get Started" (compute platform CPU):  make demo TORCH_ARGS="--index-url <that address>"
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
+# Processes that share the tests; each starts ranks of its own where a test needs some.
+TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -44,7 +46,7 @@ ablation: $(READY)  ## every row of the demo's table over 3 seeds; writes docs/a
 
 test: $(READY) $(EXTRAS)  ## all tests
 	@echo "==> tests"
-	@$(BIN)/python -m pytest tests --ignore tests/cluster
+	@$(BIN)/python -m pytest tests --ignore tests/cluster --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 test-triton: $(TRITON)/triton  ## the memory's GPU kernels in Triton's interpreter
 	@PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/unit/memory/test_rows_pass_triton.py

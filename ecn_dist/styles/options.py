@@ -18,8 +18,10 @@ DESCRIPTION = "Learn the styles of a shard folder's cameras, and write its pictu
 METHOD = "stylize"  # in config.yaml, where a run of `train` has its method
 MEASURED_PICTURES = 64
 TALLEST = 256  # of the sizes that are taken from the data
-_NO_RESULT = ("data", "output", "checkpoint", "output_dir", "device", "workers", "timeout_seconds", "resume")
-_NO_RESULT += ("resume_changed", "checkpoint_steps", "log_steps")
+_NO_RESULT = {
+    *("data", "output", "checkpoint", "output_dir", "device", "workers", "timeout_seconds", "resume"),
+    *("resume_changed", "checkpoint_steps", "log_steps"),
+}
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ class StyleTrainer:
     def _on_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.device)
 
-    def _apply(self, network: nn.Module, loss: Tensor) -> None:
+    def _apply(self, network: Generator | Discriminator, loss: Tensor) -> None:
         """A step of the network's optimiser by the gradients of the mean `loss` of all ranks.
 
         They are summed by one all-reduce here, not by DistributedDataParallel's hooks, which see only one backward
