@@ -150,6 +150,7 @@ class SplitIndex:
                 "json_offset": (0, shard.bytes - rows["json_length"].astype(np.int64)),
             }
             wrong = {name: (rows[name] < least) | (rows[name] > most) for name, (least, most) in ranges.items()}
+            wrong["offset"] &= rows["length"] > 0  # of a copy that is not there nothing is read
             wrong["pid"] = ~np.isin(rows["pid"], pids)
             for column, where_wrong in wrong.items():
                 if where_wrong.any():

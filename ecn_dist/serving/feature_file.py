@@ -56,7 +56,7 @@ class FeatureFile:
                 files = json.loads(about["files"])
                 features, sha256 = file.get_tensor("features"), file.get_tensor("sha256")
                 return cls(features, tuple(files), sha256, about["model"], about["folder"])._checked()
-        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else error
             raise UserError(f"{path}: is no file of features ({reason}); write it again with ecn-dist embed") from error
 

@@ -204,16 +204,15 @@ def run_case(target: Target, seed: int, number: int, root: Path) -> str | None:
     watch, before = _the_watch(), (os.getcwd(), tempfile.tempdir)
     os.chdir(root / "cwd")
     tempfile.tempdir = str(root / "tmp")
-    watch.place, problem = place, None
+    watch.place, problem, threads = place, None, set(threading.enumerate())
     try:
         with limited_time(SECONDS):
             target.read(place)
     except (Exception, TooSlow) as error:
         problem = "".join(traceback.format_exception(error)[-8:])
     finally:
-        for thread in threading.enumerate():
-            if thread.name == "fetch-ahead":  # told to end, it ends after the shard it is at
-                thread.join(SECONDS)
+        for thread in set(threading.enumerate()) - threads:  # one that fetches ahead ends after the shard it is at
+            thread.join(SECONDS)
         watch.place = None
         os.chdir(before[0])
         tempfile.tempdir = before[1]

@@ -156,6 +156,17 @@ def test_names_of_a_foreign_file_are_shown_harmless(
     assert r"\x1b]0;PWNED\x07\x1b[2J.jpg" in shown
 
 
+@pytest.mark.parametrize("dtype", [b"I8", b"F8_E4M3", b"F8_E5M2", b"X"])
+def test_numbers_of_another_kind(case: Path, tmp_path: Path, dtype: bytes) -> None:
+    data = (case / "gallery.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].replace(b'"U8"', b'"' + dtype + b'"')
+    path = tmp_path / "gallery.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    with pytest.raises(UserError, match=r"gallery\.safetensors: is no file of features"):
+        FeatureFile.read(path)
+
+
 def test_a_foreign_file_may_name_what_is_no_picture(
     case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -293,6 +293,14 @@ def test_rows_that_cannot_be_are_refused_before_they_are_used(folder: Path, colu
         index.split("train")
 
 
+def test_the_place_of_a_copy_that_is_not_there_is_not_looked_at(folder: Path) -> None:
+    members = np.load(folder / "train.members.npy")
+    assert members["length"][0, 0] == 0  # its own camera's
+    members["offset"][0, 0] = 2**63 - 1
+    rewrite_sidecar(folder, members)
+    assert len(ShardIndex.load(str(folder)).split("train")) == 4
+
+
 def test_shards_may_be_larger_than_32_bits_count(folder: Path) -> None:
     members, index = np.load(folder / "train.members.npy"), read_json(folder)
     index["splits"]["train"]["shards"][0]["bytes"] = 2**33
