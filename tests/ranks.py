@@ -4,8 +4,11 @@ A test hands a top-level function to `Ranks.run`; it runs on every rank, and a f
 that rank's traceback. No ports: the group meets through a file.
 """
 
+import ctypes
+import gc
 import multiprocessing
 import queue
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -31,6 +34,10 @@ def _worker(rank: int, world_size: int, store: str, tasks: Any, results: Any) ->
             results.put((rank, None, function(*args, **kwargs)))
         except BaseException:  # also a test's own SystemExit: the parent shows it
             results.put((rank, traceback.format_exc(), None))
+        del task, function, args, kwargs
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)  # ranks are kept, and what a large test freed would be kept with them
     dist.destroy_process_group()
 
 
