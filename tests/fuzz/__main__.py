@@ -5,7 +5,7 @@ import faulthandler
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -35,7 +35,7 @@ def run(seed: int, numbers: range, *, only: str = "", seconds: float = float("in
     """The failures of these cases of `seed`; no more are begun after so many seconds."""
     every = targets(material.make(root / "material"))
     chosen = [target for target in every if only in ("", target.name)]
-    begun, counts, spent, failures = time.monotonic(), Counter[str](), Counter[str](), list[str]()
+    begun, counts, spent, failures = time.monotonic(), Counter[str](), defaultdict[str, float](float), list[str]()
     with limited_memory():
         for number in numbers:
             started = time.monotonic()
@@ -46,7 +46,7 @@ def run(seed: int, numbers: range, *, only: str = "", seconds: float = float("in
             problem = run_case(target, seed, number, root / "case")
             faulthandler.cancel_dump_traceback_later()
             counts[target.name] += 1
-            spent[target.name] += time.monotonic() - started  # type: ignore[assignment]
+            spent[target.name] += time.monotonic() - started
             if counts.total() % 1000 == 0:
                 print(f"{counts.total()} cases: {len(failures)} failures, {time.monotonic() - begun:.0f} s", flush=True)
             if problem:
