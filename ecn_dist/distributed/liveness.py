@@ -189,7 +189,9 @@ class Heartbeats:
             store_lost = now - self._answered > self.timeout_seconds
             told = self._told is not None and now - self._told_at > GRACE_SECONDS
             if (next_lost or store_lost or told) and self._ending.acquire(blocking=False):
-                failure = self._lost_store() if store_lost else self._lost_ranks([self._next])
+                # Where the store is silent no heartbeat can come: that the next rank's did not tells nothing.
+                no_store = store_lost or self._store_is_silent()
+                failure = self._lost_store() if no_store else self._lost_ranks([self._next])
                 self._give_up(self._told or failure)
 
     def _give_up(self, failure: Failure) -> None:
