@@ -12,7 +12,14 @@ from ecn_dist.train import main
 from ecn_dist.training.signals import EXIT_PREEMPTED
 from tests.integration.conftest import REPOSITORY, Domains
 from tests.integration.test_unlabelled_target import without_identities
-from tests.integration.training import assert_equal_runs, checkpoint_steps, final_tensors, loss_lines, train_on
+from tests.integration.training import (
+    SMALL_INPUT,
+    assert_equal_runs,
+    checkpoint_steps,
+    final_tensors,
+    loss_lines,
+    train_on,
+)
 from tests.ranks import RankPool
 
 CONFIG = str(REPOSITORY / "configs" / "demo_cluster.yaml")
@@ -29,7 +36,7 @@ RECIPE = [
         "20",
     ),
     *("--cluster.camera_weight", "0.5", "--cluster.min_samples", "2", "--logging.every_steps", "1"),
-    *("--logging.tensorboard", "false", "--logging.figures", "false"),
+    *("--logging.tensorboard", "false", "--logging.figures", "false", *SMALL_INPUT),
 ]
 
 

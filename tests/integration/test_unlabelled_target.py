@@ -14,7 +14,7 @@ from ecn_dist.data import ShardIndex
 from ecn_dist.data.draws import Draws
 from ecn_dist.train import main as train
 from tests.integration.conftest import REPOSITORY, Domains
-from tests.integration.training import SHORT, final_tensors, loss_lines, train_on
+from tests.integration.training import SHORT, SMALL_INPUT, final_tensors, loss_lines, train_on
 
 
 def changed(shards: Path, folder: Path, change: Callable[[np.ndarray, dict], None]) -> Path:
@@ -89,6 +89,7 @@ CLUSTER = [
     *("--config", str(REPOSITORY / "configs" / "demo_cluster.yaml"), "--global_batch_size", "24", "--epochs", "2"),
     *("--optim.source_only_epochs", "1", "--cluster.steps_per_epoch", "10", "--cluster.camera_weight", "0.5"),
     *("--logging.every_steps", "1", "--logging.tensorboard", "false", "--logging.figures", "false"),
+    *SMALL_INPUT,
 ]
 
 

@@ -21,11 +21,14 @@ from ecn_dist.reporting.run_reader import read_metrics
 from ecn_dist.train import main
 from tests.ranks import RankPool
 
+# A quarter of the demo's pixels, for what is the same at any size.
+SMALL_INPUT = ["--data.height", "32", "--data.width", "16"]
 # Ten steps an epoch of the small domains: one epoch on the source alone, two with both losses, the second of them with
 # neighbours and a momentum of the memory.
 SHORT = [
     *("--optim.source_only_epochs", "1", "--epochs", "2", "--loss.neighbors_from_epoch", "1"),
     *("--logging.every_steps", "4", "--logging.tensorboard", "false", "--logging.figures", "false"),
+    *SMALL_INPUT,
 ]
 
 
