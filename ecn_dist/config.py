@@ -274,8 +274,13 @@ def _check_section(name: str, node: yaml.Node | None) -> None:
     for key, (_, value) in zip(keys, node.value, strict=True):
         if keys.count(key) > 1:
             raise UserError(f"{name and name + '.'}{key} stands twice; keep one of them")
+        full, kind = ".".join(filter(None, (name, key))), value.tag.rpartition(":")[2]
+        if kind in ("binary", "set", "omap", "pairs"):  # the parser would take them for lists
+            raise UserError(f"{full} is of YAML's type !!{kind}; write a number, a text or a list")
         if not name and isinstance(_sections(Config()).get(key), dict):
             _check_section(key, value)
+        elif kind == "null" and flatten(Config()).get(full) is not None:
+            raise UserError(f"{full} is empty; give it a value, or leave it out for its default")
 
 
 def build_parser(prog: str, description: str) -> ArgumentParser:

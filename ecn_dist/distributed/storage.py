@@ -114,8 +114,11 @@ def load_sharded(state: dict[str, Tensor], folder: Path) -> None:
     for key, tensor in wanted.items():
         about = stored.get(key)
         if isinstance(about, TensorStorageMetadata):
-            if about.size != tensor.shape:
-                problems.append(f"{key} is {tuple(about.size)} and not {tuple(tensor.shape)}")
+            # Of what a header says, `size` has as many dimensions as its own metadata tell, and a part as its tensor.
+            parts = (part.sizes for part in about.chunks if len(part.sizes) != tensor.dim())
+            found = about.size if about.size != tensor.shape else next(parts, tensor.shape)
+            if found != tensor.shape:
+                problems.append(f"{key} is {tuple(found)} and not {tuple(tensor.shape)}")
             if not _holds(about.properties.dtype, tensor.dtype):
                 problems.append(f"{key} is of {about.properties.dtype} and not {tensor.dtype}")
     if problems:

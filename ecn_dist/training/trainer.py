@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -224,7 +225,8 @@ class Trainer:
                 "or an earlier checkpoint",
                 on_all_ranks=True,
             )
-        self.method.resize(meta.get("sizes", {}))
+        with _naming(checkpoint):
+            self.method.resize(meta.get("sizes", {}))
         state = self._state()
         if meta.get("config", {}).get("precision") != "fp16":
             state.pop("scaler", None)  # it has none to hand over: ours stays as it begins
@@ -233,7 +235,8 @@ class Trainer:
         self.skipped_steps = meta.get("skipped_steps", 0)
         self.replaced_pictures = meta.get("replaced_pictures", 0)
         self.strategy.load_state(state)
-        self.method.load_state(state)
+        with _naming(checkpoint):
+            self.method.load_state(state)
         if f"{OF_RANKS}interval" in state:
             *losses, steps = distributed.own_part(state[f"{OF_RANKS}interval"])[0]
             self.interval.losses = torch.stack(losses)
@@ -298,3 +301,12 @@ class Trainer:
         saved = f"the newest checkpoint in {self.checkpoints.folder} is from before. " if self.saved_step else ""
         remedy = f"{saved}Lower optim.lr or optim.backbone_lr, or add optim.warmup_epochs"
         raise UserError(f"{problem}; {remedy}", on_all_ranks=True)
+
+
+@contextmanager
+def _naming(checkpoint: Path) -> Iterator[None]:
+    """Put the checkpoint before what a method says of it, on all ranks alike."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"resume: {checkpoint}: {error}", on_all_ranks=error.on_all_ranks) from error

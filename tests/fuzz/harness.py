@@ -81,11 +81,16 @@ class Ended(NamedTuple):
 
 
 def ended(
-    place: Place, function: Callable[[], Any], *, statuses: tuple[int, ...] = (0, 2), named: bool = True
+    place: Place,
+    function: Callable[[], Any],
+    *,
+    statuses: tuple[int, ...] = (0, 2),
+    named: bool = True,
+    beside: Path | None = None,
 ) -> Ended:
     """Run `function` as a command is run: it returns a value, or (a command's `main`) an exit status.
 
-    `named`: an error must name a file of the case.
+    `named`: an error must name a file of the case, or that one `beside` which it is read with.
     """
     box: list[Any] = [None]
 
@@ -106,7 +111,7 @@ def ended(
         assert "error: " in err.getvalue(), f"no error is told: {text!r}"
         assert first.strip(), f"no error is told: {text!r}"
         assert all(line.startswith("  ") for line in others), f"lines that could be another's: {text!r}"
-        names = [str(place.root), *(path.name for path in place.input.rglob("*"))]
+        names = [str(place.root), *(path.name for path in place.input.rglob("*")), *([str(beside)] if beside else [])]
         assert not named or any(name in text for name in names), f"no file is named: {text!r}"
     return Ended(status, box[0], text)
 

@@ -274,7 +274,8 @@ def read_config(material: Material, place: Place) -> None:
 
     with patch.object(configuration, "build_parser", _parser_once):
         if place.thorough:
-            ended(place, lambda: load_trained(material.run("ecn"), CPU, path))
+            run = material.run("ecn")  # whose weights may not fit what the file says of the network
+            ended(place, lambda: load_trained(run, CPU, path), beside=run / "weights.safetensors")
         found = ended(place, lambda: configuration.load(path))
     # Options of a command line may be among those that are checked, so no file is named.
     if found.status or ended(place, lambda: found.value.check(), named=False).status:

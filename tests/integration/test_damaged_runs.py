@@ -85,7 +85,9 @@ def test_labels_that_no_cluster_has(
     meta["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     (checkpoint / META).write_text(json.dumps(meta))
     assert go_on("cluster", shards, tmp_path / "run", "--epochs", "3", "--resume_changed", "allow") == 2
-    assert said in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert said in told
+    assert f"resume: {checkpoint}: " in told
 
 
 def test_an_evaluation_that_fails_does_not_cost_the_model(

@@ -73,8 +73,12 @@ BOMB = "a: &a [x, x, x]\n" + "".join(
         (b"sed: 1", "unknown option 'sed'; did you mean seed"),
         (b"memory: {temprature: 1}", "unknown option 'memory.temprature'; did you mean memory.temperature"),
         (b"epochs: many", "epochs"),
+        (b"seed:\n", "seed is empty; give it a value"),
+        (b"optim: {lr: null}", "optim.lr is empty; give it a value"),
+        (b"model: {std: !!binary aGVq}", "model.std is of YAML's type !!binary"),
+        (b"model: {std: !!set {0.1, 0.2, 0.3}}", "model.std is of YAML's type !!set"),
     ],
-    ids=range(19),
+    ids=range(23),
 )
 def test_a_file_that_cannot_be_used_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"

@@ -236,5 +236,5 @@ class Cluster(SourceHead):
 
 def _not_of_these(problem: str) -> UserError:
     """Of a checkpoint whose parts do not fit each other, as all ranks see it."""
-    text = f"resume: the checkpoint has {problem}: it is damaged, or of other data; take an earlier one, or start anew"
+    text = f"the checkpoint has {problem}: it is damaged, or of other data; take an earlier one, or start anew"
     return UserError(text, on_all_ranks=True)

@@ -125,3 +125,11 @@ def test_headers_that_torch_would_take_as_they_are(checkpoint: Path, about: str)
     signed(checkpoint, state, {"DCP_SHARDING_INFO": about})
     with pytest.raises(UserError, match=r"step-00000012 (has a damaged file|does not fit)"):
         load(checkpoint, state)
+
+
+def test_a_tensor_of_more_dimensions_than_its_header_tells(checkpoint: Path) -> None:
+    state: dict[str, Any] = {"rows": torch.zeros(4, 2), "labels": torch.zeros(4, dtype=torch.int64)}
+    told = json.dumps({"rows": {"saved_offsets": [0, 0]}, "labels": {"saved_offsets": [0]}})
+    signed(checkpoint, state | {"labels": torch.zeros(4, 1, dtype=torch.int64)}, {"DCP_SHARDING_INFO": told})
+    with pytest.raises(UserError, match=r"step-00000012 does not fit: labels is \(4, 1\) and not \(4,\)"):
+        load(checkpoint, state)
