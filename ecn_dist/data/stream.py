@@ -192,7 +192,8 @@ class EvaluationStream:
         batch_size: samples, of this rank.
         style: "real", or "all" for the copies in every camera's style beside it (see `TrainStream`).
         rank, world_size: which part.
-        height, width, workers, device, cache: as for `TrainStream`; the workers end with each iteration.
+        height, width, workers, device, cache: as for `TrainStream`.
+        keep_workers: for the next iteration, until `close`; else they end with each. One iteration at a time, then.
     """
 
     def __init__(
@@ -208,6 +209,7 @@ class EvaluationStream:
         workers: int = 0,
         device: torch.device = CPU,
         cache: ShardCache | None = None,
+        keep_workers: bool = False,
     ) -> None:
         _check_style(split, style)
         part = distributed.RowPartition(len(split), world_size)
@@ -218,9 +220,15 @@ class EvaluationStream:
         samples = min(batch_size, len(rows))
         how = {"style": style, "cache": cache}
         self._new_loader = partial(_new_loader, samples, workers, device, split, height, width, **how)
+        self._kept = self._new_loader() if keep_workers else None
 
     def __len__(self) -> int:
         return len(self._steps)
+
+    def close(self) -> None:
+        """End workers that were kept; another iteration would start others."""
+        if self._kept:
+            self._kept.close()
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields the batches. Collectives (on several ranks): at the end, one exchange of error texts.
@@ -229,14 +237,15 @@ class EvaluationStream:
             UserError: bad data; on several ranks only at the end, and on all of them.
         """
         error = None
-        loader = self._new_loader()
+        loader = self._kept or self._new_loader()
         try:
             for _, batch in loader.batches(lambda: self._steps):
                 if error := batch.error:
                     break
                 yield batch
         finally:
-            loader.close()
+            if loader is not self._kept:
+                loader.close()
         if error and self._world_size == 1:
             raise UserError(error)
         if self._world_size > 1:

@@ -48,6 +48,7 @@ def extract_split(
     *,
     device: torch.device,
     precision: str = "fp32",
+    stream: EvaluationStream | None = None,
     **stream_options: Any,
 ) -> FeatureSet:
     """Features of this rank's contiguous part of `split`; the parts of all ranks, in rank order, are the split.
@@ -59,13 +60,13 @@ def extract_split(
         size: how pictures are read.
         device: where to compute.
         precision: as in the configuration: fp32, bf16, fp16 or fp64.
+        stream: of `part_stream`, to be read again; without it, one is made of `stream_options`.
         stream_options: more arguments of `EvaluationStream`. With `style="all"` a picture's feature is the mean over
             it and its copies, scaled to length 1.
 
     Collective: an exchange of errors at the end of the stream, and of the feature length.
     """
-    options: dict[str, Any] = asdict(size) | {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    stream = EvaluationStream(split, **options, device=device, **stream_options)
+    stream = stream or part_stream(split, size, device=device, **stream_options)
     with autocast(precision, device):
         if not isinstance(network, Backbone):
             return extract_features(network, stream, device=device)
@@ -76,6 +77,12 @@ def extract_split(
             return extract_features(embed, stream, device=device)
         finally:
             network.train(was_training)
+
+
+def part_stream(split: SplitIndex, size: EvaluationInput, *, device: torch.device, **options: Any) -> EvaluationStream:
+    """This rank's contiguous part of `split`; `options` are more arguments of `EvaluationStream`."""
+    rank, world_size = distributed.rank(), distributed.world_size()
+    return EvaluationStream(split, **asdict(size), rank=rank, world_size=world_size, device=device, **options)
 
 
 @torch.inference_mode()

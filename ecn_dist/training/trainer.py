@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.config import Config, flatten
-from ecn_dist.data import Batch, ShardIndex
+from ecn_dist.data import Batch, EvaluationStream, ShardIndex
 from ecn_dist.errors import UserError
 from ecn_dist.methods.base import SOURCE_LOSSES, Pictures, Step
 from ecn_dist.models import average_local_statistics, mix_seed
 from ecn_dist.ranking import EvaluationInput
 from ecn_dist.ranking.evaluating import Evaluation, evaluate_backbone, has_evaluation
-from ecn_dist.ranking.features import extract_split
+from ecn_dist.ranking.features import extract_split, part_stream
 from ecn_dist.reporting import model_card
 from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, Keep, load, read_meta
 from ecn_dist.training.feeding import Feeder
@@ -51,6 +51,7 @@ class Trainer:
         self.device, self._dtype = self.method.setting.device, self.method.setting.dtype
         self._size = EvaluationInput(data.height, data.width, config.evaluation.batch_size, data.workers)
         self.interval = Interval(torch.zeros(len(self.method.LOSSES), dtype=self._dtype, device=self.device))
+        self._target_pictures: dict[str, EvaluationStream] = {}  # by style, their loader workers kept between epochs
 
     def fit(self, stop: StopRequest) -> bool:
         """Train from the present position to the end; True when it is reached.
@@ -94,6 +95,8 @@ class Trainer:
         finally:
             tracker.close()
             self.feeder.close()
+            for stream in self._target_pictures.values():
+                stream.close()
 
     def train_step(self, batches: dict[str, Batch], at: Step) -> Tensor:
         """One step of training; returns this rank's losses, in the order of the method's `LOSSES`. Collective."""
@@ -162,7 +165,10 @@ class Trainer:
 
     def extract(self, embed: Callable[[Tensor], Tensor], *, copies: bool = False) -> Pictures:
         """Features of the target's training pictures: `methods.base.Extract`. Collective."""
-        split, dtype = self.domains["target"].split("train"), self._dtype
+        split, dtype, style = self.domains["target"].split("train"), self._dtype, "all" if copies else "real"
+        if style not in self._target_pictures:
+            kept = part_stream(split, self._size, device=self.device, style=style, keep_workers=True)
+            self._target_pictures[style] = kept
         self.method.eval()
         features = extract_split(
             lambda images: embed(images.to(dtype)),
@@ -170,7 +176,7 @@ class Trainer:
             self._size,
             device=self.device,
             precision=self.config.precision,
-            style="all" if copies else "real",
+            stream=self._target_pictures[style],
         ).features
         first = distributed.RowPartition(len(split), distributed.world_size()).start(distributed.rank())
         return Pictures(features, torch.from_numpy(split.indices[first : first + len(features)]).to(self.device))

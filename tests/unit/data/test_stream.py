@@ -22,6 +22,7 @@ from ecn_dist.errors import UserError
 from tests.augment import augment_picture, prepare_picture
 from tests.http_server import FolderServer
 from tests.tiny_shards import write_split
+from tests.unit.data.test_stream_loader import loader_workers, within
 
 BATCH = 12
 SHARDS = {1: [50], 3: [20, 3, 27], 40: [1, 1, 1, 2] * 10}
@@ -232,6 +233,21 @@ def test_evaluation_does_not_depend_on_workers(small: SplitIndex) -> None:
     for one, other in zip(evaluated(small, 2), evaluated(small, 2, workers=2), strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.indices, other.indices)
+
+
+def test_evaluation_keeps_its_workers_where_it_is_told_to(small: SplitIndex) -> None:
+    options: Any = {"height": 40, "width": 20, "batch_size": 7, "workers": 2}
+    expected = [batch.images for batch in EvaluationStream(small, **options)]
+    kept, left = EvaluationStream(small, keep_workers=True, **options), set[int | None]()
+    for _ in range(3):
+        assert all(map(torch.equal, (batch.images for batch in kept), expected))
+        next(iter(kept))  # one that is left begins no others
+        left |= {worker.pid for worker in loader_workers()}
+    assert len(left) == 2
+    kept.close()
+    assert within(5, lambda: not loader_workers())
+    assert len([batch.images for batch in kept]) == len(expected)
+    kept.close()
 
 
 @pytest.fixture
