@@ -46,7 +46,7 @@ ablation: $(READY)  ## every row of the demo's table over 3 seeds; writes docs/a
 
 test: $(READY) $(EXTRAS)  ## all tests
 	@echo "==> tests"
-	@$(BIN)/python -m pytest tests --ignore tests/cluster --numprocesses $(TEST_PROCESSES) --dist loadfile
+	@$(BIN)/python -m pytest tests --ignore tests/cluster --numprocesses $(TEST_PROCESSES) --dist worksteal
 
 test-triton: $(TRITON)/triton  ## the memory's GPU kernels in Triton's interpreter
 	@PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/unit/memory/test_rows_pass_triton.py

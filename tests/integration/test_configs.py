@@ -25,8 +25,8 @@ WITH_BOTTLENECKS = "market2duke"  # this one keeps its ResNet-50; the others get
 SCALED = {
     "global_batch_size": 6,
     "data.streams": 6,
-    "data.height": 64,
-    "data.width": 32,
+    "data.height": 32,
+    "data.width": 16,
     "data.workers": 0,
     "model.embedding_dim": 32,
     "optim.lr": 0.01,  # from random weights, the papers' rates let rounding grow still faster
@@ -82,12 +82,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         pack_folder(folder / "data" / domain, folder / domain, camera_style="histogram", min_shards=2)
     for arch in ("small_resnet", "resnet18", "resnet50"):
         torch.manual_seed(0)
-        backbone = Backbone(arch, 64, 32).train()
+        backbone = Backbone(arch, 32, 16).train()
         with torch.no_grad():
             for name, parameter in backbone.body.named_parameters():
                 if name.endswith("bn3.weight"):  # or the random ResNet-50 makes 1e-3 of a rounding in three steps
                     parameter *= 0.1
-            backbone(3 + torch.randn(8, 3, 64, 32))  # statistics other than 0 and 1
+            backbone(3 + torch.randn(8, 3, 32, 16))  # statistics other than 0 and 1
         torch.save(backbone.body.state_dict(), folder / f"{arch}.pth")
     return Tiny(folder / "source", folder / "target", folder)
 
