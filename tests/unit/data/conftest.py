@@ -1,4 +1,4 @@
-"""Shards behind a server."""
+"""Shards behind a server; an index whose shards are not there."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import pytest
 
 from ecn_dist.data.index import ShardInfo
 from tests.http_server import FolderServer
+from tests.unit.data.index_folder import make_index_folder
 
 SHARD_BYTES = 50_000
 
@@ -31,3 +32,9 @@ def server(tmp_path: Path, shards: list[ShardInfo], monkeypatch: pytest.MonkeyPa
     server = FolderServer(tmp_path / "shards")
     yield server
     server.stop()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A shard folder whose shards are not there: the index alone is read."""
+    return make_index_folder(tmp_path)

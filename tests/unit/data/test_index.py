@@ -1,6 +1,5 @@
 """ShardIndex: what it reads, and what it refuses."""
 
-import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -10,67 +9,14 @@ import numpy as np
 import pytest
 
 from ecn_dist.data.fetch import Patience
-from ecn_dist.data.index import ShardIndex, ShardInfo, SplitIndex, location, member_dtype
+from ecn_dist.data.index import ShardIndex, ShardInfo, SplitIndex, location
 from ecn_dist.errors import UserError
-
-NUM_CAMERAS = 3
-
-
-def make_members(pids: list[int]) -> np.ndarray:
-    """Rows in another order than the indices, all style copies there."""
-    members = np.zeros(len(pids), member_dtype(NUM_CAMERAS))
-    members["index"] = np.arange(len(pids))[::-1]
-    members["pid"] = pids
-    members["camid"] = np.arange(len(pids)) % NUM_CAMERAS
-    members["length"] = 7
-    members["length"][np.arange(len(pids)), members["camid"]] = 0
-    return members
+from tests.unit.data.index_folder import NUM_CAMERAS, make_members, read_json, write_index
 
 
 def make_split(pids: list[int], identities: tuple[int, ...]) -> SplitIndex:
     members = make_members(pids)
     return SplitIndex("train", "shards", (ShardInfo("a.tar", len(pids), 1, "0"),), members, NUM_CAMERAS, identities)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A shard folder whose shards are not there: the index alone is read."""
-    members = make_members([5, 3, 5, 9])
-    members["shard"] = [0, 0, 0, 1]
-    np.save(tmp_path / "train.members.npy", members)
-    sidecar = (tmp_path / "train.members.npy").read_bytes()
-    train = {
-        "identities": [9, 5, 3],
-        "members": {
-            "name": "train.members.npy",
-            "bytes": len(sidecar),
-            "sha256": hashlib.sha256(sidecar).hexdigest(),
-        },
-        "shards": [
-            {"name": "train-000000.tar", "samples": 3, "bytes": 100, "sha256": "0a" * 32},
-            {"name": "train-000001.tar", "samples": 1, "bytes": 50, "sha256": "0b" * 32},
-        ],
-    }
-    write_index(
-        tmp_path,
-        {
-            "format": "ecn_dist shards",
-            "version": 1,
-            "layout": "market",
-            "num_cameras": NUM_CAMERAS,
-            "cameras": ["1", "2", "4"],
-            "splits": {"train": train},
-        },
-    )
-    return tmp_path
-
-
-def write_index(folder: Path, index: dict[str, Any]) -> None:
-    (folder / "index.json").write_text(json.dumps(index))
-
-
-def read_json(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "index.json").read_text())
 
 
 def check_contents(index: ShardIndex) -> None:
@@ -261,98 +207,4 @@ def test_what_a_later_program_adds_is_left_alone(folder: Path) -> None:
 def test_a_version_is_a_number_and_this_one(folder: Path, version: object) -> None:
     write_index(folder, read_json(folder) | {"version": version})
     with pytest.raises(UserError, match=f"has format version {version!r}, and this program reads version 1"):
-        ShardIndex.load(str(folder))
-
-
-def rewrite_sidecar(folder: Path, members: np.ndarray | bytes) -> None:
-    """Another sidecar, to which index.json is made to fit."""
-    path = folder / "train.members.npy"
-    path.write_bytes(members) if isinstance(members, bytes) else np.save(path, members)
-    index = read_json(folder)
-    data = path.read_bytes()
-    index["splits"]["train"]["members"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_index(folder, index)
-
-
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("shard", 1), ("shard", -1), ("shard", 2**31 - 1), ("index", 4), ("index", -1), ("index", 0), ("pid", 4),
-        ("pid", -2),
-        ("camid", 3), ("camid", -1), ("length", -1), ("length", 0), ("length", 101), ("offset", -1), ("offset", 94),
-        ("offset", 2**63 - 1), ("json_length", -1), ("json_length", 101), ("json_offset", -1), ("json_offset", 101),
-    ],
-)  # fmt: skip
-def test_rows_that_cannot_be_are_refused_before_they_are_used(folder: Path, column: str, value: int) -> None:
-    members = np.load(folder / "train.members.npy")
-    members[column][0] = value
-    rewrite_sidecar(folder, members)
-    index = ShardIndex.load(str(folder))
-    assert len(index.splits["train"]) == 4  # for who wants to tell all that is wrong
-    with pytest.raises(UserError, match=rf"train\.members\.npy is damaged: {column} .*Copy the shard folder again"):
-        index.split("train")
-
-
-def test_the_place_of_a_copy_that_is_not_there_is_not_looked_at(folder: Path) -> None:
-    members = np.load(folder / "train.members.npy")
-    assert members["length"][0, 0] == 0  # its own camera's
-    members["offset"][0, 0] = 2**63 - 1
-    rewrite_sidecar(folder, members)
-    assert len(ShardIndex.load(str(folder)).split("train")) == 4
-
-
-def test_shards_may_be_larger_than_32_bits_count(folder: Path) -> None:
-    members, index = np.load(folder / "train.members.npy"), read_json(folder)
-    index["splits"]["train"]["shards"][0]["bytes"] = 2**33
-    write_index(folder, index)
-    members["offset"][0] = 2**33 - 7
-    rewrite_sidecar(folder, members)
-    assert ShardIndex.load(str(folder)).split("train").members["offset"][0, 0] == 2**33 - 7
-
-
-def test_unknown_identities_are_for_training_alone(folder: Path) -> None:
-    members = np.load(folder / "train.members.npy")
-    members["pid"][1] = -1
-    rewrite_sidecar(folder, members)
-    assert ShardIndex.load(str(folder)).split("train").pids.tolist() == [5, -1, 5, 9]
-    (folder / "train.members.npy").rename(folder / "query.members.npy")
-    text = (folder / "index.json").read_text()
-    (folder / "index.json").write_text(text.replace("train", "query"))
-    with pytest.raises(UserError, match=r"query\.members\.npy is damaged: pid of sample 1 is -1"):
-        ShardIndex.load(str(folder)).split("query")
-
-
-@pytest.mark.parametrize("address", ["{folder}", "pipe:cat {folder}/{{}}"])
-@pytest.mark.parametrize("kind", ["zip", "rubbish", "huge", "longer", "pickle"])
-def test_a_sidecar_that_is_no_array_is_refused(folder: Path, kind: str, address: str) -> None:
-    whole = (folder / "train.members.npy").read_bytes()
-    data = {
-        "zip": b"PK\3\4" + whole[4:],
-        "rubbish": b"?" * len(whole),
-        "huge": whole.replace(b"'shape': (4,)", b"'shape': (9**"),
-        "longer": whole.replace(b"(4,)", b"(9,)"),
-        "pickle": whole.replace(b"<i8", b"|O8", 1),
-    }[kind]
-    rewrite_sidecar(folder, data)
-    with pytest.raises(UserError, match=r"train\.members\.npy (is not a readable array|does not fit index\.json)"):
-        ShardIndex.load(address.format(folder=folder))
-
-
-def test_a_sidecar_of_another_size_or_checksum_or_none(folder: Path) -> None:
-    sidecar = folder / "train.members.npy"
-    data = sidecar.read_bytes()
-    for wrong in (data[:-1], data[:-1] + b"?"):
-        sidecar.write_bytes(wrong)
-        with pytest.raises(UserError, match="is not the file that was packed"):
-            ShardIndex.load(str(folder))
-    sidecar.unlink()
-    with pytest.raises(UserError, match=r"train\.members\.npy is missing"):
-        ShardIndex.load(str(folder))
-
-
-def test_sidecar_that_does_not_fit_the_index(folder: Path) -> None:
-    index = read_json(folder)
-    index["splits"]["train"]["shards"].pop()
-    write_index(folder, index)
-    with pytest.raises(UserError, match=r"train\.members\.npy does not fit index\.json: 4 rows"):
         ShardIndex.load(str(folder))
