@@ -153,7 +153,7 @@ def as_markdown(results: dict[str, list[Evaluation]], rows: Sequence[Row]) -> st
 
 Made by `make ablation`: {seeds} seeds, each with data, initial weights and order of its own. Every row but
 the first two trains on from that seed's source-only network. Test identities; percent; mean ± standard
-deviation over the seeds. Rows of clusters take 480 steps, those of ECN and its control 192.
+deviation over the seeds. Rows of clusters take 480 steps, all others that train on take 192.
 """
     means = [["", *COLUMNS.values(), "what it is"], ["---", *["---:"] * len(COLUMNS), "---"], *as_cells(results, rows)]
     seed_by_seed = [["", *(f"seed {seed}" for seed in range(seeds))], ["---", *["---:"] * seeds], *each_seed]
