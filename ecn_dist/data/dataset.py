@@ -4,6 +4,7 @@ b samples of this rank, V views of each, H x W network input, h x w stored pictu
 """
 
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -117,17 +118,18 @@ class PictureDataset(Dataset[RawBatch]):
     def _fill(self, data: Tensor, step: Step) -> int:
         """Write the pictures of a step; returns how many samples were replaced."""
         fields, pixels = fields_and_pixels(data, self.height, self.width)
+        outs = pixels.unbind()  # all at once, as to slice them for each sample takes a while
         occurrences_b, number, V = step.occurrences_b, step.pass_number, self.views
         slots_bV, draws_bVK = self.choose(step.rows_b, occurrences_b, number)
         pictures = self.reader.read_batch(self.split, step.rows_b.repeat(V), slots_bV.ravel())
         shown_b = step.rows_b.copy()
         for at, row in enumerate(step.rows_b):
             views = slice(at * V, (at + 1) * V)
-            error = self._show(pixels[views], row, slots_bV[at], draws_bVK[at], pictures[views])
+            error = self._show(outs[views], row, slots_bV[at], draws_bVK[at], pictures[views])
             for stand_in in step.stand_ins[at] if error and step.stand_ins else ():
                 slots_1V, draws_1VK = self.choose(stand_in[None], occurrences_b[at : at + 1], number)
                 others = self.reader.read_batch(self.split, stand_in.repeat(V), slots_1V[0])
-                if not self._show(pixels[views], stand_in, slots_1V[0], draws_1VK[0], others):
+                if not self._show(outs[views], stand_in, slots_1V[0], draws_1VK[0], others):
                     shown_b[at], draws_bVK[at], error = stand_in, draws_1VK[0], None
                     break
             if error:
@@ -162,10 +164,10 @@ class PictureDataset(Dataset[RawBatch]):
         return (occurrences_b[:, None] * self.views + np.arange(self.views)).ravel()
 
     def _show(
-        self, out_VHW3: Tensor, row: int, slots_V: np.ndarray, draws_VK: np.ndarray, data: list[bytes]
+        self, outs_V: Sequence[Tensor], row: int, slots_V: np.ndarray, draws_VK: np.ndarray, data: list[bytes]
     ) -> PictureError | None:
         """Decode and resize one sample's pictures; returns the error where one cannot be decoded."""
-        for out_HW3, slot, draws_K, picture in zip(out_VHW3, slots_V, draws_VK, data, strict=True):
+        for out_HW3, slot, draws_K, picture in zip(outs_V, slots_V, draws_VK, data, strict=True):
             try:
                 pixels_hw3 = decode(picture, _memory.decoded)
             except UnreadablePicture as error:

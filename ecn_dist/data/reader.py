@@ -94,12 +94,14 @@ class ShardReader:
             )
         columns = members["shard"], members["offset"][every, slots], lengths, every
         wanted = sorted(zip(*(column.tolist() for column in columns), strict=True))
+        by_shard = [(shard, list(of_shard)) for shard, of_shard in groupby(wanted, key=itemgetter(0))]
         if not is_url(split.folder) and hasattr(os, "posix_fadvise"):
-            for shard, offset, length, _ in wanted:  # a cold disk reads them together, and not each when its turn comes
+            for shard, of_shard in by_shard:  # a cold disk reads them together, and not each when its turn comes
                 with self._shard(split, shard) as descriptor, suppress(OSError):  # only a hint
-                    os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+                    for _, offset, length, _ in of_shard:
+                        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
         data = [b""] * len(wanted)
-        for shard, of_shard in groupby(wanted, key=itemgetter(0)):
+        for shard, of_shard in by_shard:
             with self._shard(split, shard) as descriptor:
                 for _, offset, length, at in of_shard:
                     data[at] = os.pread(descriptor, length, offset)
