@@ -1,7 +1,7 @@
 """Every option of a run: dataclasses, filled from a YAML file and the command line.
 
 A YAML key `memory.momentum` is the option `--memory.momentum`; later ones override earlier ones. Unknown keys fail.
-The sections of methods are dataclasses of their own folders. Imports nothing of ours but the table of methods.
+The sections of methods are dataclasses of their own folders. Imports nothing of ours but their table and the gate.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
 from ecn_dist import methods
+from ecn_dist.config_gate import check_yaml
 from ecn_dist.errors import UserError
 from ecn_dist.methods import options as kinds
 from ecn_dist.methods.options import Count, Fraction, LossOptions, MemoryOptions, Natural, NotNegative, Positive, Range
@@ -243,7 +244,7 @@ class _ConfigFile(ActionConfigFile):
         if not Path(values).is_file():
             raise UserError(f"--config: there is no file {values!r}")
         try:
-            _check_yaml(Path(values).read_text(encoding="utf-8"))
+            check_yaml(Path(values).read_text(encoding="utf-8"), _sections(Config()))
             parser.parse_path(values)  # by itself too, as later options may override a wrong value, or hide whose it is
         except UnicodeDecodeError as error:
             raise UserError(f"{values}: is no UTF-8 text ({error.reason}); store it as UTF-8") from error
@@ -252,35 +253,6 @@ class _ConfigFile(ActionConfigFile):
         except (UserError, ArgumentError) as error:
             raise UserError(f"{values}: {_with_nearest_key(str(error))}") from error
         super().__call__(parser, cfg, values, option_string)
-
-
-def _check_yaml(text: str) -> None:
-    """Refuse what the parser would crash on, or would leave out without a word."""
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise UserError("has a YAML alias (*NAME), of which a few lines make gigabytes; write the value itself")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > 3:
-            raise UserError(f"is nested too deep{event.start_mark}; options stand in sections, and these in the file")
-    _check_section("", yaml.compose(text, yaml.SafeLoader))
-
-
-def _check_section(name: str, node: yaml.Node | None) -> None:
-    if not isinstance(node, yaml.MappingNode):
-        held = "a list" if isinstance(node, yaml.SequenceNode) else repr(node.value) if node and node.value else "empty"
-        raise UserError(f"{name or 'the file'} is {held}, where options by name are needed; give one, or leave it out")
-    keys = [str(key.value) for key, _ in node.value]  # one that is a list or a mapping, the parser refuses
-    for key, (_, value) in zip(keys, node.value, strict=True):
-        if keys.count(key) > 1:
-            raise UserError(f"{name and name + '.'}{key} stands twice; keep one of them")
-        full, kind = ".".join(filter(None, (name, key))), value.tag.rpartition(":")[2]
-        if kind in ("binary", "set", "omap", "pairs"):  # the parser would take them for lists
-            raise UserError(f"{full} is of YAML's type !!{kind}; write a number, a text or a list")
-        if not name and isinstance(_sections(Config()).get(key), dict):
-            _check_section(key, value)
-        elif kind == "null" and flatten(Config()).get(full) is not None:
-            raise UserError(f"{full} is empty; give it a value, or leave it out for its default")
 
 
 def build_parser(prog: str, description: str) -> ArgumentParser:

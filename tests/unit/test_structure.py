@@ -26,7 +26,8 @@ MAY_IMPORT = {
 }
 for name in (*FLOORS[0], *FLOORS[1]):
     MAY_IMPORT[name] |= {"config"}
-MAY_IMPORT["config"] = {"methods"}
+MAY_IMPORT["config"] = {"methods", "config_gate"}
+MAY_IMPORT["config_gate"] = set()
 
 
 def imported_modules(file: Path) -> set[str]:
