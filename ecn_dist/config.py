@@ -176,7 +176,7 @@ class Config:
     """the run as a whole"""
 
     method: str = "ecn"
-    """what is trained: METHODS"""
+    """what is trained: camstyle, cluster, ecn, fmcl, hhl or source_only (docs/methods.md)"""
     source: str = ""
     """shard folder of the labelled source domain"""
     target: str = ""

@@ -7,6 +7,8 @@ from ecn_dist.methods.options import Count, Fraction
 
 @dataclass(frozen=True)
 class CamStyleOptions:
+    """of method camstyle"""
+
     copies: Count = 48
     """labelled pictures, each in the style of a random other camera, in a step; a multiple of data.streams"""
     smoothing: Fraction = 0.1

@@ -9,6 +9,8 @@ from ecn_dist.methods.options import Count, Fraction, NotNegative, Range
 
 @dataclass(frozen=True)
 class ClusterOptions:
+    """of method cluster"""
+
     eps: Annotated[float, Range(above=0, below=1)] = 0.6
     """Jaccard distance up to which pictures are near; 0.4 to 0.5 for Market-1501, 0.6 to 0.7 for MSMT17"""
     k1: Count = 30

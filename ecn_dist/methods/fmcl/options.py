@@ -7,6 +7,8 @@ from ecn_dist.methods.options import Fraction, Natural, NotNegative
 
 @dataclass(frozen=True)
 class FMCLOptions:
+    """of method fmcl"""
+
     soft_weight: NotNegative = 1.0
     """of the cross entropy between the source logits of network and momentum encoder on target pictures"""
     first_momentum: Fraction = 0.01

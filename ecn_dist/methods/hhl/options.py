@@ -7,6 +7,8 @@ from ecn_dist.methods.options import Count, NotNegative
 
 @dataclass(frozen=True)
 class HHLOptions:
+    """of method hhl"""
+
     triplet_weight: NotNegative = 0.5
     """of the triplet loss beside the source's identity loss; 0 is the control without it"""
     margin: NotNegative = 0.3

@@ -59,6 +59,14 @@ def test_every_method_says_what_it_is() -> None:
     assert describe({"loss.target_weight": 0}).startswith("Control")
 
 
+def test_help_names_the_methods_and_heads_the_options_of_each() -> None:
+    shown = build_parser("train", "").format_help()
+    named = " ".join(shown.split()).partition("--method METHOD what is trained: ")[2].partition(" (type")[0]
+    assert set(named.replace(" or ", ", ").partition(" (")[0].split(", ")) == set(METHODS)
+    for name, entry in METHODS.items():
+        assert entry.options is None or f"\nof method {name}:\n" in shown
+
+
 def test_help_has_every_methods_options_with_what_they_mean() -> None:
     shown = " ".join(build_parser("train", "").format_help().split()).partition(" options: ")[2]
     for name, entry in METHODS.items():
