@@ -33,8 +33,8 @@ STYLE: Any = {
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.prop_cycle": cycler(color=["#0b6fa8", "#d1670a", "#00845f", "#8a4f9e"])
-    + cycler(linestyle=["-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5))]),
+    "axes.prop_cycle": cycler(color=["#0b6fa8", "#d1670a", "#00845f", "#8a4f9e", "#b3243b", "#5f6b73"])
+    + cycler(linestyle=["-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)), (0, (3, 3))]),
     "grid.color": "#e3e4e0",
     "legend.edgecolor": "none",
     "legend.facecolor": PAPER,
@@ -152,7 +152,8 @@ def draw_training_curves(rows: Sequence[Mapping[str, Any]], keys: str = ".*") ->
             axes.plot(*np.array(points).T, label=label, marker="o" if len(points) <= 30 else None)
         if len(panels[name]) > 1:
             bottom, top = axes.get_ylim()
-            axes.set_ylim(top=top + 0.3 * (top - bottom))  # so that the legend hides no curve
+            entries = max(2, math.ceil(len(panels[name]) / 2))  # lines of the legend
+            axes.set_ylim(top=top + 0.15 * entries * (top - bottom))  # so that the legend hides no curve
             axes.legend(loc="upper right", ncols=2, columnspacing=1.0, handlelength=1.6, fontsize=7)
         _shade_source_only(axes, rows, in_words=name == drawn[0])
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

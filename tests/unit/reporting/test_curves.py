@@ -83,3 +83,10 @@ def test_only_the_keys_that_are_asked_for_are_drawn() -> None:
     rows = [{"step": 1, "loss": 1.0, "clusters": 7, "outliers": 2}]
     assert set(curves_of(draw_training_curves(rows, "cluster.*|outliers"))) == {"clusters", "outliers"}
     assert draw_training_curves(rows[:1], "lr") is None
+
+
+def test_no_two_of_the_generators_six_losses_look_alike() -> None:
+    losses = ("critic", "penalty", "camera_real", "generator", "camera", "cycle")
+    lines = [{"step": step, **{f"loss_{name}": 1.0 for name in losses}} for step in range(4)]
+    drawn = draw_training_curves(lines).axes[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == len(drawn) == 6
