@@ -118,7 +118,8 @@ def _write(path: Path, split: SplitIndex, labels_N: np.ndarray, files: list[str]
     found, outliers = figures["clusters"], figures["outliers"]
     print(f"wrote {path}: {len(files):,} pictures, {found:,.0f} clusters, {outliers:,.0f} outliers")
     if not found or outliers > len(files) / 2:
-        print("most pictures are near no other: raise --eps, or take a model that was trained for such pictures")
+        print("  most pictures are near no other: raise --eps, or take a model that was trained for such pictures")
+    if not found:
         return
     size, share = figures["cluster_size_mean"], figures["cluster_cross_camera"]
     print(f"  {size:.1f} pictures a cluster, {figures['cluster_size_max']:,.0f} in the largest", end="")

@@ -12,12 +12,15 @@ import yaml
 
 from ecn_dist import Embedder
 from ecn_dist.data import ShardIndex
+from ecn_dist.data.index import ShardInfo, SplitIndex
+from ecn_dist.label import _write
 from ecn_dist.label import main as label
 from ecn_dist.models import export_weights
 from tests.dataset_folders import pack_folder, write_market
 from tests.integration.conftest import DEMO_CONFIG
 from tests.networks import source_network
 from tests.reference_clusters import dense_clusters
+from tests.unit.data.index_folder import NUM_CAMERAS, make_members
 
 SEARCH = ["--eps", "0.5", "--k1", "8", "--k2", "3", "--min_samples", "2"]
 
@@ -124,3 +127,13 @@ def test_names_of_files_that_are_no_text(folder: Path, tmp_path: Path) -> None:
         names = [row["file"] for row in csv.DictReader(table)]
     assert picture.stem + "_caf\\udce9\n.jpg" in names
     assert len(names) == 36
+
+
+def test_a_few_clusters_among_outliers_are_judged_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    members = make_members([1, 1, 2, 3, 4, 5])
+    members["index"] = range(6)
+    split = SplitIndex("train", "shards", (ShardInfo("a.tar", 6, 1, "0"),), members, NUM_CAMERAS, (1, 2, 3, 4, 5))
+    _write(tmp_path / "labels.csv", split, np.array([0, 0, -1, -1, -1, -1]), [f"{n}.jpg" for n in range(6)])
+    said = capsys.readouterr().out
+    assert "most pictures are near no other" in said
+    assert "AMI, over clustered pictures): 1.000" in said

@@ -163,7 +163,8 @@ class Cluster(SourceHead):
             return
         remedy = "clusters have grown together: lower cluster.eps"
         if 2 * figures["outliers"] > self.pictures.num_pictures:
-            remedy = "most pictures are near no other: raise cluster.eps, or start from a network trained on a source"
+            first = "train on a source first (optim.source_only_epochs, or a trained network's model.weights)"
+            remedy = f"most pictures are near no other: raise cluster.eps, or {first}"
         raise UserError(
             f"epoch {epoch}: {figures['clusters']} clusters and {figures['outliers']} outliers of "
             f"{self.pictures.num_pictures} pictures at cluster.eps {self.options.eps:g}, and a batch takes {wanted} "
