@@ -5,8 +5,10 @@ import queue
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
+import torch.distributed as dist
 
 from ecn_dist.distributed import liveness
 from ecn_dist.distributed.liveness import Beat, Heartbeats, report
@@ -56,7 +58,7 @@ def test_a_store_out_of_reach_is_the_cause_also_where_the_next_rank_was_silent_f
     monkeypatch.setattr(liveness, "STORE_SECONDS", 0.3)
     monkeypatch.setattr(liveness, "exit_at_once", lambda status: None)
     monkeypatch.setattr(liveness, "report", lambda error, to_console: told.put(error))
-    Heartbeats(Store(news=3, answers=5), 1, 2, timeout_seconds=1.0)  # type: ignore[arg-type]
+    Heartbeats(cast(dist.Store, Store(news=3, answers=5)), 1, 2, timeout_seconds=1.0)
     said = told.get(timeout=60)
     assert "the store at" in said
     assert "rank 0 on host a, last heard of at 05:50:18" in said
