@@ -10,6 +10,17 @@ from ecn_dist.errors import UserError
 
 def check_yaml(text: str, defaults: Mapping[str, Any]) -> None:
     """Raise `UserError`, or YAML's own error. `defaults` are the options' own values, some of them sections of such."""
+    _check_form(text)
+    _check_section("", yaml.compose(text, yaml.SafeLoader), defaults)
+
+
+def read_yaml(text: str) -> Any:
+    """What a text from anybody holds, of whatever keys. Raises `UserError`, or YAML's own error."""
+    _check_form(text)
+    return yaml.safe_load(text)
+
+
+def _check_form(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
@@ -17,7 +28,6 @@ def check_yaml(text: str, defaults: Mapping[str, Any]) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > 3:
             raise UserError(f"is nested too deep{event.start_mark}; options stand in sections, and these in the file")
-    _check_section("", yaml.compose(text, yaml.SafeLoader), defaults)
 
 
 def _check_section(name: str, node: yaml.Node | None, defaults: Mapping[str, Any]) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from ecn_dist.errors import UserError
+from ecn_dist.config_gate import read_yaml
+from ecn_dist.errors import UserError, printable
 
 CONFIG, METRICS, SUMMARY, FIGURES = "config.yaml", "metrics.jsonl", "summary.json", "figures"
 WEIGHTS, CARD, REPORT = "weights.safetensors", "MODEL_CARD.md", "report.html"
@@ -56,7 +57,7 @@ def read_run(folder: str | Path) -> RunFolder:
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder; give a run folder, the --output_dir of `train`")
-    config, summary = read_mapping(path / CONFIG, yaml.safe_load), read_mapping(path / SUMMARY)
+    config, summary = read_mapping(path / CONFIG, read_yaml), read_mapping(path / SUMMARY)
     metrics = tuple(merge_steps(read_metrics(path / METRICS)))
     figures = tuple(read_figure(file.stem, file.read_bytes()) for file in sorted((path / FIGURES).glob("*.png")))
     if config is None and summary is None and not metrics and not figures:
@@ -87,7 +88,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             row, why = None, f"({error})"
         if not isinstance(row, dict) or number(row.get("step")) is None:
             raise UserError(f"{path}: line {at} is no JSON object {why}; remove that line")
-        rows.append(row)
+        rows.append({printable(key): value for key, value in row.items()})
     return rows
 
 
@@ -119,7 +120,7 @@ def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> Mappin
         return None
     try:
         value = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (UserError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({error}); mend or remove it") from error
     if not isinstance(value, Mapping):
         raise UserError(f"{path}: holds no mapping of keys to values, but a {type(value).__name__}; mend or remove it")

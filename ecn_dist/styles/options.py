@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 from jsonargparse import ArgumentParser
 
+from ecn_dist.config_gate import read_yaml
 from ecn_dist.data import SplitIndex
 from ecn_dist.data.reader import ShardReader
 from ecn_dist.errors import UserError
@@ -119,11 +120,11 @@ def dump(config: Config) -> str:
 def load(path: Path) -> Config:
     """The options stored in a run folder's config.yaml. Raises `UserError` where they are none of `stylize`."""
     try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stored = read_yaml(path.read_text(encoding="utf-8"))
         if stored.pop("method") != METHOD:
             raise ValueError("it is of another command")
         return Config(**stored)
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (UserError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} holds no options of stylize ({error}); name another output_dir") from error
 
 

@@ -9,7 +9,7 @@ import ecn_dist
 
 PACKAGE = Path(ecn_dist.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-ANYWHERE = {"errors", "files", "processes", "torchvision_compat"}
+ANYWHERE = {"config_gate", "errors", "files", "processes", "torchvision_compat"}
 # From the top down; the packages of one line do not import each other, and the mains stand above all.
 FLOORS = (
     ("styles", "checks", "serving"),
@@ -26,7 +26,7 @@ MAY_IMPORT = {
 }
 for name in (*FLOORS[0], *FLOORS[1]):
     MAY_IMPORT[name] |= {"config"}
-MAY_IMPORT["config"] = {"methods", "config_gate"}
+MAY_IMPORT["config"] = {"methods"}
 MAY_IMPORT["config_gate"] = set()
 
 

@@ -146,6 +146,11 @@ def test_control_characters_of_names_are_escaped(run: Path) -> None:
     assert text.count(r"\x1b[2J\u202egpj.exe\n") >= 5
 
 
+def test_names_of_metrics_may_be_no_text(run: Path) -> None:
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "loss_\\ud800": 3.0, "\\ud800": 2.0}\n' * 2)
+    assert "loss" in write_report(run).read_text()
+
+
 def test_no_password_leaves_with_the_report(run: Path) -> None:
     url = "https://agnes:hunter2@store.example/target?signature=sesame#part"
     config = {"target": url, "model": {"weights": f"s3://agnes:h@hunter2@bucket/w?key=sesame {url}"}}
@@ -289,6 +294,7 @@ def test_metrics_of_a_resumed_and_killed_run(tmp_path: Path) -> None:
     [
         ("config.yaml", b"a: [", "config.yaml"),
         ("config.yaml", b"- 1", "no mapping"),
+        ("config.yaml", b"a: &a [1]\nb: *a", "config.yaml.*alias"),
         ("summary.json", b"{", "summary.json"),
         ("figures/x.png", b"no PNG", "x.png"),
         ("figures/findings.json", b"[]", "findings"),
