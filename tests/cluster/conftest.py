@@ -8,7 +8,7 @@ import pytest
 
 from tests.cluster.benches import TTL_SECONDS, Hosts, bench, missing
 from tests.cluster.images import Store
-from tests.integration.conftest import small_domains  # noqa: F401  (a fixture)
+from tests.integration.conftest import Domains, make_domains
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,6 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
     # The image is built while the others run. A stable sort: nothing else changes its place.
     items.sort(key=lambda item: item.get_closest_marker("cluster_containers") is not None)
+
+
+@pytest.fixture(scope="session")
+def small_domains(tmp_path_factory: pytest.TempPathFactory) -> Domains:
+    """Steps that are long enough to be cut off between two of them."""
+    return make_domains(tmp_path_factory.mktemp("domains"), identities=50)
 
 
 @pytest.fixture

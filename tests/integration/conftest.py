@@ -19,25 +19,31 @@ TIMEOUT_SECONDS = 600
 
 @dataclass(frozen=True)
 class Domains:
-    """Shard folders of a source and a target of 600 training pictures each: 10 steps an epoch of the demo's batch."""
+    """Shard folders of a source and a target, and the demo's recipe with a batch of a tenth of their pictures."""
 
     source: Path
     target: Path
+    batch_size: int
 
     @property
     def options(self) -> list[str]:
-        return ["--config", str(DEMO_CONFIG), "--source", str(self.source), "--target", str(self.target)]
+        batch = ["--global_batch_size", str(self.batch_size)]
+        return ["--config", str(DEMO_CONFIG), "--source", str(self.source), "--target", str(self.target), *batch]
+
+
+def make_domains(folder: Path, identities: int) -> Domains:
+    """Domains of 12 training pictures of each of `identities` people: ten steps an epoch."""
+    for domain, styles in (("source", "none"), ("target", "histogram")):
+        size = ["--train_identities", str(identities), "--test_identities", "10"]
+        assert synthesize(["--domain", domain, "--output", str(folder / "data" / domain), *size]) == 0
+        places = ["--input", str(folder / "data" / domain), "--output", str(folder / "shards" / domain)]
+        assert pack(["--layout", "market", *places, "--camera_style", styles, "--min_shards", "3"]) == 0
+    return Domains(folder / "shards" / "source", folder / "shards" / "target", batch_size=12 * identities // 10)
 
 
 @pytest.fixture(scope="session")
 def small_domains(tmp_path_factory: pytest.TempPathFactory) -> Domains:
-    folder = tmp_path_factory.mktemp("domains")
-    for domain, styles in (("source", "none"), ("target", "histogram")):
-        size = ["--train_identities", "50", "--test_identities", "10"]
-        assert synthesize(["--domain", domain, "--output", str(folder / "data" / domain), *size]) == 0
-        places = ["--input", str(folder / "data" / domain), "--output", str(folder / "shards" / domain)]
-        assert pack(["--layout", "market", *places, "--camera_style", styles, "--min_shards", "3"]) == 0
-    return Domains(folder / "shards" / "source", folder / "shards" / "target")
+    return make_domains(tmp_path_factory.mktemp("domains"), identities=20)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def test_twenty_kills(ranks, small_domains: Domains, tmp_path: Path, asynchronou
 
 @pytest.mark.timeout(300)
 def test_a_rank_that_stops_is_named_within_the_time_out(small_domains: Domains, tmp_path: Path) -> None:
-    options = [*small_domains.options, *SHORT, *OFTEN, "--output_dir", str(tmp_path), "--timeout_seconds", "5"]
+    options = [*small_domains.options, *SHORT, *OFTEN, "--output_dir", str(tmp_path), "--timeout_seconds", "10"]
     with RunningTrain([*options, "--epochs", "12"], ranks=3) as training:
         training.wait_for_step(4)
         first, stopped, third = training.workers()
@@ -49,7 +49,7 @@ def test_a_rank_that_stops_is_named_within_the_time_out(small_domains: Domains, 
             assert time.monotonic() - at < 60
             time.sleep(0.05)
         # The time-out, some seconds in which silence is heard, and the time of a busy machine.
-        assert time.monotonic() - at < 5 + 40
+        assert time.monotonic() - at < 10 + 40
         os.kill(stopped, signal.SIGKILL)
         status, output = training.finish()
     assert status != 0

@@ -50,7 +50,7 @@ def test_validation_data_that_cannot_choose(small_domains: Domains, validation: 
 
 
 def test_weights_that_do_not_fit(small_domains: Domains, tmp_path: Path, capsys) -> None:
-    network = source_network("resnet18", embedding_dim=256, num_identities=50)
+    network = source_network("resnet18", embedding_dim=256, num_identities=20)
     export_weights(network, tmp_path / "weights.safetensors")
     options = [*small_domains.options, "--output_dir", str(tmp_path / "run")]
     shown = error_of(capsys, *options, "--model.weights", str(tmp_path / "weights.safetensors"))
@@ -81,12 +81,12 @@ def test_style_copies_asked_for_and_not_there(small_domains: Domains, tmp_path: 
 def test_ranks_that_do_not_divide_the_batch_speak_once(
     torchrun: Torchrun, small_domains: Domains, tmp_path: Path
 ) -> None:
-    options = [*small_domains.options, "--output_dir", str(tmp_path / "run"), "--global_batch_size", "59"]
+    options = [*small_domains.options, "--output_dir", str(tmp_path / "run"), "--global_batch_size", "25"]
     finished = torchrun(2, "-m", "ecn_dist.train", *options, check=False)
     assert finished.returncode != 0
     spoken = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
     assert len(spoken) == 1
-    assert "59 does not divide by 2 ranks" in spoken[0]
+    assert "25 does not divide by 2 ranks" in spoken[0]
     assert not (tmp_path / "run").exists()
 
 
@@ -108,7 +108,7 @@ def test_an_error_of_one_host_before_the_ranks_meet_is_told_by_that_host(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--loss.num_neighbors", "601"], "the target has only 600 training pictures"),
+        (["--loss.num_neighbors", "241"], "the target has only 240 training pictures"),
         (["--memory.backend", "triton"], "triton"),
     ],
 )
