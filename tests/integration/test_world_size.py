@@ -50,8 +50,8 @@ def memory_rows(run: Path) -> torch.Tensor:
 
 @pytest.mark.timeout(1500)
 def test_float64_runs_are_equal(ranks: RankPool, small_domains: Domains, tmp_path: Path) -> None:
-    # Training makes rounding grow, the faster the steeper: at three times this rate threefold a step, from 1e-14 to 4e-7
-    # in 27 steps, where one unit of a ReLU (1.8e-7 on one rank, -5.0e-8 on two) passes its gradient on one side only.
+    # Training makes rounding grow, the faster the steeper: at three times this rate threefold a step, from 1e-14 to
+    # 4e-7 in 27 steps, where one unit of a ReLU (1.8e-7 on one rank, -5.0e-8 on two) is cut off on one side only.
     options = ["--precision", "fp64", "--epochs", "3", "--optim.lr", "0.01", "--optim.backbone_lr", "0.01"]
     one = train(ranks, small_domains, tmp_path, 1, *options)
     expected, expected_rows = losses(one), memory_rows(one)
