@@ -20,7 +20,6 @@ from ecn_dist.command import verb
 from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
 from ecn_dist.methods.options import Count, Natural
-from ecn_dist.reporting.comparison import Comparison
 from ecn_dist.reporting.report import write_report
 from ecn_dist.reporting.run_reader import is_finished, read_run
 
@@ -193,7 +192,7 @@ def main(
         found = Demo(folder, seed + nth, ranks, test_split, config).run(rows)
         for name, evaluation in found.items():
             results[name].append(evaluation)
-        report = write_report(folder / FULL.folder, comparison=Comparison({n: [e] for n, e in found.items()}))
+        report = write_report(folder / FULL.folder, comparison={n: [e] for n, e in found.items()})
     print()
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)

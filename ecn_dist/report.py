@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ecn_dist.command import verb
 from ecn_dist.errors import UserError
-from ecn_dist.reporting.comparison import Comparison
 from ecn_dist.reporting.report import write_report
 from ecn_dist.reporting.run_reader import read_run
 
@@ -29,14 +28,8 @@ def main(*, run: Path, output: str | None = None, compare: list[str] | None = No
         compare: NAME=RUN: add a row to a table of several runs; may be given more than once; runs of one name are
             seeds, shown as mean and spread
     """
-    comparison = _comparison(compare) if compare else None
-    print(f"wrote {write_report(run, comparison=comparison, output=output)}")
-    return 0
-
-
-def _comparison(pairs: list[str]) -> Comparison:
     rows: dict[str, list[dict[str, float]]] = {}
-    for pair in pairs:
+    for pair in compare or ():
         name, equals, folder = pair.partition("=")
         if not (name and equals and folder):
             raise UserError(f"--compare: {pair!r} is not NAME=RUN, such as 'source only=runs/a'")
@@ -44,7 +37,8 @@ def _comparison(pairs: list[str]) -> Comparison:
         if not evaluation:
             raise UserError(f"--compare: {folder} has no evaluation in its summary.json; evaluate that run first")
         rows.setdefault(name, []).append(dict(evaluation))
-    return Comparison(rows)
+    print(f"wrote {write_report(run, comparison=rows or None, output=output)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import yaml
 
-from ecn_dist.reporting.figures import write_run_figures
-from ecn_dist.reporting.sheets import Domain
-from tests.picture_cases import evaluation_of, plain_picture, random_case
+from ecn_dist.data.index import ShardIndex
+from ecn_dist.reporting.figures import write_figures
+from tests.dataset_folders import MARKET, pack_folder, write_picture
+from tests.picture_cases import evaluation_of, random_case
 
 CONFIG = {
     "source": "shards/source",
@@ -54,14 +55,14 @@ def write_run(folder: Path, *, figures: bool = False) -> Path:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if figures:
         evaluation = evaluation_of(random_case(0, queries=20))
-        gallery = evaluation.gallery_part
-        domain = Domain("target", gallery.camids.numpy(), plain_picture, gallery.pids.numpy())
-        write_run_figures(
-            folder,
-            evaluation,
-            read_query=plain_picture,
-            read_gallery=plain_picture,
-            domains=[domain],
-            read_copy=lambda row, camera: plain_picture(row),
-        )
+        write_figures(folder, evaluation, {"target": shards_of(folder.with_name("shards"), queries=20)})
     return folder
+
+
+def shards_of(folder: Path, *, queries: int, camera_style: str = "histogram") -> ShardIndex:
+    """Shards with the pictures of `random_case(queries=...)`, if not its people, and 24 training pictures."""
+    for split, count in {"train": 24, "query": queries, "gallery": 40}.items():
+        for row in range(count):
+            name = f"{1 + row % 8:04d}_c{1 + row % 3}s1_{row:06d}_00.jpg"
+            write_picture(folder / "market" / MARKET[split] / name, (len(split), row))
+    return pack_folder(folder / "market", folder / "packed", camera_style=camera_style)

@@ -3,7 +3,6 @@
 Shape letters: C cameras; the first C of a table is the query's camera, the second the gallery's.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 from cycler import cycler
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ecn_dist.ranking.ranking import CameraPairs, RankingResult
 from ecn_dist.reporting.montage import DPI, FAINT_INK, INK, PAPER
-from ecn_dist.reporting.run_reader import number
+from ecn_dist.reporting.run_reader import numbers
 
 # Lines are told apart by dash as well as by colour.
 STYLE: Any = {
@@ -121,28 +119,30 @@ def draw_training_curves(rows: Sequence[Mapping[str, Any]], keys: str = ".*") ->
     Shaded: the epochs on the source alone, which are those below 0.
     """
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in _PANELS}
-    rows = [row for row in rows if any(re.fullmatch(keys, key) for key in row if key not in ("step", "epoch"))]
+    epochs: list[tuple[float, float]] = []  # with the steps, of the rows that are drawn
     for row in rows:
-        measured = found if isinstance(found := row.get("evaluation"), Mapping) else {}
-        shown = {f"evaluation {key}": measured.get(key) for key in ("mAP", "mAP_stepwise", "rank1")}
-        for key, value in {**row, **shown}.items():
-            at, y = number(row.get("step")), number(value)
-            if at is not None and y is not None and key not in ("step", "epoch") and re.fullmatch(keys, key):
-                name = next(
-                    (name for name, these in _PANELS.items() if re.fullmatch(these, key)), key.replace("_", " ")
-                )
-                panels.setdefault(name, {}).setdefault(key, []).append((at, y))
+        found, result = numbers(row), numbers(row.get("evaluation"))
+        step, epoch = found.pop("step", None), found.pop("epoch", None)
+        found |= {f"evaluation {key}": result[key] for key in ("mAP", "mAP_stepwise", "rank1") if key in result}
+        found = {key: value for key, value in found.items() if re.fullmatch(keys, key)}
+        if step is None or not found:
+            continue
+        epochs += [] if epoch is None else [(step, epoch)]
+        for key, value in found.items():
+            name = next((name for name, these in _PANELS.items() if re.fullmatch(these, key)), key.replace("_", " "))
+            panels.setdefault(name, {}).setdefault(key, []).append((step, value))
     drawn = [
         name
         for name, curves in panels.items()
-        if (curves if name in _PANELS else any(y for points in curves.values() for _, y in points))
+        if any(name in _PANELS or any(value for _, value in points) for points in curves.values())
     ][:MAX_PANELS]
     if not drawn:
         return None
     columns = 2 if len(drawn) == 4 else min(len(drawn), 3)
-    lines = math.ceil(len(drawn) / columns)
+    lines = -(-len(drawn) // columns)
     figure = Figure(figsize=(max(3.3 * columns, 5.2), 2.3 * lines))
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True).flatten()
+    source_only = [step for step, epoch in epochs if epoch < 0]
     for axes, name in zip(grid, drawn, strict=False):
         axes.set_title(name)
         for key, points in panels[name].items():
@@ -150,26 +150,18 @@ def draw_training_curves(rows: Sequence[Mapping[str, Any]], keys: str = ".*") ->
                 points = [tuple(part.mean(axis=0)) for part in np.array_split(np.array(points), MAX_POINTS)]
             label = key.removeprefix("evaluation ").replace("_", " ")
             axes.plot(*np.array(points).T, label=label, marker="o" if len(points) <= 30 else None)
-        if len(panels[name]) > 1:
+        if (count := len(panels[name])) > 1:
             bottom, top = axes.get_ylim()
-            entries = max(2, math.ceil(len(panels[name]) / 2))  # lines of the legend
-            axes.set_ylim(top=top + 0.15 * entries * (top - bottom))  # so that the legend hides no curve
+            axes.set_ylim(top=top + 0.15 * max(2, -(-count // 2)) * (top - bottom))  # so that the legend hides no curve
             axes.legend(loc="upper right", ncols=2, columnspacing=1.0, handlelength=1.6, fontsize=7)
-        _shade_source_only(axes, rows, in_words=name == drawn[0])
+        if source_only:
+            first, end = min(source_only), min((step for step, epoch in epochs if epoch >= 0), default=max(source_only))
+            axes.axvspan(first, end, color=FAINT_INK, alpha=0.1, linewidth=0)
+            if name == drawn[0]:
+                axes.text(first, 0.02, "source only", transform=axes.get_xaxis_transform(), fontsize=7, va="bottom")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("step")
     for axes in grid[len(drawn) :]:
         axes.set_axis_off()
     return figure
-
-
-def _shade_source_only(axes: Axes, rows: Sequence[Mapping[str, Any]], *, in_words: bool) -> None:
-    at = [(number(row.get("step")), number(row.get("epoch"))) for row in rows]
-    before = [step for step, epoch in at if step is not None and epoch is not None and epoch < 0]
-    after = [step for step, epoch in at if step is not None and epoch is not None and epoch >= 0]
-    if before:
-        end = min(after, default=max(before))
-        axes.axvspan(min(before), end, color=FAINT_INK, alpha=0.1, linewidth=0)
-        if in_words:
-            axes.text(min(before), 0.02, "source only", transform=axes.get_xaxis_transform(), fontsize=7, va="bottom")

@@ -19,7 +19,7 @@ from ecn_dist.models import Backbone
 from ecn_dist.models.fingerprint import fingerprint_backbone
 from ecn_dist.reporting import words
 from ecn_dist.reporting.report import template
-from ecn_dist.reporting.run_reader import CARD, CONFIG, SUMMARY, WEIGHTS, read_mapping
+from ecn_dist.reporting.run_reader import CARD, CONFIG, SUMMARY, WEIGHTS, mapping, numbers, read_mapping
 
 NAME = CARD
 _ELSEWHERE = ("Source, labelled", "Target, unlabelled", "Network")  # of the report's words; the card has its own
@@ -96,15 +96,12 @@ def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> str
     """The card of a network as Markdown: `options` are its run's, flat, as {"model.arch": ...}."""
     options = dict(options) | {"model.weights": _without_place(options["model.weights"])}
     summary = facts.summary or {}
-    evaluation, data = (
-        found if isinstance(found := summary.get(key), Mapping) else {} for key in ("evaluation", "data")
-    )
     text = template("model_card.md.j2", escape=False).render(
         words=words,
         options=options,
         summary=summary,
-        evaluation=evaluation,
-        data=data,
+        evaluation=numbers(summary.get("evaluation")),
+        data=mapping(summary.get("data")),
         mean=", ".join(map(str, backbone.mean)),
         std=", ".join(map(str, backbone.std)),
         num_features=backbone.num_features,

@@ -7,7 +7,6 @@ any request. Whatever comes from files is escaped by the template engine.
 import base64
 import io
 import json
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
@@ -15,13 +14,12 @@ import jinja2
 from PIL import Image, features
 
 from ecn_dist import __version__
-from ecn_dist.errors import printable
+from ecn_dist.errors import UserError, printable
 from ecn_dist.files import write_atomically
 from ecn_dist.reporting import words
-from ecn_dist.reporting.comparison import Comparison, comparison_table, read_comparison
 from ecn_dist.reporting.curves import draw_training_curves
 from ecn_dist.reporting.montage import png_of
-from ecn_dist.reporting.run_reader import FIGURES, REPORT, FigureFile, RunFolder, read_figure, read_mapping, read_run
+from ecn_dist.reporting.run_reader import FIGURES, REPORT, FigureFile, read_figure, read_mapping, read_run
 
 COMPARISON, FINDINGS = "comparison.json", "findings.json"
 _PARTS = {
@@ -76,7 +74,7 @@ _CURVES = {"training": r"(?!cluster|outliers).*", "clusters_by_step": r"cluster.
 
 
 def write_report(
-    run_folder: str | Path, *, comparison: Comparison | None = None, output: str | Path | None = None
+    run_folder: str | Path, *, comparison: words.Comparison | None = None, output: str | Path | None = None
 ) -> Path:
     """Write the report of a run, complete or not at all. Its curves are drawn anew from metrics.jsonl.
 
@@ -92,14 +90,7 @@ def write_report(
         UserError: for a folder that is no run folder, and for a file in it that cannot be read.
     """
     path = Path(run_folder)
-    page = render_report(read_run(path), comparison or read_comparison(path / COMPARISON))
-    if output is None and comparison is not None:
-        write_atomically(path / COMPARISON, json.dumps(asdict(comparison), indent=1) + "\n")
-    return write_atomically(path / REPORT if output is None else output, page)
-
-
-def render_report(run: RunFolder, comparison: Comparison | None = None) -> str:
-    """The report's HTML."""
+    run, rows = read_run(path), _kept_comparison(path / COMPARISON) if comparison is None else comparison
     figures = {figure.name: figure for figure in run.figures}
     for name, keys in _CURVES.items():
         if drawn := draw_training_curves(run.metrics, keys):
@@ -109,9 +100,9 @@ def render_report(run: RunFolder, comparison: Comparison | None = None) -> str:
         part, title, caption = _FIGURES.get(name, ("more", name.replace("_", " "), ""))
         if name in figures:
             pictures[part].append((figures[name], _uri(figures[name]), title, caption))
-    config = words.flat(run.config or {})
-    return template("report.html.j2", escape=True).render(
-        name=run.path.resolve().name,
+    config = words.flat(run.config)
+    page = template("report.html.j2", escape=True).render(
+        name=path.resolve().name,
         css=resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8"),
         version=__version__,
         titles={part: title for part, title in _PARTS.items() if pictures[part] or part not in _OPTIONAL},
@@ -119,10 +110,22 @@ def render_report(run: RunFolder, comparison: Comparison | None = None) -> str:
         run=run,
         config=config,
         options=[(key, words.shown(value)) for key, value in config.items()],
-        findings=read_mapping(run.path / FIGURES / FINDINGS) or {},
-        comparison=None if comparison is None else comparison_table(comparison),
+        findings=read_mapping(path / FIGURES / FINDINGS) or {},
+        comparison=words.compared(rows) if rows else None,
         pictures=pictures,
     )
+    if output is None and comparison is not None:
+        write_atomically(path / COMPARISON, json.dumps({"rows": comparison}, indent=1) + "\n")
+    return write_atomically(path / REPORT if output is None else output, page)
+
+
+def _kept_comparison(path: Path) -> words.Comparison | None:
+    """What an earlier report kept."""
+    try:
+        found = read_mapping(path)
+        return None if found is None else {name: list(runs) for name, runs in found["rows"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: holds no comparison ({error}); remove it") from error
 
 
 def template(name: str, *, escape: bool) -> jinja2.Template:

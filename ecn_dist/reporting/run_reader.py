@@ -1,12 +1,10 @@
 """Reading what a run left behind: config.yaml, metrics.jsonl, summary.json and the pictures in figures/.
 
-A run that is going on, or was killed, has only some of them: what is not there is None or empty; what is there and
-cannot be read is an error.
+A run that is going on, or was killed, has only some of them; what is there and cannot be read is an error.
 """
 
 import io
 import json
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,19 +35,18 @@ class FigureFile:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The parts of a run folder that are meant for reading."""
+    """The parts of a run folder that are meant for reading; empty where there is no such file."""
 
     path: Path
-    config: Mapping[str, Any] | None
-    metrics: tuple[Mapping[str, Any], ...]
-    summary: Mapping[str, Any] | None
-    figures: tuple[FigureFile, ...]
+    config: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]  # one object a step
+    summary: Mapping[str, Any]
+    figures: Sequence[FigureFile]
 
     @property
-    def evaluation(self) -> Mapping[str, Any]:
+    def evaluation(self) -> Mapping[str, float]:
         """The result at the end of the run; empty where there is none."""
-        found = (self.summary or {}).get("evaluation")
-        return found if isinstance(found, Mapping) else {}
+        return numbers(self.summary.get("evaluation"))
 
 
 def read_run(folder: str | Path) -> RunFolder:
@@ -57,10 +54,10 @@ def read_run(folder: str | Path) -> RunFolder:
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder; give a run folder, the --output_dir of `train`")
-    config, summary = read_mapping(path / CONFIG, read_yaml), read_mapping(path / SUMMARY)
-    metrics = tuple(merge_steps(read_metrics(path / METRICS)))
-    figures = tuple(read_figure(file.stem, file.read_bytes()) for file in sorted((path / FIGURES).glob("*.png")))
-    if config is None and summary is None and not metrics and not figures:
+    config, summary = read_mapping(path / CONFIG, read_yaml) or {}, read_mapping(path / SUMMARY) or {}
+    metrics = merge_steps(read_metrics(path / METRICS))
+    figures = [read_figure(file.stem, file.read_bytes()) for file in sorted((path / FIGURES).glob("*.png"))]
+    if not (config or summary or metrics or figures):
         raise UserError(
             f"{path}: is no run folder, as it has none of {CONFIG}, {METRICS}, {SUMMARY} and {FIGURES}/*.png; "
             "give the --output_dir of `train`"
@@ -135,6 +132,16 @@ def is_finished(folder: Path) -> bool:
 
 def number(value: object) -> float | None:
     """`value` where it is a finite number, else None: files may hold anything."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         return None
-    return float(value) if abs(value) < 1e300 and math.isfinite(value) else None
+    return value
+
+
+def numbers(value: object) -> dict[str, float]:
+    """What a mapping has of finite numbers; empty for anything else."""
+    return {key: found for key, value in mapping(value).items() if (found := number(value)) is not None}
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """`value` where it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}

@@ -3,12 +3,16 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from statistics import fmean, stdev
 from typing import Any
 
+from markupsafe import Markup
+
 from ecn_dist.methods import describe
-from ecn_dist.reporting.run_reader import RunFolder, number
+from ecn_dist.reporting.run_reader import RunFolder, mapping, number, numbers
 
 Lines = list[tuple[str, str]]
+Comparison = Mapping[str, Sequence[Mapping[str, Any]]]  # by a row's name its evaluations, one a seed
 
 
 def percent(fraction: float) -> str:
@@ -17,7 +21,7 @@ def percent(fraction: float) -> str:
 
 def count(value: Any) -> str:
     """A whole number with its thousands apart; empty for what is none."""
-    return f"{value:,}" if isinstance(value, int) and number(value) is not None else ""
+    return f"{value:,}" if isinstance(number(value), int) else ""
 
 
 def duration(seconds: float) -> str:
@@ -28,10 +32,7 @@ def duration(seconds: float) -> str:
 
 
 MEASURES = {  # by key of the summary's evaluation: name, meaning; all are fractions
-    "mAP": (
-        "mAP, trapezoid",
-        "area under the precision-recall curve by the trapezoid rule, as re-ID papers of 2019 give it",
-    ),
+    "mAP": ("mAP, trapezoid", "area under the precision-recall curve by the trapezoid rule, as papers of 2019 give it"),
     "mAP_stepwise": ("mAP, step-wise", "mean average precision as most toolboxes compute it"),
     "rank1": ("rank-1", "queries whose nearest gallery picture shows the right person"),
     "rank5": ("rank-5", "queries with a true match among the nearest 5"),
@@ -52,23 +53,21 @@ _TRAINED = {  # from the options by dotted key
     "Precision": "{0[precision]}",
     "Seed": "{0[seed]}",
 }
-_SUMMARY: dict[str, tuple[str, Callable[[float], str]]] = {
-    "steps": ("Steps", "{:,.0f}".format),
-    "epochs": ("Epochs", "{:,.0f}".format),
-    "world_size": ("Ranks", "{:,.0f}".format),
-    "images_per_second": ("Images per second, all ranks", "{:,.1f}".format),
-    "wall_seconds": ("Time", duration),
+_whole = "{:,.0f}".format
+_Figures = dict[str, tuple[str, Callable[[float], str], str]]  # by key: name, form, meaning
+_SUMMARY: _Figures = {
+    "steps": ("Steps", _whole, ""),
+    "epochs": ("Epochs", _whole, ""),
+    "world_size": ("Ranks", _whole, ""),
+    "images_per_second": ("Images per second, all ranks", "{:,.1f}".format, ""),
+    "wall_seconds": ("Time", duration, ""),
 }
-_CLUSTERS: dict[str, tuple[str, Callable[[float], str], str]] = {  # by key of the metrics: head, form, meaning
+_CLUSTERS: _Figures = {  # of the metrics
     "epoch": ("Epoch", "{:.0f}".format, ""),
-    "clusters": ("Clusters", "{:,.0f}".format, "groups of near pictures; each is taken for one person in that epoch"),
+    "clusters": ("Clusters", _whole, "groups of near pictures; each is taken for one person in that epoch"),
     "cluster_size_mean": ("Mean size", "{:.1f}".format, "pictures a cluster"),
-    "cluster_size_max": ("Largest", "{:,.0f}".format, "pictures of the largest cluster"),
-    "outliers": (
-        "Outliers",
-        "{:,.0f}".format,
-        "pictures with too few near neighbours to be in a cluster; they are not trained on in that epoch",
-    ),
+    "cluster_size_max": ("Largest", _whole, "pictures of the largest cluster"),
+    "outliers": ("Outliers", _whole, "pictures in no cluster, as too few are near; not trained on in that epoch"),
     "cluster_cross_camera": (
         "Two cameras, percent",
         percent,
@@ -87,10 +86,9 @@ def state(run: RunFolder) -> str:
     """A sentence for a run that has no result, empty for one that has."""
     if run.evaluation:
         return ""
-    if run.summary is not None:
+    if run.summary:
         return "This run has ended without an evaluation: no target with query and gallery, or not asked for."
-    last = run.metrics[-1].get("step") if run.metrics else None
-    upto = f"up to step {last}" if last is not None else "so far"
+    upto = f"up to step {run.metrics[-1]['step']}" if run.metrics else "so far"
     return f"This run has not ended, or was stopped: it has no summary.json. The report shows what it wrote {upto}."
 
 
@@ -112,15 +110,14 @@ def trained(config: Mapping[str, Any]) -> Lines:
     return lines
 
 
-def measures(evaluation: Mapping[str, Any], keys: Sequence[str] = tuple(MEASURES)) -> list[tuple[str, str, str]]:
+def measures(evaluation: Mapping[str, float], keys: Sequence[str] = tuple(MEASURES)) -> list[tuple[str, str, str]]:
     """Name, percent, meaning."""
-    values = {key: number(evaluation.get(key)) for key in keys}
-    return [(MEASURES[key][0], percent(value), MEASURES[key][1]) for key, value in values.items() if value is not None]
+    return [(MEASURES[key][0], percent(evaluation[key]), MEASURES[key][1]) for key in keys if key in evaluation]
 
 
-def collapse(evaluation: Mapping[str, Any]) -> str:
+def collapse(evaluation: Mapping[str, float]) -> str:
     """A warning where queries have their whole gallery at one distance; else empty."""
-    collapsed, queries = number(evaluation.get("collapsed_queries")), number(evaluation.get("num_valid_queries"))
+    collapsed, queries = evaluation.get("collapsed_queries"), evaluation.get("num_valid_queries")
     if not collapsed or not queries:
         return ""
     return (
@@ -132,9 +129,9 @@ def collapse(evaluation: Mapping[str, Any]) -> str:
 
 def best(summary: Mapping[str, Any]) -> str:
     """A sentence on the checkpoint that was best on validation identities; empty where none was chosen."""
-    found = chosen if isinstance(chosen := summary.get("best"), Mapping) else {}
-    figures = measured if isinstance(measured := found.get("validation"), Mapping) else {}
-    if (step := number(found.get("step"))) is None or (area := number(figures.get("mAP_stepwise"))) is None:
+    chosen = mapping(summary.get("best"))
+    step, area = number(chosen.get("step")), numbers(chosen.get("validation")).get("mAP_stepwise")
+    if step is None or area is None:
         return ""
     return (
         f"Among the checkpoints, step-{step:08.0f} had the highest step-wise mAP on validation identities "
@@ -142,56 +139,76 @@ def best(summary: Mapping[str, Any]) -> str:
     )
 
 
-def failures(evaluation: Mapping[str, Any], findings: Mapping[str, Any]) -> list[str]:
+def failures(evaluation: Mapping[str, float], findings: Mapping[str, Any]) -> list[str]:
     """Sentences on where the ranking fails."""
     misses = {"rank1": "of the queries have another person at rank 1", "rank10": "have no true match in the first 10"}
-    shares = [(number(evaluation.get(key)), words) for key, words in misses.items()]
-    sentences = [f"{percent(1 - share)} percent {words}." for share, words in shares if share is not None]
-    answers, pairs = findings.get("first_answers"), findings.get("weakest_camera_pairs")
-    wrong, own, chance, among = (
-        number(answers.get(key)) if isinstance(answers, Mapping) else None
-        for key in ("num_wrong", "num_wrong_own_camera", "own_camera_share", "num_queries")
-    )
-    if wrong and own is not None and chance is not None and among is not None:
-        by_camera = "So the camera alone does not explain them."
-        if own / wrong > 1.5 * chance:
-            by_camera = "That is much more than chance: the features still tell the cameras apart."
+    sentences = [
+        f"{percent(1 - evaluation[key])} percent {words}." for key, words in misses.items() if key in evaluation
+    ]
+    first = numbers(findings.get("first_answers"))
+    if first.get("num_wrong") and first.keys() >= {"num_wrong_own_camera", "own_camera_share", "num_queries"}:
+        wrong, among, chance = first["num_wrong"], first["num_queries"], first["own_camera_share"]
+        own = first["num_wrong_own_camera"] / wrong
+        verdict = "So the camera alone does not explain them."
+        if wrong < 10:
+            verdict = "Too few to say why."
+        elif own > 1.5 * chance:
+            verdict = "That is much more than chance: the features still tell the cameras apart."
         sentences.append(
-            f"Of {wrong:,.0f} wrong first answers (among {among:,.0f} queries looked at), {percent(own / wrong)} "
-            f"percent are by the query's own camera, which took {percent(chance)} percent of the gallery. "
-            + ("Too few to say why." if wrong < 10 else by_camera)
+            f"Of {wrong:,.0f} wrong first answers (among {among:,.0f} queries looked at), {percent(own)} "
+            f"percent are by the query's own camera, which took {percent(chance)} percent of the gallery. {verdict}"
         )
+    pairs = findings.get("weakest_camera_pairs")
     named = [
         f"{pair.get('query_camera')} to {pair.get('gallery_camera')} ({percent(value)} percent)"
-        for pair in (pairs if isinstance(pairs, list) else [])
-        if isinstance(pair, Mapping) and (value := number(pair.get("value"))) is not None
+        for pair in map(mapping, pairs if isinstance(pairs, list) else [])
+        if (value := number(pair.get("value"))) is not None
     ]
     return sentences + [f"Lowest mAP by camera of query and gallery: {', '.join(named)}."] * bool(named)
 
 
 def training(run: RunFolder) -> Lines:
     """How long it trained on what, and its last losses."""
-    values = {key: number((run.summary or {}).get(key)) for key in _SUMMARY}
-    lines = [(_SUMMARY[key][0], _SUMMARY[key][1](value)) for key, value in values.items() if value is not None]
-    last = {key: found for row in run.metrics for key, value in row.items() if (found := number(value)) is not None}
+    values = numbers(run.summary)
+    lines = [(name, form(values[key])) for key, (name, form, _) in _SUMMARY.items() if key in values]
+    last = {key: value for row in run.metrics for key, value in numbers(row).items()}
     losses = sorted(key for key in last if key == "loss" or key.startswith("loss_"))
     return lines + [(f"Last {key.replace('_', ' ')}", f"{last[key]:.4g}") for key in losses]
 
 
 def clusters(rows: Sequence[Mapping[str, Any]], most: int = 8) -> tuple[Lines, list[list[str]]]:
     """A table of a run's clusters: heads with meanings; and a line for each epoch, of many at most `most`, evenly."""
-    found = [row for row in rows if number(row.get("clusters")) is not None]
-    keys = [key for key in _CLUSTERS if any(number(row.get(key)) is not None for row in found)]
-    places = {round(at * (len(found) - 1) / (most - 1)) for at in range(most)} if found else set()
-    values = [[number(found[place].get(key)) for key in keys] for place in sorted(places)]
-    lines = [["" if v is None else _CLUSTERS[key][1](v) for key, v in zip(keys, line, strict=True)] for line in values]
-    return [(_CLUSTERS[key][0], _CLUSTERS[key][2]) for key in keys], lines
+    found = [row for row in map(numbers, rows) if "clusters" in row]
+    figures = {key: figure for key, figure in _CLUSTERS.items() if any(key in row for row in found)}
+    places = sorted({round(at * (len(found) - 1) / (most - 1)) for at in range(most)}) if found else []
+    lines = [
+        [form(found[at][key]) if key in found[at] else "" for key, (_, form, _) in figures.items()] for at in places
+    ]
+    return [(name, meaning) for name, _, meaning in figures.values()], lines
+
+
+def compared(rows: Comparison) -> tuple[list[str], list[list[str]]]:
+    """A table of several runs: heads, and for each row means in percent, the best in bold, with the sample standard
+    deviation where there are several seeds."""
+    runs = {name: list(map(numbers, of_row)) for name, of_row in rows.items()}
+    keys = [key for key in MEASURES if any(key in run for of_row in runs.values() for run in of_row)]
+    seeds = ["seeds"] * any(len(of_row) > 1 for of_row in runs.values())
+    lines = {name: [name] for name in runs}
+    for key in keys:
+        values = {name: found for name in runs if (found := [run[key] for run in runs[name] if key in run])}
+        highest = max(map(fmean, values.values()))
+        for name, line in lines.items():
+            found = values.get(name, [])
+            spread = f" ± {percent(stdev(found))}" if len(found) > 1 else ""
+            form = Markup("<b>{}</b>{}" if len(runs) > 1 and found and fmean(found) == highest else "{}{}")
+            line.append(form.format(percent(fmean(found)), spread) if found else "")
+    heads = ["Row", *(MEASURES[key][0] for key in keys), *seeds]
+    return heads, [[*line, *(str(len(runs[name])) for _ in seeds)] for name, line in lines.items()]
 
 
 def machine(run: RunFolder, config: Mapping[str, Any]) -> Lines:
     """What the run wrote about its machine, with the options that speak of it."""
-    recorded = (run.summary or {}).get("machine")
-    lines = [*flat(recorded).items()] if isinstance(recorded, Mapping) else []
+    lines = [*flat(mapping(run.summary.get("machine"))).items()]
     lines += [(key, config[key]) for key in ("device", "precision", "engine") if key in config]
     return [(key.replace("_", " "), shown(value)) for key, value in lines if shown(value)]
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from ecn_dist.reporting.comparison import Comparison
 from ecn_dist.reporting.report import write_report
 from tests.chromium import Chromium, find_chromium
 from tests.integration.conftest import Domains
@@ -44,7 +43,7 @@ CONTRASTS = """
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = write_run(tmp_path_factory.mktemp("runs") / "x", figures=True)
-    return write_report(run, comparison=Comparison({"source only": [EVALUATION], "E + C + N": [EVALUATION] * 2}))
+    return write_report(run, comparison={"source only": [EVALUATION], "E + C + N": [EVALUATION] * 2})
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from ecn_dist.data.reader import ShardReader
-from ecn_dist.reporting.figures import write_cluster_figures, write_run_figures
+from ecn_dist.reporting.figures import write_cluster_figures, write_figures
 from ecn_dist.reporting.report import _FIGURES
 from ecn_dist.reporting.run_reader import FigureFile, read_figure
 from ecn_dist.reporting.sheets import Domain, draw_clusters
-from tests.picture_cases import evaluation_of, pixels_of, plain_picture, random_case
+from tests.picture_cases import evaluation_of, pixels_of, random_case
+from tests.report_cases import shards_of
 from tests.tiny_shards import write_split
 
 RESULTS = ["ranked_best", "ranked_worst", "ranked_random", "failures", "cmc"]
@@ -24,27 +25,16 @@ def read(path: Path) -> FigureFile:
 def test_all_figures_of_a_run(tmp_path: Path) -> None:
     evaluation = evaluation_of(random_case(0, queries=12))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 0, "loss": 2.0}\n')
-    gallery = evaluation.gallery_part
-    domain = Domain("target", gallery.camids.numpy(), plain_picture, gallery.pids.numpy())
+    index = shards_of(tmp_path / "shards", queries=12)
     writer = SummaryWriter(str(tmp_path / "tensorboard"))
-    written = write_run_figures(
-        tmp_path,
-        evaluation,
-        read_query=plain_picture,
-        read_gallery=lambda row: plain_picture(100 + row),
-        domains=[domain, domain],
-        read_copy=lambda row, camera: plain_picture(row),
-        queries=2,
-        failures=2,
-        top=3,
-        writer=writer,
-        step=7,
-    )
+    write_figures(tmp_path, evaluation, {"source": index, "target": index}, writer=writer, step=7)
     writer.close()
     names = [*RESULTS, "camera_pairs", "domains", "style_copies", "training"]
-    assert [path.name for path in written] == [f"{name}.png" for name in names]
+    written = list((tmp_path / "figures").glob("*.png"))
+    assert {path.stem for path in written} == set(names)
     assert all(path.stem in _FIGURES for path in written)  # the report has words for each
     assert all(read(path).width > 300 for path in written)
+    assert (tmp_path / "report.html").is_file()
     logged = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     assert all(f"figures/{name}".encode() in logged for name in names)
 
@@ -53,8 +43,8 @@ def test_figure_of_clusters_goes_by_exemplar_index(tmp_path: Path) -> None:
     split = write_split(tmp_path, [7, 5], styles=False)
     assert split.indices.tolist() != list(range(12))
     labels = np.arange(12) // 6  # exemplars 0..5, and 6..11
-    (written,) = write_cluster_figures(tmp_path, split, labels)
-    assert written == tmp_path / "figures" / "clusters.png"
+    write_cluster_figures(tmp_path, split, labels)
+    written = tmp_path / "figures" / "clusters.png"
     reader = ShardReader()
     read_picture = lambda row: reader.read_picture(split, row)  # noqa: E731
     drawn = draw_clusters(split.indices // 6, Domain("target", split.camids, read_picture, split.pids))
@@ -65,14 +55,6 @@ def test_figure_of_clusters_goes_by_exemplar_index(tmp_path: Path) -> None:
 
 
 def test_figures_without_cameras(tmp_path: Path) -> None:
-    written = write_run_figures(
-        tmp_path,
-        evaluation_of(random_case(0, queries=12), camera_free=True),
-        read_query=plain_picture,
-        read_gallery=plain_picture,
-        domains=[Domain("target", np.zeros(5, dtype=np.int64), plain_picture)],
-        queries=1,
-        failures=1,
-        top=2,
-    )
-    assert [path.stem for path in written] == [*RESULTS, "domains"]
+    index = shards_of(tmp_path / "shards", queries=12, camera_style="none")
+    write_figures(tmp_path, evaluation_of(random_case(0, queries=12), camera_free=True), {"target": index})
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == {*RESULTS, "domains"}

@@ -15,7 +15,6 @@ from PIL import Image
 
 from ecn_dist import report as command
 from ecn_dist.errors import UserError
-from ecn_dist.reporting.comparison import Comparison
 from ecn_dist.reporting.report import write_report
 from ecn_dist.reporting.run_reader import merge_steps, read_metrics
 from tests.report_cases import EVALUATION, write_run
@@ -128,7 +127,7 @@ def test_nothing_from_a_file_is_markup(run: Path) -> None:
     Image.new("RGB", (4, 4)).save(folder / 'a"><script>b.png')
     findings = {"weakest_camera_pairs": [{"query_camera": HOSTILE, "gallery_camera": 1, "value": 0.5}]}
     (folder / "findings.json").write_text(json.dumps(findings))
-    page = Page(write_report(run, comparison=Comparison({HOSTILE: [EVALUATION]}, title=HOSTILE, note=HOSTILE)))
+    page = Page(write_report(run, comparison={HOSTILE: [EVALUATION]}))
     assert page.all("script") == []
     assert all(str(attributes["src"]).startswith("data:") for attributes in page.all("img"))
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
@@ -141,7 +140,7 @@ def test_control_characters_of_names_are_escaped(run: Path) -> None:
     (run / "config.yaml").write_text(json.dumps({name: name, "source": name}))
     (run / "figures").mkdir()
     Image.new("RGB", (4, 4)).save(run / "figures" / f"a{name}.png")
-    text = write_report(run, comparison=Comparison({name: [EVALUATION]})).read_text()
+    text = write_report(run, comparison={name: [EVALUATION]}).read_text()
     assert all(line.isprintable() for line in text.splitlines())
     assert text.count(r"\x1b[2J\u202egpj.exe\n") >= 5
 
@@ -225,7 +224,7 @@ def test_clusters_are_told_by_epoch(run: Path) -> None:
 
 def test_another_output_leaves_the_run_as_it_is(run: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    write_report(run, output=tmp_path / "page.html", comparison=Comparison({"a": [EVALUATION]}))
+    write_report(run, output=tmp_path / "page.html", comparison={"a": [EVALUATION]})
     write_report(run, output="/dev/null")
     assert Path("/dev/null").is_char_device()
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -246,15 +245,15 @@ def test_a_picture_too_large_to_open_is_named(run: Path) -> None:
 
 def test_comparison_shows_mean_and_spread_and_stays_with_the_run(run: Path) -> None:
     seeds = [{"mAP": 0.30, "rank1": 0.4}, {"mAP": 0.32, "rank1": 0.5}, {"mAP": 0.37, "rank1": 0.6}]
-    comparison = Comparison({"source only": [{"mAP": 0.2, "rank1": 0.7}], "E + C": seeds}, title="Controls")
+    comparison = {"source only": [{"mAP": 0.2, "rank1": 0.7}], "E + C": seeds}
     for path in (write_report(run, comparison=comparison), write_report(run)):
         page = Page(path)
-        assert "Controls" in page.text
+        assert "Comparison" in page.text
         assert "source only 20.0 70.0 1" in page.text
         assert "E + C 33.0 ± 3.6 50.0 ± 10.0 3" in page.text  # sample standard deviation
         # One a column: E + C for mAP, source only for rank-1.
-        assert re.findall(r"<b>([\d.]+)</b>", path.read_text().partition("Controls")[2]) == ["70.0", "33.0"]
-        assert "mINP" not in page.text.partition("Controls")[2].partition("source only")[0]  # no run has it
+        assert re.findall(r"<b>([\d.]+)</b>", path.read_text().partition("Comparison")[2]) == ["70.0", "33.0"]
+        assert "mINP" not in page.text.partition("Comparison")[2].partition("source only")[0]  # no run has it
 
 
 def test_a_run_going_on_is_shown_as_far_as_it_is(run: Path) -> None:
