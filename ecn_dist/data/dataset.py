@@ -21,7 +21,7 @@ from ecn_dist.data.reader import ShardReader, decode, picture_error
 from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
 
-ROW, PID, CAMID, INDEX, BOX, NUM_FIELDS = 0, 1, 2, 3, slice(4, 8), 8  # of a batch's int64 fields
+ROW, BOX, NUM_FIELDS = 0, slice(4, 8), 8  # of a batch's int64 fields: row, pid, camid, index, and the erased box
 FIELD_BYTES = 8 * NUM_FIELDS
 
 
@@ -61,8 +61,7 @@ class PictureDataset(Dataset[RawBatch]):
         domain: str = "",
     ) -> None:
         self.split, self.reader = split, ShardReader(cache)
-        self.height, self.width = height, width
-        self.style, self.augmentation = style, augmentation
+        self.height, self.width, self.style, self.augmentation = height, width, style, augmentation
         self.views = split.num_cameras if style == "all" else 1
         self._draws = Draws(seed, domain, "augmentation")
         self._erase_draws = Draws(seed, domain, "erasing")
@@ -118,9 +117,7 @@ class PictureDataset(Dataset[RawBatch]):
             if error:
                 raise error
         fields_np, members_bV = fields.numpy(), np.asarray(self.split.members)[shown_b].repeat(V)
-        fields_np[ROW] = shown_b.repeat(V)
-        for field, name in ((PID, "pid"), (CAMID, "camid"), (INDEX, "index")):
-            fields_np[field] = members_bV[name]
+        fields_np[:4] = shown_b.repeat(V), *(members_bV[name] for name in ("pid", "camid", "index"))
         fields_np[BOX] = self._boxes(draws_bVK, members_bV["index"], occurrences_b, number)
         return int(np.count_nonzero(shown_b != step.rows_b))
 

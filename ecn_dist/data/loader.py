@@ -12,6 +12,7 @@ b samples of this rank, V views of each, H x W network input.
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -20,7 +21,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import tee
-from typing import Any
 
 import numpy as np
 import torch
@@ -165,23 +165,19 @@ class Loader:
             with suppress(*WORKER_LOST):  # one since the last range
                 self._made = iter(self._loader)
                 return
-        of_workers: dict[str, Any] = {}
         if self._workers:
             multiprocessing.set_forkserver_preload(["__main__", "ecn_dist.data.forkserver"])
-            of_workers = {
-                "prefetch_factor": BATCHES_AHEAD,
-                "persistent_workers": True,
-                "multiprocessing_context": "forkserver",
-                "worker_init_fn": partial(_start_worker, os.getpid()),
-            }
         self._loader = DataLoader(
             self.dataset,
             batch_size=None,
             sampler=self._newest,
             num_workers=self._workers,
+            prefetch_factor=BATCHES_AHEAD if self._workers else None,
+            persistent_workers=self._workers > 0,
+            multiprocessing_context="forkserver" if self._workers else None,
+            worker_init_fn=partial(_start_worker, os.getpid()),
             pin_memory=self._queue is not None,  # page-locked, for a fast way to the device
             generator=torch.Generator(),  # or it would draw from the global one, and the run depend on `workers`
-            **of_workers,
         )
         self._made = iter(self._loader)
 
@@ -200,8 +196,7 @@ def check_shared_memory(batch_bytes: int, workers: int) -> None:
     if not workers or not os.path.isdir(SHARED_MEMORY):
         return
     needed = batch_bytes * (workers * BATCHES_AHEAD + 1)
-    status = os.statvfs(SHARED_MEMORY)
-    free = status.f_bavail * status.f_frsize
+    free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise UserError(
             f"{workers} data workers need {needed >> 20} MiB of shared memory, and {SHARED_MEMORY} has "
@@ -213,8 +208,7 @@ def check_shared_memory(batch_bytes: int, workers: int) -> None:
 def _start_worker(trainer: int, worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    # A termination is obeyed from the training process alone; only `sigtimedwait` tells who sent it. Without it (macOS)
-    # it is obeyed from anybody.
+    # A termination is obeyed from the training process alone; where no `sigtimedwait` tells who sent it, from anybody.
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     else:

@@ -32,8 +32,7 @@ EXIF = b"Exif\0\0"
 def decode(data: bytes) -> np.ndarray:
     """A JPEG, or a picture of another of `pictures.FORMATS` -> (h, w, 3) uint8 RGB, the pixels that PIL gives.
 
-    Raises:
-        UnreadablePicture: the data cannot be decoded.
+    Raises `UnreadablePicture` where it cannot be decoded.
     """
     try:
         # Both decode with libjpeg-turbo and the same settings, hence to the same pixels, but PIL's way to it is twice

@@ -30,7 +30,7 @@ from ecn_dist.data.dataset import PictureDataset
 from ecn_dist.data.fetch import shown
 from ecn_dist.data.index import SplitIndex
 from ecn_dist.data.loader import Batch, Loader
-from ecn_dist.data.plan import PassPlan, Plan, Step
+from ecn_dist.data.plan import Plan, Step, check_batch
 from ecn_dist.data.transforms import ECN, Augmentation
 from ecn_dist.errors import UserError
 
@@ -80,17 +80,10 @@ class TrainStream:
         cache: ShardCache | None = None,
     ) -> None:
         _check_style(split, style)
-        plan.check_ranks(world_size)
+        check_batch(plan.global_batch_size, plan.streams, world_size)
         self.plan, self.rank, self.world_size, self.max_bad_samples = plan, rank, world_size, max_bad_samples
         dataset = PictureDataset(split, height, width, style, cache, augmentation, plan.seed, plan.domain)
         self._loader = Loader(dataset, workers, device, plan.global_batch_size // world_size)
-
-    @property
-    def steps_per_pass(self) -> int:
-        """Steps of one pass over the split, on every rank. `ValueError` where the plan goes by no passes."""
-        if not isinstance(self.plan, PassPlan):
-            raise ValueError(f"the plan of {self.plan.domain} has no passes")
-        return self.plan.steps_per_pass
 
     def close(self) -> None:
         """End the workers. Another iteration would start others."""
