@@ -1,11 +1,10 @@
-"""A folder of fetched shards and of the rows that tell their members, limited in bytes, that the processes of a host
-may share.
+"""A folder of fetched shards and of the rows of their index, limited in bytes, that a host's processes may share.
 
 A file is named by its content's checksum, and there whole or not at all: it is made as `*.part`, which has its final
-length from the start, verified, synced, and renamed. One that is not what it should be all the same is made anew, and
-no link is followed. Locks (flock, which ends with its holder) keep order: one process makes a file, and who needs it
-waits; files come and go under the folder's `lock`, so that the lengths in the folder are what is taken; a file that is
-made, read or mapped is held by a shared lock, and not removed.
+length from the start, verified, synced, and renamed. One that is not what it should be is made anew, and no link is
+followed. Locks (flock, which ends with its holder) keep order: one process makes a file, and who needs it waits; files
+come and go under the folder's `lock`, so that the lengths in the folder are what is taken; a file that is made, read or
+mapped is held by a shared lock, and not removed.
 
 Several users share a folder in which each may write and remove (no sticky bit), with a umask that lets each write the
 others' files: 002 with a common group, or 000.
@@ -21,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -103,10 +103,7 @@ class ShardCache:
         Raises:
             UserError: the URL cannot be fetched, or is not the shard that was packed.
         """
-
-        def deliver(receive: Receive) -> None:
-            fetch(url, receive, self.patience, shard.bytes)
-
+        deliver = partial(fetch, url, patience=self.patience, limit=shard.bytes)
         descriptor = self._have(f"{shard.sha256}.tar", shard.bytes, shown(url), deliver)
         try:
             with self._told():
@@ -241,18 +238,14 @@ def _find(path: Path, size: int) -> int | None:
         return None
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     status = os.fstat(descriptor)
-    # A shard was verified when it came; rows are looked at once a process.
-    if status.st_nlink and status.st_size == size and (path.suffix == ".tar" or _sha256(descriptor) == path.name[:64]):
+    with open(descriptor, "rb", closefd=False) as file:  # a shard was verified when it came, rows are once a process
+        whole = path.suffix == ".tar" or hashlib.file_digest(file, "sha256").hexdigest() == path.name[:64]
+    if status.st_nlink and status.st_size == size and whole:
         with suppress(PermissionError):  # another user's: it keeps its place in the order
             os.utime(descriptor)
         return descriptor
     os.close(descriptor)
     return None
-
-
-def _sha256(descriptor: int) -> str:
-    with open(descriptor, "rb", closefd=False) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(chunks: Iterator[bytes | memoryview], descriptor: int, size: int, sha256: str) -> None:
@@ -264,6 +257,7 @@ def _write(chunks: Iterator[bytes | memoryview], descriptor: int, size: int, sha
         while rest:  # a disk that gets full takes a part of it first
             written = os.pwrite(descriptor, rest, position)
             rest, position = rest[written:], position + written
-    if (position, checksum.hexdigest()) != (size, sha256):
-        found = f"{position} bytes with sha256 {checksum.hexdigest()[:12]}..."
-        raise FetchError(f"{found}, where {size} with {sha256[:12]}... were packed")
+    if (position, found := checksum.hexdigest()) != (size, sha256):
+        raise FetchError(
+            f"{position} bytes with sha256 {found[:12]}..., where {size} with {sha256[:12]}... were packed"
+        )

@@ -3,7 +3,6 @@
 b samples of this rank, V views of each, H x W network input, h x w stored picture, K random numbers.
 """
 
-import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,16 +14,14 @@ from torch.utils.data import Dataset, get_worker_info
 from ecn_dist.data import transforms
 from ecn_dist.data.cache import ShardCache
 from ecn_dist.data.draws import Draws
-from ecn_dist.data.index import SplitIndex, is_url
+from ecn_dist.data.index import SplitIndex
 from ecn_dist.data.pictures import UnreadablePicture
 from ecn_dist.data.plan import Step
-from ecn_dist.data.reader import PictureError, ShardReader, decode, picture_error
+from ecn_dist.data.reader import ShardReader, decode, picture_error
 from ecn_dist.data.transforms import Augmentation
 from ecn_dist.errors import UserError
 
-DECODED_BYTES = 1 << 20  # what is larger is decoded into memory of its own
-STYLES = ("real", "random", "other", "all")
-ROW, PID, CAMID, INDEX, BOX, NUM_FIELDS = 0, 1, 2, 3, slice(4, 8), 8  # of a batch's int64 fields
+ROW, BOX, NUM_FIELDS = 0, slice(4, 8), 8  # of a batch's int64 fields: row, pid, camid, index, and the erased box
 FIELD_BYTES = 8 * NUM_FIELDS
 
 
@@ -43,32 +40,13 @@ def fields_and_pixels(data: Tensor, height: int, width: int) -> tuple[Tensor, Te
     return fields, data[FIELD_BYTES * pictures :].view(pictures, height, width, 3)
 
 
-class _Memory(threading.local):
-    """A thread's memory that serves again: the system clears fresh memory page by page, as long as decoding takes.
-
-    `decoded` is on purpose not aligned to 32 bytes: libjpeg-turbo writes to aligned rows past the cache, and reading
-    them back would take longer.
-    """
-
-    def __init__(self) -> None:
-        self.batch = torch.empty(0, dtype=torch.uint8)
-        memory = np.empty(DECODED_BYTES + 32, dtype=np.uint8)
-        self.decoded = memory[(16 - memory.ctypes.data) % 32 :][:DECODED_BYTES]
-
-
-_memory = _Memory()
-
-
 class PictureDataset(Dataset[RawBatch]):
-    """Item `step`: its batch. Outside of loader workers it lasts until this thread makes the next one.
+    """Item `step`: its batch. Outside of loader workers it lasts until the next one is made.
 
     Args:
         split: what the steps' rows count in.
         height, width, style, augmentation, cache: see `TrainStream`.
         seed, domain: of the random numbers.
-
-    Raises:
-        UserError: the cache of a URL's shards is too small, or cannot be used.
     """
 
     def __init__(
@@ -76,20 +54,25 @@ class PictureDataset(Dataset[RawBatch]):
         split: SplitIndex,
         height: int,
         width: int,
-        *,
-        style: str = "real",
+        style: str,
+        cache: ShardCache | None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         domain: str = "",
-        cache: ShardCache | None = None,
     ) -> None:
-        self.reader = ShardReader(cache or ShardCache.of_host() if is_url(split.folder) else None)
-        self.split = self.reader.cache.mapped(split) if self.reader.cache else split
-        self.height, self.width = height, width
-        self.style, self.augmentation = style, augmentation
+        self.split, self.reader = split, ShardReader(cache)
+        self.height, self.width, self.style, self.augmentation = height, width, style, augmentation
         self.views = split.num_cameras if style == "all" else 1
         self._draws = Draws(seed, domain, "augmentation")
         self._erase_draws = Draws(seed, domain, "erasing")
+        self._memory = np.empty(0, dtype=np.uint8)
+
+    def open(self) -> ShardCache | None:
+        """The cache of a URL's shards, where the rows are mapped from then on. `UserError` where it is too small."""
+        cache = self.reader.cache_of(self.split)
+        if cache and not isinstance(self.split.members, np.memmap):
+            self.split = cache.mapped(self.split)
+        return cache
 
     def batch_bytes(self, samples: int) -> int:
         """Of a batch of so many samples."""
@@ -97,7 +80,7 @@ class PictureDataset(Dataset[RawBatch]):
 
     def failed(self, samples: int, error: str) -> RawBatch:
         """A batch in full shape, with zeros for data."""
-        return RawBatch(self._empty(samples).zero_(), error)
+        return RawBatch(torch.zeros(self.batch_bytes(samples), dtype=torch.uint8), error)
 
     def __getitem__(self, step: Step) -> RawBatch:
         data = self._empty(len(step.rows_b))
@@ -110,10 +93,9 @@ class PictureDataset(Dataset[RawBatch]):
         size = self.batch_bytes(samples)
         if get_worker_info() is not None:  # its memory is shared with who trains
             return torch.empty(size, dtype=torch.uint8)
-        if _memory.batch.numel() < size:
-            with torch.inference_mode(False):  # an evaluation may come first, and tensors made in it cannot be changed
-                _memory.batch = torch.empty(size, dtype=torch.uint8)
-        return _memory.batch[:size]
+        if self._memory.size < size:  # kept, as the system clears fresh memory page by page
+            self._memory = np.empty(size, dtype=np.uint8)
+        return torch.from_numpy(self._memory[:size])
 
     def _fill(self, data: Tensor, step: Step) -> int:
         """Write the pictures of a step; returns how many samples were replaced."""
@@ -135,9 +117,7 @@ class PictureDataset(Dataset[RawBatch]):
             if error:
                 raise error
         fields_np, members_bV = fields.numpy(), np.asarray(self.split.members)[shown_b].repeat(V)
-        fields_np[ROW] = shown_b.repeat(V)
-        for field, name in ((PID, "pid"), (CAMID, "camid"), (INDEX, "index")):
-            fields_np[field] = members_bV[name]
+        fields_np[:4] = shown_b.repeat(V), *(members_bV[name] for name in ("pid", "camid", "index"))
         fields_np[BOX] = self._boxes(draws_bVK, members_bV["index"], occurrences_b, number)
         return int(np.count_nonzero(shown_b != step.rows_b))
 
@@ -165,11 +145,11 @@ class PictureDataset(Dataset[RawBatch]):
 
     def _show(
         self, outs_V: Sequence[Tensor], row: int, slots_V: np.ndarray, draws_VK: np.ndarray, data: list[bytes]
-    ) -> PictureError | None:
+    ) -> UserError | None:
         """Decode and resize one sample's pictures; returns the error where one cannot be decoded."""
         for out_HW3, slot, draws_K, picture in zip(outs_V, slots_V, draws_VK, data, strict=True):
             try:
-                pixels_hw3 = decode(picture, _memory.decoded)
+                pixels_hw3 = decode(picture)
             except UnreadablePicture as error:
                 return picture_error(self.split, row, slot, error)
             if self.augmentation is None:

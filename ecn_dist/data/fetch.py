@@ -17,10 +17,12 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
+from typing import TypeVar
 
 from ecn_dist.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+T = TypeVar("T")
 SECRET = re.compile(r"(?i)((?:bearer|basic|token|secret|password|key|signature)[\w-]*['\"]?[=:\s]+)[^\s'\"&]+")
 
 
@@ -53,13 +55,13 @@ def shown(url: str) -> str:
 
 
 def fetch(
-    url: str, receive: Callable[[Iterator[bytes]], None], patience: Patience = PATIENCE, limit: int | None = None
-) -> None:
-    """Hand the chunks of `url` to `receive`, anew with every attempt.
+    url: str, receive: Callable[[Iterator[bytes]], T], patience: Patience = PATIENCE, limit: int | None = None
+) -> T:
+    """What `receive` makes of the chunks of `url`, anew with every attempt.
 
     Args:
         url: see the head of this module.
-        receive: consumes the chunks; raises `FetchError` where they are not what they should be.
+        receive: raises `FetchError` where the chunks are not what they should be.
         patience: how long to try.
         limit: bytes; an attempt that delivers more has failed.
 
@@ -72,8 +74,7 @@ def fetch(
             time.sleep(patience.backoff_seconds * 2 ** (attempt - 1))
         try:
             with closing(_chunks(url, patience, limit)) as chunks:
-                receive(chunks)
-            return
+                return receive(chunks)
         except FetchError as error:
             problem = str(error)
     raise UserError(
@@ -84,13 +85,7 @@ def fetch(
 
 def fetch_bytes(url: str, limit: int, patience: Patience = PATIENCE) -> bytes:
     """All of `url`, in memory, if it has at most `limit` bytes. `UserError` where it cannot be had."""
-    parts: list[bytes] = []
-
-    def receive(chunks: Iterator[bytes]) -> None:
-        parts[:] = chunks
-
-    fetch(url, receive, patience, limit)
-    return b"".join(parts)
+    return fetch(url, b"".join, patience, limit)
 
 
 def _chunks(url: str, patience: Patience, limit: int | None) -> Generator[bytes]:

@@ -17,7 +17,7 @@ from itertools import count
 import numpy as np
 
 from ecn_dist.data.draws import Draws
-from ecn_dist.data.plan import STAND_INS, Step, check_batch
+from ecn_dist.data.plan import STAND_INS, Step
 from ecn_dist.errors import UserError
 
 REMEDY = "pack more of them, or take fewer identities a batch"
@@ -55,7 +55,7 @@ class IdentityPlan:
             raise UserError(f"{identities} identities x {instances} pictures are no batch: both must be at least 1")
         self.labels = np.asarray(labels, dtype=np.int64)
         self.identities, self.instances = identities, instances
-        self.global_batch_size = identities * instances
+        self.global_batch_size = self.streams = identities * instances
         self.seed, self.domain, self.epoch = seed, domain, epoch
         self._indices, self._camids = np.asarray(indices), np.asarray(camids)
         rows = np.flatnonzero(self.labels >= 0)
@@ -72,12 +72,8 @@ class IdentityPlan:
         self._turns: list[tuple[np.ndarray, np.ndarray]] = []  # the sequence as far as it was asked for
         self._lock = threading.Lock()
 
-    def check_ranks(self, world_size: int) -> None:
-        """See `Plan`: B must divide by the ranks. A rank has whole identities where P divides by them, too."""
-        check_batch(self.global_batch_size, self.global_batch_size, world_size)
-
     def step(self, step: int, rank: int = 0, world_size: int = 1) -> Step:
-        """Step `step` of the epoch: see `Plan`. The pictures of an identity lie side by side."""
+        """Step `step` of the epoch: see `Plan`. A rank has whole identities where P divides by the ranks."""
         first = step * self.identities
         with self._lock:
             while len(self._turns) < first + self.identities:

@@ -54,6 +54,10 @@ def location(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 
 
+def _column(name: str) -> cached_property[np.ndarray]:
+    return cached_property(lambda split: split.members[name].astype(np.int64))
+
+
 @dataclass(frozen=True)
 class ShardInfo:
     """One tar file of a split, as it was when it was packed."""
@@ -78,20 +82,10 @@ class SplitIndex:
     def __len__(self) -> int:
         return len(self.members)
 
-    @cached_property
-    def pids(self) -> np.ndarray:
-        """(n,) int64, as in the data set; -1 where unknown (in the training split only)."""
-        return self.members["pid"].astype(np.int64)
-
-    @cached_property
-    def camids(self) -> np.ndarray:
-        """(n,) int64, from 0."""
-        return self.members["camid"].astype(np.int64)
-
-    @cached_property
-    def indices(self) -> np.ndarray:
-        """(n,) int64, each of 0..n-1 once: the exemplar index."""
-        return self.members["index"].astype(np.int64)
+    # (n,) int64 each.
+    pids = _column("pid")  # as in the data set; -1 where unknown (in the training split only)
+    camids = _column("camid")  # from 0
+    indices = _column("index")  # each of 0..n-1 once: the exemplar index
 
     @cached_property
     def labels(self) -> np.ndarray:

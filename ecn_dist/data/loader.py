@@ -4,24 +4,23 @@ Workers come from a fork server, which imports this package once: they start in 
 nor device memory of the training process, and are not its children, so that one that is killed is noticed where its
 batch is missed, and not by a signal in the middle of a step.
 
-A signal to the whole process group (Ctrl-C, a scheduler that announces the end of a job) is for the training process
-to answer, which may want to save a checkpoint first. Workers disregard it, and end when the training process says so
-or is gone.
+A signal to the whole process group (Ctrl-C, the end of a job) is for the training process to answer, which may want to
+save a checkpoint first. Workers disregard it, and end when the training process says so or is gone.
 
 b samples of this rank, V views of each, H x W network input.
 """
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import tee
-from typing import Any
 
 import numpy as np
 import torch
@@ -64,10 +63,11 @@ class Loader:
         dataset: pickled to the workers, so it should be small.
         workers: processes; 0 makes each batch here when it is asked for.
         device: where batches are delivered.
+        samples: of the largest batch.
     """
 
-    def __init__(self, dataset: PictureDataset, workers: int, device: torch.device) -> None:
-        self.dataset, self._workers, self._device = dataset, workers, device
+    def __init__(self, dataset: PictureDataset, workers: int, device: torch.device, samples: int = 0) -> None:
+        self.dataset, self._workers, self._device, self._samples = dataset, workers, device, samples
         accelerated = device.type != "cpu" and torch.accelerator.is_available()
         self._queue = torch.Stream(device) if accelerated else None  # of its own, for copies
         self._newest = _Newest()
@@ -85,9 +85,15 @@ class Loader:
         Args:
             steps: gives the steps, once for the workers and once for what is fetched ahead.
             labels: (n,) of the split's rows.
+
+        Raises:
+            UserError: too little shared memory for the workers, or too small a cache for a URL's shards.
         """
+        cache = self.dataset.open()
+        if self._loader is None:
+            check_shared_memory(self.dataset.batch_bytes(self._samples), self._workers)
         made = self.load(steps())
-        ahead = FetchAhead(self.dataset.split, self.dataset.reader.cache, steps())
+        ahead = FetchAhead(self.dataset.split, cache, steps())
         on_the_way: list[tuple[Step, Batch]] = []
         try:
             for step, raw in made:
@@ -156,28 +162,22 @@ class Loader:
     def _begin(self) -> None:
         """Have the workers begin the newest range."""
         if self._loader is not None:
-            try:
+            with suppress(*WORKER_LOST):  # one since the last range
                 self._made = iter(self._loader)
                 return
-            except WORKER_LOST:  # one since the last range
-                self._loader = None
-        of_workers: dict[str, Any] = {}
         if self._workers:
             multiprocessing.set_forkserver_preload(["__main__", "ecn_dist.data.forkserver"])
-            of_workers = {
-                "prefetch_factor": BATCHES_AHEAD,
-                "persistent_workers": True,
-                "multiprocessing_context": "forkserver",
-                "worker_init_fn": partial(_start_worker, os.getpid()),
-            }
         self._loader = DataLoader(
             self.dataset,
             batch_size=None,
             sampler=self._newest,
             num_workers=self._workers,
+            prefetch_factor=BATCHES_AHEAD if self._workers else None,
+            persistent_workers=self._workers > 0,
+            multiprocessing_context="forkserver" if self._workers else None,
+            worker_init_fn=partial(_start_worker, os.getpid()),
             pin_memory=self._queue is not None,  # page-locked, for a fast way to the device
             generator=torch.Generator(),  # or it would draw from the global one, and the run depend on `workers`
-            **of_workers,
         )
         self._made = iter(self._loader)
 
@@ -196,8 +196,7 @@ def check_shared_memory(batch_bytes: int, workers: int) -> None:
     if not workers or not os.path.isdir(SHARED_MEMORY):
         return
     needed = batch_bytes * (workers * BATCHES_AHEAD + 1)
-    status = os.statvfs(SHARED_MEMORY)
-    free = status.f_bavail * status.f_frsize
+    free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise UserError(
             f"{workers} data workers need {needed >> 20} MiB of shared memory, and {SHARED_MEMORY} has "
@@ -209,8 +208,7 @@ def check_shared_memory(batch_bytes: int, workers: int) -> None:
 def _start_worker(trainer: int, worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    # A termination is obeyed from the training process alone; only `sigtimedwait` tells who sent it. Without it (macOS)
-    # it is obeyed from anybody.
+    # A termination is obeyed from the training process alone; where no `sigtimedwait` tells who sent it, from anybody.
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     else:

@@ -45,13 +45,11 @@ class Plan(Protocol):
     seed: int  # of the run
     domain: str  # in errors and in the addresses of random numbers: two streams of a run have different ones
     global_batch_size: int  # B, samples of a step over all ranks
+    streams: int  # S, the parts that a batch is made of, see `check_batch`
 
     @property
     def labels(self) -> np.ndarray | None:
         """(n,) int64, what the batches' `labels` say of each row; None where nothing is known."""
-
-    def check_ranks(self, world_size: int) -> None:
-        """`UserError` where the global batch cannot be cut for `world_size` ranks. To be called once."""
 
     def step(self, step: int, rank: int = 0, world_size: int = 1) -> Step:
         """The part of `rank`; the ranks' parts, one after the other, are the global batch. Threads may call it."""
@@ -122,8 +120,6 @@ class PassPlan:
                 f"the {domain} has {self.num_samples} training pictures, fewer than one global batch of "
                 f"{global_batch_size}: lower global_batch_size, or pack more pictures"
             )
-        if window < 1:
-            raise UserError(f"data.window is {window}, and must be at least 1")
         self.stream_length = self.num_samples // streams
         mean_shard = -(-self.num_samples // len(self.shard_samples))
         span = max(-(-window // streams), SHARDS_PER_WINDOW * mean_shard)
@@ -131,9 +127,7 @@ class PassPlan:
         self.num_windows = max(1, round(self.stream_length / span))
         self._window_edges = np.arange(self.num_windows + 1) * self.stream_length // self.num_windows
         self._row_starts = np.concatenate([[0], np.cumsum(self.shard_samples)[:-1]])
-        self._offset_draws = Draws(seed, domain, "offset")
-        self._shard_draws = Draws(seed, domain, "shards")
-        self._window_draws = Draws(seed, domain, "window")
+        self._draws = {purpose: Draws(seed, domain, purpose) for purpose in ("offset", "shards", "window")}
         self._sequence = lru_cache(3)(self._make_sequence)
         self._order = lru_cache(4 * streams)(self._make_order)
 
@@ -141,10 +135,6 @@ class PassPlan:
     def steps_per_pass(self) -> int:
         """Global batches in a pass, on every rank."""
         return self.stream_length // (self.global_batch_size // self.streams)
-
-    def check_ranks(self, world_size: int) -> None:
-        """See `Plan`."""
-        check_batch(self.global_batch_size, self.streams, world_size)
 
     def step(self, step: int, rank: int = 0, world_size: int = 1) -> Step:
         """Step `step`, counted over all passes: see `Plan`. A sample comes once a pass, so its occurrence is 0."""
@@ -174,7 +164,7 @@ class PassPlan:
 
     def _make_order(self, pass_number: int, stream: int, window: int) -> np.ndarray:
         length = int(self._window_edges[window + 1] - self._window_edges[window])
-        return self._window_draws.permutation(length, (window, stream, pass_number))
+        return self._draws["window"].permutation(length, (window, stream, pass_number))
 
     def _rows_at(self, pass_number: int, places: np.ndarray) -> np.ndarray:
         """Places in the pass's rotated sequence -> rows of the members."""
@@ -185,6 +175,6 @@ class PassPlan:
 
     def _make_sequence(self, pass_number: int) -> tuple[np.ndarray, np.ndarray, int]:
         """The pass's order of shards, where each starts in that order, and the offset of the first stream."""
-        shards = self._shard_draws.permutation(len(self.shard_samples), (0, 0, pass_number))
+        shards = self._draws["shards"].permutation(len(self.shard_samples), (0, 0, pass_number))
         starts = np.concatenate([[0], np.cumsum(self.shard_samples[shards])[:-1]])
-        return shards, starts, self._offset_draws.integer(self.num_samples, (0, 0, pass_number))
+        return shards, starts, self._draws["offset"].integer(self.num_samples, (0, 0, pass_number))

@@ -29,19 +29,10 @@ ALIKE = ("YCbCr", "Gray", "RGB")  # kinds of JPEG that both decoders turn into t
 EXIF = b"Exif\0\0"
 
 
-class PictureError(UserError):
-    """One picture cannot be decoded; the shard around it is sound."""
+def decode(data: bytes) -> np.ndarray:
+    """A JPEG, or a picture of another of `pictures.FORMATS` -> (h, w, 3) uint8 RGB, the pixels that PIL gives.
 
-
-def decode(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
-    """The bytes of a picture -> (h, w, 3) uint8 RGB, the pixels that PIL gives.
-
-    Args:
-        data: a JPEG, or a picture of another of `pictures.FORMATS`.
-        memory: for the result, used if it is large enough; the result is then a view of it.
-
-    Raises:
-        UnreadablePicture: the data cannot be decoded.
+    Raises `UnreadablePicture` where it cannot be decoded.
     """
     try:
         # Both decode with libjpeg-turbo and the same settings, hence to the same pixels, but PIL's way to it is twice
@@ -50,7 +41,7 @@ def decode(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
         if colours not in ALIKE or (EXIF in data and pictures.is_turned(data)):
             raise ValueError("simplejpeg gives other pixels")
         pictures.check_size(height, width)
-        return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=memory)
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError:
         return np.array(pictures.decode(data))
 
@@ -63,26 +54,28 @@ class ShardReader:
     """
 
     def __init__(self, cache: ShardCache | None = None) -> None:
-        self.cache = cache
-        self.bytes_read = 0  # from shards
+        self._cache = cache
         self._open: OrderedDict[str, int] = OrderedDict()
 
-    def read(self, split: SplitIndex, row: int, slot: int) -> bytes:
-        """The bytes of one member.
+    def cache_of(self, split: SplitIndex) -> ShardCache | None:
+        """The cache of the shards behind a URL; None for local ones."""
+        if not is_url(split.folder):
+            return None
+        self._cache = self._cache or ShardCache.of_host()
+        return self._cache
+
+    def read_batch(self, split: SplitIndex, rows: ArrayLike, slots: ArrayLike) -> list[bytes]:
+        """The bytes of members, in the given order; read shard by shard, so that only one at a time is held.
 
         Args:
-            split: the split that `row` counts in.
-            row: of `split.members`.
-            slot: c for the copy in camera c's style, `split.num_cameras` for the real picture.
+            split: the split that `rows` count in.
+            rows: of `split.members`.
+            slots: c for the copy in camera c's style, `split.num_cameras` for the real picture.
 
         Raises:
             UserError: there is no such member, or its shard is gone, cannot be fetched or read, or is shorter than when
                 it was packed.
         """
-        return self.read_batch(split, [row], [slot])[0]
-
-    def read_batch(self, split: SplitIndex, rows: ArrayLike, slots: ArrayLike) -> list[bytes]:
-        """`read` of several members, in the given order; shard by shard, so that only one at a time is held."""
         rows, slots = np.asarray(rows), np.asarray(slots)
         members, every = np.asarray(split.members)[rows], np.arange(rows.size)
         if not (lengths := members["length"][every, slots]).all():
@@ -105,7 +98,6 @@ class ShardReader:
             with self._shard(split, shard) as descriptor:
                 for _, offset, length, at in of_shard:
                     data[at] = os.pread(descriptor, length, offset)
-                    self.bytes_read += len(data[at])
                     if len(data[at]) != length:
                         raise UserError(
                             f"{shown(split.shard_path(shard))} ends within the picture at byte {offset}, "
@@ -114,10 +106,10 @@ class ShardReader:
         return data
 
     def read_picture(self, split: SplitIndex, row: int, slot: int | None = None) -> Image.Image:
-        """One picture, RGB; the real one where no slot is given. `PictureError` where it cannot be decoded."""
+        """One picture, RGB; the real one where no slot is given. `UserError` where it cannot be had."""
         slot = split.num_cameras if slot is None else slot
         try:
-            return Image.fromarray(decode(self.read(split, row, slot)))
+            return Image.fromarray(decode(*self.read_batch(split, [row], [slot])))
         except pictures.UnreadablePicture as error:
             raise picture_error(split, row, slot, error) from error
 
@@ -153,9 +145,8 @@ class ShardReader:
     def _shard(self, split: SplitIndex, shard: int) -> Iterator[int]:
         """A descriptor of the shard. `UserError` where it, or what the block does with it, cannot be read."""
         path = split.shard_path(shard)
-        if is_url(path):
-            self.cache = self.cache or ShardCache.of_host()
-            with self.cache.open(path, split.shards[shard]) as descriptor:
+        if cache := self.cache_of(split):
+            with cache.open(path, split.shards[shard]) as descriptor:
                 yield descriptor
             return
         try:
@@ -169,17 +160,17 @@ class ShardReader:
             raise UserError(f"{path} cannot be read ({error.strerror}). {REMEDY}") from error
 
     def __reduce__(self) -> tuple[type["ShardReader"], tuple[ShardCache | None]]:
-        return ShardReader, (self.cache,)  # descriptors belong to one process
+        return ShardReader, (self._cache,)  # descriptors belong to one process
 
     def __del__(self) -> None:
         self.close()
 
 
-def picture_error(split: SplitIndex, row: int, slot: int, error: Exception) -> PictureError:
+def picture_error(split: SplitIndex, row: int, slot: int, error: Exception) -> UserError:
     """The error that names the shard and the member that cannot be decoded."""
     style = "" if slot == split.num_cameras else f".cam{slot:02d}"
     path = shown(split.shard_path(int(split.members["shard"][row])))
-    return PictureError(
+    return UserError(
         f"{path}: {split.members['index'][row]:08d}{style}.jpg ({_sample(split, row)}) cannot be decoded: {error}. "
         "Repair the picture and pack again, or let up to N bad pictures be replaced: --data.max_bad_samples N"
     )

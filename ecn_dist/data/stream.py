@@ -11,31 +11,28 @@ error that is not acted upon is raised when the next batch is asked for.
 
 A picture that cannot be decoded is such an error too, unless `max_bad_samples` is given: its sample is then replaced by
 the first of the plan's `stand_ins` that can be shown, which does not depend on the ranks, and counted on its rank: in
-`Batch.skipped`, in `TrainStream.replaced`, and in the log at the end of a pass or where the stream is left within one.
-More than `max_bad_samples` of them in one pass on one rank are an error again.
-
-b samples of this rank, V views of each, H x W network input.
+`Batch.skipped`, and in the log at the end of a pass or where the stream is left within one. More than that many in a
+pass on one rank are an error again.
 """
 
 import logging
 from collections.abc import Generator, Iterator
 from functools import partial
-from typing import Any, Literal
+from itertools import groupby
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from ecn_dist import distributed
 from ecn_dist.data.cache import ShardCache
-from ecn_dist.data.dataset import STYLES, PictureDataset
+from ecn_dist.data.dataset import PictureDataset
 from ecn_dist.data.fetch import shown
 from ecn_dist.data.index import SplitIndex
-from ecn_dist.data.loader import NO_LABEL, Batch, Loader, check_shared_memory
-from ecn_dist.data.plan import PassPlan, Plan, Step
+from ecn_dist.data.loader import Batch, Loader
+from ecn_dist.data.plan import Plan, Step, check_batch
 from ecn_dist.data.transforms import ECN, Augmentation
 from ecn_dist.errors import UserError
-
-__all__ = ["NO_LABEL", "Batch", "EvaluationStream", "Style", "TrainStream"]
 
 log = logging.getLogger("ecn_dist.data")
 
@@ -46,7 +43,7 @@ Style = Literal["real", "random", "other", "all"]
 class TrainStream:
     """The planned, augmented training batches of one plan after the other.
 
-    It starts nothing before it is iterated; its workers then live until `close`, over plans.
+    It starts nothing before it is iterated; its workers then live until `close`, over plans. `plan` is the present one.
 
     Args:
         split: the training split.
@@ -55,16 +52,12 @@ class TrainStream:
         augmentation: how pictures are varied; None resizes alone (bicubic), as for evaluation.
         style: which pictures show a sample: "real" (as it was taken), "random" (in the style of a uniformly drawn
             camera; its own is the real one: formulas.md, "Camera-invariance"), "other" (of a drawn other camera), or
-            "all" (V = C views: the real one, then the other cameras' in order, each with draws of its own).
+            "all" (as many views as cameras: the real one, then the others' in order, each with draws of its own).
         rank, world_size: which part of each global batch.
         workers: loader processes of this stream; 0 reads in this process.
         device: where batches are delivered, and normalised.
         max_bad_samples: that may be replaced in a pass on this rank, counted from the first step iterated.
         cache: where shards behind a URL are kept; unless given, `ShardCache.of_host()`.
-
-    Attributes:
-        plan: the present plan.
-        replaced: samples of this rank that were replaced in the batches delivered so far.
 
     Raises:
         UserError: sizes that do not divide, or styles asked for and not packed.
@@ -87,27 +80,14 @@ class TrainStream:
         cache: ShardCache | None = None,
     ) -> None:
         _check_style(split, style)
-        plan.check_ranks(world_size)
-        self.plan = plan
-        self.rank, self.world_size = rank, world_size
-        self.max_bad_samples = max_bad_samples
-        self.replaced = 0
-        how = {"style": style, "augmentation": augmentation, "seed": plan.seed, "domain": plan.domain, "cache": cache}
-        samples = plan.global_batch_size // world_size
-        self._new_loader = partial(_new_loader, samples, workers, device, split, height, width, **how)
-        self._loader: Loader | None = None
-
-    @property
-    def steps_per_pass(self) -> int:
-        """Steps of one pass over the split, on every rank. `ValueError` where the plan goes by no passes."""
-        if not isinstance(self.plan, PassPlan):
-            raise ValueError(f"the plan of {self.plan.domain} has no passes")
-        return self.plan.steps_per_pass
+        check_batch(plan.global_batch_size, plan.streams, world_size)
+        self.plan, self.rank, self.world_size, self.max_bad_samples = plan, rank, world_size, max_bad_samples
+        dataset = PictureDataset(split, height, width, style, cache, augmentation, plan.seed, plan.domain)
+        self._loader = Loader(dataset, workers, device, plan.global_batch_size // world_size)
 
     def close(self) -> None:
         """End the workers. Another iteration would start others."""
-        if self._loader is not None:
-            self._loader.close()
+        self._loader.close()
 
     def replan(self, plan: Plan) -> None:
         """Take another plan: the next `batches` follow it, made by the same workers.
@@ -126,27 +106,25 @@ class TrainStream:
         To begin another iteration ends this one. A batch with an error is the last, and its text is then raised as
         `UserError`: also for too little shared memory for the workers, or too small a cache, before the first one.
         """
-        plan = self.plan
-        self._loader = self._loader or self._new_loader()
-        of_pass, pass_number = 0, -1
-        planned = partial(self._planned, plan, range(first_step, last_step))
-        try:
-            for step, batch in self._loader.batches(planned, plan.labels):
-                if step.pass_number != pass_number:
-                    self._tell(of_pass)
-                    of_pass, pass_number = 0, step.pass_number
-                of_pass += batch.skipped
-                self.replaced += batch.skipped
-                if of_pass > self.max_bad_samples:
-                    batch.error = (
-                        f"{of_pass} pictures in this pass cannot be decoded, more than data.max_bad_samples "
-                        f"({self.max_bad_samples}): `python -m ecn_dist.validate` lists them"
-                    )
-                yield batch
-                if batch.error:
-                    raise UserError(batch.error)
-        finally:
-            self._tell(of_pass)  # a stream may end, or be closed, within a pass
+        planned = partial(self._planned, self.plan, range(first_step, last_step))
+        made = self._loader.batches(planned, self.plan.labels)
+        for _, of_pass in groupby(made, key=lambda step_and_batch: step_and_batch[0].pass_number):
+            replaced = 0
+            try:
+                for _, batch in of_pass:
+                    replaced += batch.skipped
+                    if replaced > self.max_bad_samples:
+                        batch.error = (
+                            f"{replaced} pictures in this pass cannot be decoded, more than data.max_bad_samples "
+                            f"({self.max_bad_samples}): `python -m ecn_dist.validate` lists them"
+                        )
+                    yield batch
+                    if batch.error:
+                        raise UserError(batch.error)
+            finally:  # a stream may end, or be closed, within a pass
+                if replaced:
+                    text = "%s: %d pictures of this pass could not be decoded and were replaced"
+                    log.warning(text, self.plan.domain, replaced)
 
     def _planned(self, plan: Plan, steps: range) -> Iterator[Step]:
         for number in steps:
@@ -155,15 +133,10 @@ class TrainStream:
                 step = step._replace(stand_ins=[plan.stand_ins(row) for row in step.rows_b.tolist()])
             yield step
 
-    def _tell(self, replaced: int) -> None:
-        if replaced:
-            text = "%s: %d pictures of this pass could not be decoded and were replaced"
-            log.warning(text, self.plan.domain, replaced)
-
 
 def _check_style(split: SplitIndex, style: str) -> None:
-    if style not in STYLES:
-        raise ValueError(f"style {style!r} is none of {', '.join(STYLES)}")
+    if style not in get_args(Style):
+        raise ValueError(f"style {style!r} is none of {', '.join(get_args(Style))}")
     if style != "real" and not split.has_styles:
         raise UserError(
             f"{shown(split.folder)} lacks {split.missing_styles} style copies of its split {split.name!r}, and "
@@ -173,13 +146,6 @@ def _check_style(split: SplitIndex, style: str) -> None:
         )
     if style == "other" and split.num_cameras < 2:
         raise UserError(f"{shown(split.folder)} has one camera: no picture has a copy in the style of another")
-
-
-def _new_loader(samples: int, workers: int, device: torch.device, *shown: Any, **how: Any) -> Loader:
-    """Of batches of so many samples of a `PictureDataset`. `UserError` where the workers' do not fit into memory."""
-    dataset = PictureDataset(*shown, **how)
-    check_shared_memory(dataset.batch_bytes(samples), workers)
-    return Loader(dataset, workers, device)
 
 
 class EvaluationStream:
@@ -193,7 +159,7 @@ class EvaluationStream:
         style: "real", or "all" for the copies in every camera's style beside it (see `TrainStream`).
         rank, world_size: which part.
         height, width, workers, device, cache: as for `TrainStream`.
-        keep_workers: for the next iteration, until `close`; else they end with each. One iteration at a time, then.
+        keep_workers: for the next iteration, until `close`; else they end with each.
     """
 
     def __init__(
@@ -216,36 +182,34 @@ class EvaluationStream:
         rows = np.arange(part.start(rank), part.stop(rank))
         parts = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
         self._steps = [Step(rows_b, np.zeros_like(rows_b), 0, number) for number, rows_b in enumerate(parts)]
-        self._world_size = world_size
-        samples = min(batch_size, len(rows))
-        how = {"style": style, "cache": cache}
-        self._new_loader = partial(_new_loader, samples, workers, device, split, height, width, **how)
-        self._kept = self._new_loader() if keep_workers else None
+        dataset = PictureDataset(split, height, width, style, cache)
+        self._loader = Loader(dataset, workers, device, min(batch_size, len(rows)))
+        self._world_size, self._keep_workers = world_size, keep_workers
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def close(self) -> None:
-        """End workers that were kept; another iteration would start others."""
-        if self._kept:
-            self._kept.close()
+        """End the workers; another iteration would start others."""
+        self._loader.close()
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields the batches. Collectives (on several ranks): at the end, one exchange of error texts.
+        """Yields the batches; to begin another iteration ends this one.
+
+        Collectives (on several ranks): at the end, one exchange of error texts.
 
         Raises:
             UserError: bad data; on several ranks only at the end, and on all of them.
         """
         error = None
-        loader = self._kept or self._new_loader()
         try:
-            for _, batch in loader.batches(lambda: self._steps):
+            for _, batch in self._loader.batches(lambda: self._steps):
                 if error := batch.error:
                     break
                 yield batch
         finally:
-            if loader is not self._kept:
-                loader.close()
+            if not self._keep_workers:
+                self.close()
         if error and self._world_size == 1:
             raise UserError(error)
         if self._world_size > 1:

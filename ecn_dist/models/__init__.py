@@ -7,11 +7,9 @@ from ecn_dist.models.batchnorm import (
     convert_batchnorm,
     reestimate_batchnorm,
 )
-from ecn_dist.models.dropout import GlobalDropout, mix_seed
-from ecn_dist.models.features import autocast, normalized_features
-from ecn_dist.models.momentum import MomentumEncoder
-from ecn_dist.models.pooling import GeM, Neck
-from ecn_dist.models.published import load_published_memory
+from ecn_dist.models.features import MomentumEncoder, autocast, fingerprint_backbone, normalized_features
+from ecn_dist.models.foreign import load_published_memory
+from ecn_dist.models.layers import GeM, GlobalDropout, Neck, mix_seed
 from ecn_dist.models.weights import export_weights, load_backbone, load_weights
 
 __all__ = [
@@ -25,6 +23,7 @@ __all__ = [
     "check_statistics",
     "convert_batchnorm",
     "export_weights",
+    "fingerprint_backbone",
     "load_backbone",
     "load_published_memory",
     "load_weights",

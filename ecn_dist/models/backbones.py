@@ -14,13 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
 from ecn_dist.errors import UserError
-from ecn_dist.models.dropout import drop_paths_globally
-from ecn_dist.models.pooling import GeM, Neck
-from ecn_dist.models.small_resnet import SmallResNet
+from ecn_dist.models.layers import GeM, Neck, drop_paths_globally
 from ecn_dist.models.timm_networks import TIMM, build_timm
 
 SMALL_RESNET = "small_resnet"
+SMALL_CHANNELS = (32, 32, 64, 128, 256)  # of its stem and stages
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BATCH_COUNT = "num_batches_tracked"  # bookkeeping of BatchNorms that old files lack and that changes no result
 _CLASSIFIERS = ("fc", "classifier", "heads", "head")
 _AUXILIARY = ("googlenet", "inception_v3")
 _SHORTCUTS = ("downsample", "shortcut")
@@ -34,8 +34,7 @@ class Backbone(nn.Module):
     `body`: what `freeze` and the layers' learning rates count.
     """
 
-    input_scale: Tensor | None
-    input_shift: Tensor | None
+    from_imagenet: Tensor | None  # (2, 3, 1, 1): what is added to and multiplied with pictures for other weights
 
     def __init__(
         self,
@@ -64,8 +63,7 @@ class Backbone(nn.Module):
                 the network does not have.
         """
         super().__init__()
-        self.arch = arch
-        self.last_stride = last_stride
+        self.arch, self.last_stride = arch, last_stride
         if arch == SMALL_RESNET:
             self.body: nn.Module = SmallResNet(last_stride)
         else:
@@ -76,45 +74,36 @@ class Backbone(nn.Module):
             _pool_by_gem(arch, self.body)
         drop_paths_globally(self.body)
         self.num_features = _measure_features(arch, self.body, height, width)
-        self.neck = Neck(self.num_features) if neck else None
+        self.neck: nn.Module = Neck(self.num_features) if neck else nn.Identity()
         self.stages = _stages(arch, self.body)
-        self._normalise_with(mean, std)
         # What is frozen is looked up when it is needed: the conversion of BatchNorms may replace modules at any time.
-        self._num_frozen = 0
-        self._shortcut_batchnorm_trains = False
-
-    def _normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        self._num_frozen, self._shortcut_batchnorm_trains = 0, False
         self.normalisation_given = mean is not None
         self.mean, self.std = tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD)
         if (mean is None) != (std is None) or not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
             raise UserError(
                 f"model.mean: {mean} with model.std {std}; give three numbers of each, std above 0, or none"
             )
-        scale = shift = None
+        from_imagenet = None
         if self.has_own_normalisation:
-            theirs, own = ((IMAGENET_MEAN, IMAGENET_STD), (self.mean, self.std))
-            (their_mean, their_std), (own_mean, own_std) = (torch.tensor(two).view(2, 3, 1, 1) for two in (theirs, own))
-            scale, shift = their_std / own_std, (their_mean - own_mean) / own_std
-        self.register_buffer("input_scale", scale, persistent=False)
-        self.register_buffer("input_shift", shift, persistent=False)
+            both = torch.tensor([(IMAGENET_MEAN, IMAGENET_STD), (self.mean, self.std)])
+            (their_mean, their_std), (own_mean, own_std) = both.view(2, 2, 3, 1, 1)
+            from_imagenet = torch.stack([(their_mean - own_mean) / own_std, their_std / own_std])
+        self.register_buffer("from_imagenet", from_imagenet, persistent=False)
 
     @property
     def has_own_normalisation(self) -> bool:
         """Whether the weights were made with another mean or deviation than ImageNet's."""
         return (self.mean, self.std) != (IMAGENET_MEAN, IMAGENET_STD)
 
-    def forward(self, images: Tensor, by_imagenet: bool = True) -> Tensor:
-        """(b, 3, H, W) -> (b, num_features): the pooled feature, after the neck where there is one.
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, H, W) -> (b, num_features): the pooled feature, after the neck where there is one."""
+        return self.neck(self.pooled(images))
 
-        `by_imagenet` False: the images are normalised with `mean` and `std` already.
-        """
-        pooled = self.pooled(images, by_imagenet)
-        return pooled if self.neck is None else self.neck(pooled)
-
-    def pooled(self, images: Tensor, by_imagenet: bool = True) -> Tensor:
+    def pooled(self, images: Tensor) -> Tensor:
         """(b, 3, H, W) -> (b, num_features), before the neck."""
-        if by_imagenet and self.input_scale is not None and self.input_shift is not None:
-            images = torch.addcmul(self.input_shift, images, self.input_scale)
+        if self.from_imagenet is not None:
+            images = torch.addcmul(self.from_imagenet[0], images, self.from_imagenet[1])
         return self.body(images)
 
     def parameter_groups(self, lr: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
@@ -169,21 +158,16 @@ def _stages(arch: str, body: nn.Module) -> list[list[str]]:
     children = [name for name, _ in body.named_children()]
     if {"conv1", "bn1", "layer1"} <= set(children):
         return [["conv1", "bn1"], *([f"layer{i}"] for i in range(1, 5))]
-    if "features" in children:
-        chain = "features"
-    elif arch == SMALL_RESNET or arch.startswith(TIMM):
-        chain = next((name for name in children if name in ("stages", "blocks", "layers")), "")
-    else:
-        chain = ""
-    if not chain:
+    chains = ("stages", "blocks", "layers") if arch == SMALL_RESNET or arch.startswith(TIMM) else ()
+    chain = "features" if "features" in children else next((name for name in children if name in chains), None)
+    if chain is None:
         return [[name] for name in children]
-    parts = [
-        f"{chain}.{name}" for name, part in body.get_submodule(chain).named_children() if not isinstance(part, GeM)
-    ]
+    links = body.get_submodule(chain).named_children()
+    parts = [[f"{chain}.{name}"] for name, part in links if not isinstance(part, GeM)]
     before = children[: children.index(chain)]
-    if before:  # with tokens and position embeddings
-        before += [name for name, _ in body.named_parameters(recurse=False)]
-    return [*([before] if before else []), *([part] for part in parts)]
+    if not before:
+        return parts
+    return [[*before, *(name for name, _ in body.named_parameters(recurse=False))], *parts]  # with tokens, positions
 
 
 def _without_classifier(arch: str) -> nn.Module:
@@ -220,16 +204,16 @@ def _set_last_stride(arch: str, body: nn.Module, stride: int) -> None:
     last_stage: Any = getattr(body, "layer4", None)
     layers = last_stage[0].modules() if last_stage is not None else ()
     strided = [layer for layer in layers if not any(layer.children()) and getattr(layer, "stride", 1) in (2, (2, 2))]
-    if not strided or any(not _can_be_of_stride_1(module) for module in strided):
+    fit = [
+        isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.AvgPool2d) and layer.kernel_size in (2, (2, 2)))
+        for layer in strided
+    ]
+    if not fit or not all(fit):
         raise UserError(f"model.last_stride: {arch} is no ResNet whose last stride can be set; use 2, or a ResNet")
     for module in strided:
         module.stride = (stride, stride)
         if isinstance(module, nn.AvgPool2d):
             module.kernel_size = (stride, stride)
-
-
-def _can_be_of_stride_1(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) or (isinstance(module, nn.AvgPool2d) and module.kernel_size in (2, (2, 2)))
 
 
 def _pool_by_gem(arch: str, body: nn.Module) -> None:
@@ -255,3 +239,43 @@ def _measure_features(arch: str, body: nn.Module, height: int, width: int) -> in
     if features.dim() != 2:
         raise UserError(f"model.arch: {arch} gives features of shape {tuple(features.shape)}, not one pooled vector")
     return features.shape[1]
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, the basic block)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            convolution = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(channels_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class SmallResNet(nn.Module):
+    """Stem and four stages of one residual block, each halving the picture; 1.2 million parameters, for 64 x 32.
+
+    Small enough to train on one CPU core in seconds: the demo's backbone.
+    """
+
+    def __init__(self, last_stride: int = 2) -> None:
+        super().__init__()
+        first = SMALL_CHANNELS[0]
+        self.stem = nn.Sequential(nn.Conv2d(3, first, 3, 2, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
+        self.stages = nn.Sequential(*map(ResidualBlock, SMALL_CHANNELS, SMALL_CHANNELS[1:], (2, 2, 2, last_stride)))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, H, W) -> pooled features (b, 256)."""
+        return self.avgpool(self.stages(self.stem(images))).flatten(1)

@@ -7,6 +7,7 @@ Shape letters: b images here, B on all ranks, C channels, K groups in the global
 """
 
 import functools
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -34,10 +35,9 @@ class _NormalizeOverRanks(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         b, positions = x.shape[0], x[0, 0].numel()
-        parts, group_of_b, shares_WK1 = _layout(b, group, rank(), world_size(), x.dtype, x.device)
-        sums_K2C = x.new_zeros(shares_WK1.shape[1], 2, x.shape[1])
-        for k, rows in parts:
-            part, dims = x[rows], [0, *range(2, x.dim())]
+        counts, group_of_b, shares_WK1 = _layout(b, group, rank(), world_size(), x.dtype, x.device)
+        sums_K2C, dims = x.new_zeros(shares_WK1.shape[1], 2, x.shape[1]), [0, *range(2, x.dim())]
+        for k, part in zip(counts, x.split([*counts.values()]), strict=True):
             mean_C = part.mean(dims)
             sums_K2C[k, 0] = mean_C
             sums_K2C[k, 1] = (part - _along_channels(mean_C, x)).square().sum(dims)
@@ -49,7 +49,7 @@ class _NormalizeOverRanks(torch.autograd.Function):
         inverse_std_KC = torch.rsqrt(var_KC + eps)
         normal = (x - _along_channels(mean_KC[group_of_b], x)) * _along_channels(inverse_std_KC[group_of_b], x)
         ctx.save_for_backward(normal, weight, inverse_std_KC, group_of_b)
-        ctx.group, ctx.parts = group, parts
+        ctx.group, ctx.counts = group, counts
         ctx.mark_non_differentiable(mean_KC, var_KC)
         return normal * _along_channels(weight, x) + _along_channels(bias, x), mean_KC, var_KC
 
@@ -59,9 +59,10 @@ class _NormalizeOverRanks(torch.autograd.Function):
         normal, weight, inverse_std_KC, group_of_b = ctx.saved_tensors
         dims = [0, *range(2, grad.dim())]
         sums_K2C = grad.new_zeros(len(inverse_std_KC), 2, grad.shape[1])
-        for k, rows in ctx.parts:
-            sums_K2C[k, 0] = grad[rows].sum(dims)
-            sums_K2C[k, 1] = (grad[rows] * normal[rows]).sum(dims)
+        sizes = [*ctx.counts.values()]
+        for k, grad_part, normal_part in zip(ctx.counts, grad.split(sizes), normal.split(sizes), strict=True):
+            sums_K2C[k, 0] = grad_part.sum(dims)
+            sums_K2C[k, 1] = (grad_part * normal_part).sum(dims)
         means_b2C = (all_reduce(sums_K2C) / (ctx.group * grad[0, 0].numel()))[group_of_b]
         centred = grad - _along_channels(means_b2C[:, 0], grad) - normal * _along_channels(means_b2C[:, 1], grad)
         scale_bC = weight * inverse_std_KC[group_of_b]
@@ -77,21 +78,16 @@ def _along_channels(values: Tensor, like: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _layout(
     b: int, group: int, rank: int, world_size: int, dtype: torch.dtype, device: torch.device
-) -> tuple[list[tuple[int, slice]], Tensor, Tensor]:
-    """Which images belong to which group.
+) -> tuple[Counter[int], Tensor, Tensor]:
+    """How many images here each group has, in their order; (b,) the group of each; (W, K, 1) its shares of the ranks'.
 
-    Returns the groups on this rank, each with its rows here; (b,) the group of each image here; (W, K, 1) the groups'
-    shares of each rank's images. Kept, so that a step on an accelerator copies nothing to it.
+    Kept, so that a step on an accelerator copies nothing to it.
     """
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
         groups_Wb = (torch.arange(b * world_size) // group).view(world_size, b)
         shares_WK = F.one_hot(groups_Wb).sum(1).double() / b
         group_of_b = groups_Wb[rank]
-        parts, start = [], 0
-        for k, count in zip(*(values.tolist() for values in group_of_b.unique(return_counts=True)), strict=True):
-            parts.append((k, slice(start, start + count)))
-            start += count
-        return parts, group_of_b.to(device), shares_WK[..., None].to(device, dtype)
+        return Counter(group_of_b.tolist()), group_of_b.to(device), shares_WK[..., None].to(device, dtype)
 
 
 class GlobalBatchNorm(_BatchNorm):
@@ -165,17 +161,18 @@ def convert_batchnorm(module: nn.Module, mode: BatchNormMode, device: torch.devi
     """
     if mode == "local" or (mode == "sync" and world_size() == 1):
         return module
-    activations = any(
-        hasattr(norm, name) for norm in module.modules() if isinstance(norm, _BatchNorm) for name in _AFTERWARDS
-    )
+    activations = any(hasattr(norm, name) for norm in _batchnorms(module) for name in _AFTERWARDS)
     if mode == "sync" and device.type != "cpu" and not activations:
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    for norm in module.modules():
-        if isinstance(norm, _BatchNorm):
-            norm.__class__ = GlobalBatchNorm  # it has nothing but `group` beyond theirs; hooks and mode stay
-            assert isinstance(norm, GlobalBatchNorm)
-            norm.group = group if mode == "group" else 0
+    for norm in _batchnorms(module):
+        norm.__class__ = GlobalBatchNorm  # it has nothing but `group` beyond theirs; hooks and mode stay
+        assert isinstance(norm, GlobalBatchNorm)
+        norm.group = group if mode == "group" else 0
     return module
+
+
+def _batchnorms(network: nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
 def check_statistics(mode: BatchNormMode, group: int, batch: int, ranks: int) -> None:
@@ -184,15 +181,19 @@ def check_statistics(mode: BatchNormMode, group: int, batch: int, ranks: int) ->
     Raises `UserError` on all ranks where `group` does not divide the batch, or the statistics would be of one image.
     """
     if mode == "group" and (group < 1 or batch % group):
-        fitting = "these would do: " + ", ".join(str(size) for size in range(2, batch + 1) if batch % size == 0)
-        problem = f"model.batchnorm_group: {group} does not divide a batch of {batch} pictures; {fitting}"
-        raise UserError(problem, on_all_ranks=True)
+        fitting = ", ".join(str(size) for size in range(2, batch + 1) if batch % size == 0)
+        raise UserError(
+            f"model.batchnorm_group: {group} does not divide a batch of {batch} pictures; these would do: {fitting}",
+            on_all_ranks=True,
+        )
     images = {"sync": batch, "group": group, "local": batch // ranks}[mode]
     if images < 2:
-        found = f"need at least 2 pictures, and here they are of {images} ({batch} a pass on {ranks} ranks)"
         remedy = {"sync": "", "group": " or model.batchnorm_group", "local": ", fewer ranks, or sync"}[mode]
-        problem = f"model.batchnorm: {mode} statistics {found}; use a larger global_batch_size{remedy}"
-        raise UserError(problem, on_all_ranks=True)
+        raise UserError(
+            f"model.batchnorm: {mode} statistics need at least 2 pictures, and here they are of {images} ({batch} a "
+            f"pass on {ranks} ranks); use a larger global_batch_size{remedy}",
+            on_all_ranks=True,
+        )
 
 
 @torch.no_grad()
@@ -202,9 +203,9 @@ def average_local_statistics(network: nn.Module) -> None:
     So that there is one network to save and to evaluate. Training does not read these statistics, and as they and
     their average over ranks are both linear, it is the same whether they are averaged now and then or only at last.
     """
-    norms = [norm for norm in network.modules() if isinstance(norm, _BatchNorm)]
     # Frozen ones are equal on all ranks, and stay so to the last bit.
-    local = [norm for norm in norms if norm.training and not isinstance(norm, GlobalBatchNorm | nn.SyncBatchNorm)]
+    norms = [norm for norm in _batchnorms(network) if norm.training]
+    local = [norm for norm in norms if not isinstance(norm, GlobalBatchNorm | nn.SyncBatchNorm)]
     buffers = [buffer for norm in local for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
     if world_size() == 1 or not buffers:
         return
@@ -220,14 +221,13 @@ def reestimate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None:
     `network` is called once on each batch of images; parameters stay as they are. With `sync` and `group` BatchNorm
     every rank must give the same number of batches.
     """
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    before = [(norm.momentum, norm.training) for norm in norms]
-    for norm in norms:
+    before = [(norm, norm.momentum, norm.training) for norm in _batchnorms(network)]
+    for norm, *_ in before:
         norm.reset_running_stats()
         norm.momentum = None  # torch's sign for a cumulative average
         norm.train()
     for images in batches:
         network(images)
-    for norm, (momentum, training) in zip(norms, before, strict=True):
+    for norm, momentum, training in before:
         norm.momentum = momentum
         norm.train(training)

@@ -107,12 +107,6 @@ def _create(timm: ModuleType, name: str, options: dict[str, Any], sized: dict[st
         return timm.create_model(name, pretrained=False, num_classes=0, **options)
 
 
-def usual_normalisation(body: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation of the weights that timm itself has for its network `body`; None for others."""
-    about = getattr(body, "pretrained_cfg", None) or {}
-    return (tuple(about["mean"]), tuple(about["std"])) if about.get("mean") and about.get("std") else None
-
-
 def fit_to_input(body: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights for `body`, of whatever input they were made for: what depends on its size is fitted.
 

@@ -2,8 +2,7 @@
 
 A file holds plain tensors, as safetensors or as a torch file (read with `weights_only=True`). Backbone keys have
 torchvision's names (`conv1.weight`, `layer1.0...`); the rest of a whole network is `embedding.*` and heads, `*_head.*`.
-Checkpoints of the published code are read too (published.py), and those of pretraining on persons
-(person_pretrained.py).
+Checkpoints of other programs are read too (foreign.py).
 """
 
 import ecn_dist.torchvision_compat  # noqa: F401  (before torchvision)
@@ -22,17 +21,15 @@ from torchvision import models
 
 from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
-from ecn_dist.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
-from ecn_dist.models.person_pretrained import Origin, with_origin
-from ecn_dist.models.pooling import GeM
-from ecn_dist.models.published import UNREADABLE, read_file, with_our_names
-from ecn_dist.models.timm_networks import TIMM, fit_to_input, usual_normalisation
+from ecn_dist.models.backbones import BATCH_COUNT, IMAGENET_MEAN, IMAGENET_STD, Backbone
+from ecn_dist.models.foreign import UNREADABLE, Origin, read_file, with_origin
+from ecn_dist.models.layers import GeM
+from ecn_dist.models.timm_networks import TIMM, fit_to_input
 
 _NECK = "neck."
 _WRAPPERS = ("teacher", "state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "backbone.body.", "backbone.")
 _CLASSIFIER_KEYS = ("fc.", "classifier.", "heads.", "head.")
-_BATCH_COUNT = "num_batches_tracked"  # bookkeeping that old files lack and that changes no result
 _MADE_ANEW = ("relative_position_index", "attn_mask")  # of windows, by each network for its own input
 
 
@@ -55,7 +52,7 @@ def load_weights(network: nn.Module, weights: str) -> list[str]:
 def load_backbone(backbone: Backbone, weights: str) -> None:
     """Fill the backbone alone, its neck included, as `load_weights` does; what else the file holds is left alone."""
     tensors, origin = _read(weights, backbone.arch)
-    if backbone.neck is not None and f"{_NECK}weight" not in tensors:
+    if backbone.neck.state_dict() and f"{_NECK}weight" not in tensors:
         raise UserError(f"model.weights: {weights} has no neck, and method cluster compares pictures by it")
     _fill_backbone(backbone, tensors, weights, origin)
 
@@ -106,18 +103,16 @@ def _of_three_channels(values: Any) -> tuple[float, ...]:
 
 def _check_normalisation(backbone: Backbone, weights: str, origin: Origin | None) -> None:
     """Weights made with another mean than ImageNet's are not taken without a word about it."""
-    if backbone.normalisation_given:
+    usual = getattr(backbone.body, "pretrained_cfg", None) or {}  # of timm's networks
+    if origin is None and backbone.arch.startswith(TIMM) and usual.get("mean") and usual.get("std"):
+        who = f"weights of timm for {backbone.arch}, mostly"
+        origin = Origin(who, tuple(usual["mean"]), tuple(usual["std"]), backbone.arch)
+    if backbone.normalisation_given or not origin or (origin.mean, origin.std) == (IMAGENET_MEAN, IMAGENET_STD):
         return
-    made_with = (origin.mean, origin.std) if origin else None
-    if origin is None and backbone.arch.startswith(TIMM):
-        made_with = usual_normalisation(backbone.body)
-    if made_with in (None, (IMAGENET_MEAN, IMAGENET_STD)):
-        return
-    mean, std = map(list, made_with or ())
-    who = origin.name if origin else f"weights of timm for {backbone.arch}, mostly"
+    mean, std = list(origin.mean), list(origin.std)
     raise UserError(
         f"model.mean: pictures for {weights} are normalised with mean {mean} and deviation {std}, as far as its names "
-        f"tell ({who}), and not with ImageNet's; say so: --model.mean '{mean}' --model.std '{std}' (or give "
+        f"tell ({origin.name}), and not with ImageNet's; say so: --model.mean '{mean}' --model.std '{std}' (or give "
         f"ImageNet's: {list(IMAGENET_MEAN)}, {list(IMAGENET_STD)})"
     )
 
@@ -173,19 +168,44 @@ def _strip(content: Any, weights: str) -> tuple[dict[str, Tensor], Origin | None
         tensors, origin = with_origin(tensors)
     except UNREADABLE as error:
         raise UserError(f"model.weights: {weights} has known names for tensors of unknown shapes ({error})") from error
-    for key, value in tensors.items():
-        _check_plain(key, value, weights)
-    return with_our_names(tensors), origin
+    for key, tensor in tensors.items():
+        dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+        if not dense or not (tensor.is_floating_point() or key.endswith(BATCH_COUNT)) or tensor.itemsize < 2:
+            kind = f"{tensor.layout} tensor of {tensor.dtype} on {tensor.device}".replace("torch.", "")
+            raise UserError(
+                f"model.weights: {key} in {weights} is a {kind}, where dense floating point numbers of at least 16 "
+                "bits are needed; convert the file"
+            )
+    return tensors, origin
 
 
-def _check_plain(key: str, tensor: Tensor, weights: str) -> None:
-    dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
-    if not dense or not (tensor.is_floating_point() or key.endswith(_BATCH_COUNT)) or tensor.itemsize < 2:
-        kind = f"{tensor.layout} tensor of {tensor.dtype} on {tensor.device}".replace("torch.", "")
+def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str, origin: Origin | None) -> None:
+    if backbone.arch.startswith(TIMM):
+        try:
+            tensors = fit_to_input(backbone.body, tensors)
+        except UNREADABLE as error:
+            raise UserError(f"model.weights: {weights} cannot be fitted to {backbone.arch} ({error})") from error
+    has_neck, state = any(key.startswith(_NECK) for key in tensors), backbone.state_dict()
+    # Other programs' files know no neck, and no pooling with a trained power: these then start as they are.
+    names = {key.removeprefix("body."): key for key in state if has_neck or not key.startswith(_NECK)}
+    powers = {f"{name}.p" for name, module in backbone.body.named_modules() if isinstance(module, GeM)}
+    missing = [key for key in names if key not in tensors and not key.endswith(BATCH_COUNT) and key not in powers]
+    others = (*_CLASSIFIER_KEYS, _NECK)
+    unexpected = [key for key in tensors if key not in names and not key.startswith(others) and not _head(key)]
+    of_another_shape = _other_shapes(tensors, {key: state[name] for key, name in names.items()})
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": of_another_shape}
+    problems = [
+        f"{what}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+        for what, keys in found.items()
+        if keys
+    ]
+    if problems:
         raise UserError(
-            f"model.weights: {key} in {weights} is a {kind}, where dense floating point numbers of at least 16 bits "
-            "are needed; convert the file"
+            f"model.weights: {weights} does not fit {backbone.arch} ({'; '.join(problems)}); "
+            "set model.arch and model.pooling to those the file was made with"
+            + (f" ({origin.name}: such as {origin.arch})" if origin else "")
         )
+    backbone.load_state_dict({name: tensors[key] for key, name in names.items() if key in tensors}, strict=False)
 
 
 def _fill_heads(network: nn.Module, tensors: dict[str, Tensor], weights: str) -> list[str]:
@@ -194,7 +214,8 @@ def _fill_heads(network: nn.Module, tensors: dict[str, Tensor], weights: str) ->
         part, prefix = getattr(network, name, None), f"{name}."
         if part is None:
             continue
-        given, wanted = _below(prefix, tensors), part.state_dict()
+        given = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        wanted = part.state_dict()
         differing = ", ".join(_other_shapes(given, wanted))
         if given.keys() == wanted.keys() and not differing:
             part.load_state_dict(given)
@@ -209,42 +230,6 @@ def _head(key: str) -> str:
     return name if name == "embedding" or name.endswith("_head") else ""
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-
-
 def _other_shapes(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
     shapes = {key: (tuple(given[key].shape), tuple(wanted[key].shape)) for key in wanted if key in given}
     return [f"{key} {has} for {needs}" for key, (has, needs) in shapes.items() if has != needs]
-
-
-def _fill_backbone(backbone: Backbone, tensors: dict[str, Tensor], weights: str, origin: Origin | None) -> None:
-    wanted = backbone.body.state_dict()
-    if backbone.arch.startswith(TIMM):
-        try:
-            tensors = fit_to_input(backbone.body, tensors)
-        except UNREADABLE as error:
-            raise UserError(f"model.weights: {weights} cannot be fitted to {backbone.arch} ({error})") from error
-    neck = _below(_NECK, tensors) if backbone.neck is not None else {}
-    if backbone.neck is not None and neck:
-        wanted |= {f"{_NECK}{key}": tensor for key, tensor in backbone.neck.state_dict().items()}
-    # Classifiers' weights know no pooling with a trained power, which then starts as it is.
-    powers = {f"{name}.p" for name, module in backbone.body.named_modules() if isinstance(module, GeM)}
-    missing = [key for key in wanted if key not in tensors and not key.endswith(_BATCH_COUNT) and key not in powers]
-    others = (*_CLASSIFIER_KEYS, _NECK)
-    unexpected = [key for key in tensors if key not in wanted and not key.startswith(others) and not _head(key)]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": _other_shapes(tensors, wanted)}
-    problems = [
-        f"{what}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-        for what, keys in found.items()
-        if keys
-    ]
-    if problems:
-        raise UserError(
-            f"model.weights: {weights} does not fit {backbone.arch} ({'; '.join(problems)}); "
-            "set model.arch and model.pooling to those the file was made with"
-            + (f" ({origin.name}: such as {origin.arch})" if origin else "")
-        )
-    backbone.body.load_state_dict({key: tensors[key] for key in wanted if key in tensors}, strict=False)
-    if backbone.neck is not None and neck:
-        backbone.neck.load_state_dict(neck, strict=False)

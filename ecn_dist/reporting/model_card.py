@@ -15,8 +15,7 @@ from ecn_dist import methods
 from ecn_dist.data import ShardIndex
 from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
-from ecn_dist.models import Backbone
-from ecn_dist.models.fingerprint import fingerprint_backbone
+from ecn_dist.models import Backbone, fingerprint_backbone
 from ecn_dist.reporting import words
 from ecn_dist.reporting.report import template
 from ecn_dist.reporting.run_reader import CARD, CONFIG, SUMMARY, WEIGHTS, mapping, numbers, read_mapping

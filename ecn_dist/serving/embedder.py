@@ -27,8 +27,7 @@ from ecn_dist.config import Config
 from ecn_dist.data import transforms
 from ecn_dist.data.pictures import decode, to_rgb
 from ecn_dist.errors import UserError
-from ecn_dist.models import Backbone, autocast, normalized_features
-from ecn_dist.models.fingerprint import fingerprint_backbone
+from ecn_dist.models import Backbone, autocast, fingerprint_backbone, normalized_features
 from ecn_dist.training.trained import load_trained
 
 MAX_READERS = 8  # threads that read, decode and resize; Pillow and torch do so without holding Python's lock

@@ -10,6 +10,7 @@ Shape letters: n pictures, C feature length, H x W network input.
 import importlib
 import json
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from importlib.metadata import version
 from io import BytesIO
@@ -40,10 +41,11 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.backbone = backbone
+        # In parts, as the whole takes pictures that are normalised with ImageNet's mean; here it is the weights' own.
+        self.backbone = nn.Sequential(OrderedDict(body=backbone.body, neck=backbone.neck))
 
     def forward(self, images: Tensor) -> Tensor:
-        return normalized_features(self.backbone, images, by_imagenet=False)
+        return normalized_features(self.backbone, images)
 
 
 class Format(NamedTuple):

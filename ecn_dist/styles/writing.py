@@ -147,7 +147,7 @@ def _write_shard(folder: Path, split: SplitIndex, shard: int, places_nC2: np.nda
             rank: stack.enter_context(_file_of(folder, rank).open("rb")) for rank in range(distributed.world_size())
         }
         for row, member in enumerate(members, start):
-            pictures = {split.num_cameras: reader.read(split, row, split.num_cameras)}
+            pictures = {split.num_cameras: reader.read_batch(split, [row], [split.num_cameras])[0]}
             if split.name == "train":
                 file = files[row // partition.rows_per_rank].fileno()
                 places = enumerate(places_nC2[row].tolist())

@@ -48,7 +48,8 @@ class Feeder:
                 check_batch(feed.batch_size, feed.batch_size, world_size)
             if not feed.instances or feed.domain == "source":  # else the method has yet to make the labels of its plan
                 self._streams[feed] = self._new_stream(feed, splits[feed.domain], self._plan(feed, 0))
-        passes = {feed: stream.steps_per_pass for feed, stream in self._streams.items() if not feed.instances}
+        plans = {feed: stream.plan for feed, stream in self._streams.items()}
+        passes = {feed: plan.steps_per_pass for feed, plan in plans.items() if isinstance(plan, PassPlan)}
         steps = method.steps_per_epoch() or next(passes[feed] for feed in self.feeds if feed in passes)
         model = config.model
         for feed in self.feeds:  # each is a pass of its own
@@ -117,8 +118,9 @@ def adaptation_batches(config: Config, split: SplitIndex, device: torch.device) 
     """One pass over training pictures as they are, for `adapt_batchnorm`."""
     config = replace(config, data=replace(config.data, random_erasing=0.0, max_bad_samples=0))
     feed = Feed("target", "target", config.global_batch_size)
-    stream = _new_stream(config, feed, split, _pass_plan(config, feed, split), device, distributed.world_size())
-    return stream.batches(0, stream.steps_per_pass)
+    plan = _pass_plan(config, feed, split)
+    stream = _new_stream(config, feed, split, plan, device, distributed.world_size())
+    return stream.batches(0, plan.steps_per_pass)
 
 
 def _pass_plan(config: Config, feed: Feed, split: SplitIndex) -> PassPlan:

@@ -9,7 +9,7 @@ from ecn_dist import distributed
 from ecn_dist.errors import UserError
 from ecn_dist.models import Backbone, autocast, check_statistics, convert_batchnorm, reestimate_batchnorm
 from ecn_dist.models.batchnorm import GlobalBatchNorm
-from ecn_dist.models.dropout import GlobalDropout, GlobalDropPath
+from ecn_dist.models.layers import GlobalDropout, GlobalDropPath
 
 CPU = torch.device("cpu")
 IMAGES_A_RANK = 4

@@ -11,8 +11,7 @@ import torch
 from ecn_dist import distributed
 from ecn_dist.config import dump, load
 from ecn_dist.errors import UserError
-from ecn_dist.models import Backbone
-from ecn_dist.models.fingerprint import fingerprint_backbone
+from ecn_dist.models import Backbone, fingerprint_backbone
 from ecn_dist.training.checkpoint import CheckpointStore
 from ecn_dist.training.trained import load_trained
 from tests.trained_cases import write_trained_run

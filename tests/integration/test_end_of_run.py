@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ecn_dist.config import load
-from ecn_dist.models.fingerprint import fingerprint_backbone
+from ecn_dist.models import fingerprint_backbone
 from ecn_dist.reporting.model_card import facts_of
 from ecn_dist.training import finishing
 from ecn_dist.training.checkpoint import CheckpointStore

@@ -127,7 +127,6 @@ class Cluster(SourceHead):
     def _estimate_neck(self, extract: Extract) -> None:
         """Give the neck, where it has no statistics, those of the target's pooled features. Collective."""
         neck = self.backbone.neck
-        assert neck is not None
         if neck.num_batches_tracked:
             return
         features_nD = extract(self.backbone.pooled).features.double()

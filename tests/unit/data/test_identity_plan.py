@@ -7,6 +7,7 @@ import pytest
 
 from ecn_dist.data.draws import Address, Draws
 from ecn_dist.data.identity_plan import IdentityPlan
+from ecn_dist.data.plan import check_batch
 from ecn_dist.errors import UserError
 
 P, K = 4, 4
@@ -84,7 +85,7 @@ def test_epochs_and_seeds_differ_and_any_step_can_be_asked_for_first() -> None:
 def test_the_ranks_parts_are_the_global_batch(world_size: int) -> None:
     given = pictures()
     plan = plan_of(*given)
-    plan.check_ranks(world_size)
+    check_batch(plan.global_batch_size, plan.streams, world_size)
     for step in range(5):
         parts = [plan.step(step, rank, world_size) for rank in range(world_size)]
         whole = plan_of(*given).step(step)
@@ -142,5 +143,6 @@ def test_a_stand_in_is_of_the_same_identity() -> None:
 def test_what_makes_no_batch_is_refused(options: dict[str, int], text: str) -> None:
     with pytest.raises(UserError, match=text):
         plan_of(*pictures(), **options)
+    plan = plan_of(*pictures())
     with pytest.raises(UserError, match="16 does not divide by 3 ranks; 15 would, or use 1, 2, 4, 8, 16 ranks"):
-        plan_of(*pictures()).check_ranks(3)
+        check_batch(plan.global_batch_size, plan.streams, 3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ecn_dist.data.plan import PassPlan
+from ecn_dist.data.plan import PassPlan, check_batch
 from ecn_dist.errors import UserError
 
 SHARDS = {1: [100], 3: [50, 7, 43], 40: [1, 2, 3, 4] * 10}
@@ -118,4 +118,4 @@ def test_sizes_that_do_not_fit_are_named_with_those_that_do(
     batch: int, streams: int, world_size: int, text: str
 ) -> None:
     with pytest.raises(UserError, match=text):
-        PassPlan([100], batch, streams, 0, "source").check_ranks(world_size)
+        check_batch(PassPlan([100], batch, streams, 0, "source").global_batch_size, streams, world_size)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ecn_dist.data.index import SplitIndex
-from ecn_dist.data.stream import Batch, EvaluationStream, TrainStream
+from ecn_dist.data.loader import Batch
+from ecn_dist.data.stream import EvaluationStream, TrainStream
 from ecn_dist.errors import UserError
 from tests.tiny_shards import write_split
 from tests.unit.data.test_reader import overwrite
@@ -99,9 +100,7 @@ def test_replaced_pictures_are_counted_and_limited_by_pass(split: SplitIndex, ca
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 1), (3, 0)])
-def test_every_rank_tells_its_replaced_pictures_by_step_and_in_all(
-    split: SplitIndex, world_size: int, workers: int
-) -> None:
+def test_every_rank_tells_its_replaced_pictures_by_step(split: SplitIndex, world_size: int, workers: int) -> None:
     damaged = {plan_of(split, step)[place] for step, place in ((0, 0), (0, 11), (2, 5))}
     for row in damaged:
         damage(split, row)
@@ -110,13 +109,10 @@ def test_every_rank_tells_its_replaced_pictures_by_step_and_in_all(
         options: dict[str, Any] = {"rank": rank, "world_size": world_size}
         expected = [len(damaged.intersection(plan_of(split, step, **options))) for step in range(9)]
         stream = train_stream(split, max_bad_samples=3, workers=workers, **options)
-        assert stream.replaced == 0
         for step, batch in enumerate(stream.batches(0, 9)):
             assert type(batch.skipped) is int
             assert batch.skipped == expected[step]
-            assert stream.replaced == sum(expected[: step + 1])  # over all passes
             in_step[step] += batch.skipped
-        assert stream.replaced == sum(expected)
     assert in_step[:4] == [2, 0, 1, 0]
 
 
@@ -141,7 +137,6 @@ def test_what_was_replaced_in_a_pass_that_does_not_end_is_told(
         with pytest.raises(UserError, match="ends within"):
             list(made)
     assert caplog.messages == ["target: 1 pictures of this pass could not be decoded and were replaced"]
-    assert stream.replaced == 1
 
 
 def test_where_nothing_near_can_be_decoded_there_is_no_replacement(split: SplitIndex) -> None:

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from ecn_dist.errors import UserError
-from ecn_dist.models import Backbone, load_backbone
-from ecn_dist.models.fingerprint import fingerprint_backbone
+from ecn_dist.models import Backbone, fingerprint_backbone, load_backbone
 
 HEIGHT, WIDTH = 64, 32
 

@@ -167,8 +167,7 @@ def test_normalisation_of_its_own_is_applied_and_asked_for(tmp_path: Path) -> No
     wanted = backbone.body(normalised(mean, std))
     by_imagenet = normalised([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     torch.testing.assert_close(backbone(by_imagenet), wanted, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(backbone(normalised(mean, std), by_imagenet=False), wanted)
-    assert "input_scale" not in backbone.state_dict()
+    assert "from_imagenet" not in backbone.state_dict()
 
     method = torch.nn.Module()
     method.backbone = setting("timm/ecn_vit").backbone

@@ -8,8 +8,7 @@ import torch
 from ecn_dist.config import flatten
 from ecn_dist.data import ShardIndex
 from ecn_dist.errors import UserError
-from ecn_dist.models import Backbone
-from ecn_dist.models.fingerprint import fingerprint_backbone
+from ecn_dist.models import Backbone, fingerprint_backbone
 from ecn_dist.reporting import model_card
 from ecn_dist.reporting.model_card import Facts, card_of, describe_data, facts_of
 from ecn_dist.training.trained import load_trained

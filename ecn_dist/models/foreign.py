@@ -1,18 +1,31 @@
-"""Checkpoints of networks pretrained on persons, known by the names of their tensors, as weights for networks of ours.
+"""Files of other programs, known by the names of their tensors, as weights for networks of ours.
 
-O outputs, C channels.
+Checkpoints of networks pretrained on persons, and of the method's published code (2019). The latter are torch files
+with `state_dict`, whose names are `base.*` for the backbone, in torchvision's names, then `feat.*`, `feat_bn.*` and
+`classifier.*`, all perhaps under `module.`; and with a memory `state_dict_inv`, whose rows are `em`.
+
+C channels, D embedding dimension, N exemplars, O outputs.
 """
 
+import argparse
+import pickle
 import re
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ecn_dist.errors import UserError
+
+# What torch.load raises for bytes that are no file of tensors, besides its own errors.
+UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 SEMANTIC_WEIGHT = 0.2  # of SOLIDER's appearance against its semantics, as its authors set it for re-identification
 _HALF = (0.5, 0.5, 0.5)
 _MOCO = "encoder_q."
+_MEMORY = "state_dict_inv"
+_PUBLISHED = {"base": "", "feat": "embedding.linear.", "feat_bn": "embedding.batchnorm.", "classifier": "source_head."}
 _SWIN = {
     "patch_embed.projection.": "patch_embed.proj.",
     ".attn.w_msa.": ".attn.",
@@ -47,6 +60,8 @@ def with_origin(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Origin |
         return tensors, TRANSREID
     if "stages.0.blocks.0.attn.w_msa.qkv.weight" in tensors:
         return _with_names_of_timm(tensors), SOLIDER
+    if any(key.startswith("base.") for key in tensors):
+        return _with_names_of_export(tensors), None
     return tensors, None
 
 
@@ -89,3 +104,45 @@ def _with_names_of_timm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _in_order_of_timm(tensor: Tensor) -> Tensor:
     """(..., C x 2 x 2) -> (..., 4 x C), the four neighbours of a downsampling column by column."""
     return tensor.unflatten(-1, (-1, 2, 2)).permute(*range(tensor.dim() - 1), -1, -2, -3).flatten(-3)
+
+
+def _with_names_of_export(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published code's network under the names of `export_weights`."""
+    theirs = re.compile(rf"^({'|'.join(_PUBLISHED)})\.")
+    renamed = {theirs.sub(lambda found: _PUBLISHED[found[1]], key): tensor for key, tensor in tensors.items()}
+    # torch 0.4 did not count batches, and the count changes no result.
+    if "embedding.batchnorm.running_mean" in renamed:
+        renamed.setdefault("embedding.batchnorm.num_batches_tracked", torch.tensor(0))
+    return renamed
+
+
+def read_file(path: Path, option: str) -> Any:
+    """What a torch file holds: tensors and plain values, and the parsed command line that some keep beside them.
+
+    Raises `UserError`, naming the `option` that gave the file, for anything else.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (*UNREADABLE, OSError) as error:
+        raise UserError(f"{option}: {path} cannot be read as a file of plain tensors ({error})") from error
+
+
+def load_published_memory(file: str, num_exemplars: int, dim: int) -> Tensor:
+    """The (N, D) memory rows of a checkpoint; row i is the i-th file name of the training folder, as ours is.
+
+    Raises `UserError` for a file that has none, or has them in another shape.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"memory.start: there is no file {file} (model.weights) to take the memory's rows from")
+    content = read_file(path, "memory.start")
+    inner = content.get(_MEMORY) if isinstance(content, dict) else None
+    named = inner.items() if isinstance(inner, dict) else ()
+    rows_ND = {str(key).removeprefix("module."): value for key, value in named}.get("em")
+    if not isinstance(rows_ND, Tensor) or not rows_ND.is_floating_point():
+        raise UserError(f"memory.start: {file} has no memory ({_MEMORY} with em, floating point); use zeros")
+    if rows_ND.shape != (num_exemplars, dim):
+        shapes = f"{tuple(rows_ND.shape)}, and the target and model.embedding_dim need {(num_exemplars, dim)}"
+        raise UserError(f"memory.start: the memory in {file} is {shapes}; use zeros, or what it was made with")
+    return rows_ND.detach()

@@ -81,7 +81,7 @@ def test_vit_of_transreid_ssl(tmp_path: Path) -> None:
         load_weights(method("timm/ecn_vit", **HALF), file)
     ours = method("timm/ecn_vit+ics", **HALF)
     assert load_weights(ours, file) == []
-    torch.testing.assert_close(ours.backbone.eval()(images(), by_imagenet=False), theirs(images()))
+    torch.testing.assert_close(ours.backbone.eval().body(images()), theirs(images()))
 
 
 def test_ics_stem_is_the_published_one() -> None:
@@ -113,7 +113,7 @@ def test_vit_of_pass_with_its_part_tokens(tmp_path: Path) -> None:
     tokens_all = torch.cat([state["cls_token"], *tokens.values()], 1).expand(2, -1, -1)
     x = torch.cat([tokens_all, body.patch_embed(images())], 1) + torch.cat([*positions.values(), patches], 1)
     wanted = body.norm(body.blocks(x))[:, 0]
-    torch.testing.assert_close(ours.backbone.eval()(images(), by_imagenet=False), wanted)
+    torch.testing.assert_close(ours.backbone.eval().body(images()), wanted)
 
     larger = Backbone("timm/ecn_vit+ics+parts", 2 * HEIGHT, 2 * WIDTH)
     load_backbone(larger, file)
@@ -181,7 +181,7 @@ def test_swin_of_solider_with_its_semantic_embedding(tmp_path: Path) -> None:
             x = x * F.softplus(scale) + shift
         x = layer.blocks(x)
     wanted = theirs.body.norm(x).mean((1, 2))
-    torch.testing.assert_close(ours.backbone.eval()(images(), by_imagenet=False), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.backbone.eval().body(images()), wanted, rtol=1e-4, atol=1e-5)
     with pytest.raises(
         UserError, match=r"unexpected: layers.1.downsample.reduction.bias.*SOLIDER: such as .*\+semantic"
     ):
