@@ -55,7 +55,7 @@ class ModelConfig:
     arch: str = "resnet50"
     """small_resnet, a torchvision classification network with a pooled feature, or timm/NAME (extra timm)"""
     weights: str = "imagenet"
-    """imagenet (from torch's cache), none, a file of state-dict tensors, or a URL of one"""
+    """imagenet (from torch's cache), none, or a file of state-dict tensors"""
     mean: list[float] | None = None
     """of red, green and blue (0 .. 1), with which the weights were made; none: ImageNet's"""
     std: list[float] | None = None

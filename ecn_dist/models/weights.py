@@ -8,7 +8,6 @@ Checkpoints of other programs are read too (foreign.py).
 import ecn_dist.torchvision_compat  # noqa: F401  (before torchvision)
 
 # isort: split
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,10 @@ _MADE_ANEW = ("relative_position_index", "attn_mask")  # of windows, by each net
 
 
 def load_weights(network: nn.Module, weights: str) -> list[str]:
-    """Fill `network` from `weights`: `imagenet`, `none`, a file, or a URL that the user names.
+    """Fill `network` from `weights`: `imagenet`, `none`, or a file.
 
     Returns notes on what was left at random initialisation. Raises `UserError` for a file that is missing, unreadable,
-    or does not fit. `imagenet` is read from torch's cache and never fetched; only a URL named by the user is.
+    or does not fit. `imagenet` is read from torch's cache; nothing is fetched.
     """
     if weights == "none":
         return []
@@ -73,7 +72,7 @@ def export_weights(network: nn.Module, path: Path) -> None:
 
 def _read(weights: str, arch: str) -> tuple[dict[str, Tensor], Origin | None]:
     if weights.startswith(("http://", "https://")):
-        return _strip(_fetch(weights, arch), weights)
+        raise UserError("model.weights: is an address, and nothing is downloaded; name a file that was fetched from it")
     path = _cached_imagenet(arch) if weights == "imagenet" else Path(weights)
     if not path.is_file():
         raise UserError(f"model.weights: there is no file {path}; it takes imagenet, none, or a file of tensors")
@@ -117,19 +116,6 @@ def _check_normalisation(backbone: Backbone, weights: str, origin: Origin | None
     )
 
 
-def _fetch(url: str, arch: str) -> Any:
-    """What the file at an address that the user names holds; torch keeps it.
-
-    Its name there is the address's own, so that nothing is taken for ImageNet's weights but what their checksum names.
-    """
-    official = url == _imagenet_url(arch)
-    name = None if official else f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{url.rsplit('/', 1)[-1][-99:]}"
-    try:
-        return torch.hub.load_state_dict_from_url(url, None, "cpu", True, official, name, weights_only=True)
-    except (*UNREADABLE, OSError) as error:
-        raise UserError(f"model.weights: {url} cannot be fetched as a file of plain tensors ({error})") from error
-
-
 def _imagenet_url(arch: str) -> str | None:
     try:
         return models.get_model_weights(arch)["IMAGENET1K_V1"].url
@@ -144,8 +130,7 @@ def _cached_imagenet(arch: str) -> Path:
     if not path.exists():
         raise UserError(
             f"model.weights: the ImageNet weights of {arch} are not at {path}, and nothing is downloaded unasked; "
-            f"put the file {url} there (on every host, or set TORCH_HOME to a shared folder), "
-            f"or pass --model.weights {url}"
+            f"fetch them, on every host or with TORCH_HOME on a shared one: curl --create-dirs -o '{path}' {url}"
         )
     return path
 

@@ -8,18 +8,15 @@ import os
 import resource
 import signal
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchvision import models
 
 from ecn_dist.errors import UserError
 from ecn_dist.models import Backbone, export_weights, load_backbone
-from tests.http_server import FolderServer
 from tests.networks import source_network
 
 KEY = "stages.1.conv1.weight"
@@ -171,34 +168,16 @@ def test_a_mean_that_is_none_is_named(text: str, tmp_path: Path) -> None:
         load_backbone(backbone, str(path))
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[FolderServer]:
-    """Serves tmp_path/served; torch's own cache is tmp_path/hub."""
-    (tmp_path / "served").mkdir()
-    before, serving = torch.hub.get_dir(), FolderServer(tmp_path / "served")
-    torch.hub.set_dir(str(tmp_path / "hub"))
-    yield serving
-    serving.stop()
-    torch.hub.set_dir(before)
-
-
-def test_what_an_address_gives_is_never_taken_for_weights_of_imagenet(server: FolderServer, tmp_path: Path) -> None:
-    name = models.get_model_weights("resnet18")["IMAGENET1K_V1"].url.rsplit("/", 1)[-1]
-    given = Backbone("resnet18", 64, 32)
-    torch.save(given.body.state_dict(), tmp_path / "served" / name)
-    loaded = Backbone("resnet18", 64, 32)
-    load_backbone(loaded, f"{server.url}/{name}")
-    assert torch.equal(loaded.body.get_parameter("conv1.weight"), given.body.get_parameter("conv1.weight"))
-    with pytest.raises(UserError, match="the ImageNet weights of resnet18 are not at"):
-        load_backbone(loaded, "imagenet")
-
-
-@pytest.mark.parametrize("content", [None, b"", b"<html>", b"\x80\x02.", b"PK\x03\x04"])
-def test_an_address_without_weights_is_named(content: bytes | None, server: FolderServer, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "served" / "x.pth").write_bytes(content)
-    with pytest.raises(UserError, match=rf"model.weights: {server.url}/x.pth cannot be fetched"):
-        load_backbone(Backbone("small_resnet", 64, 32), f"{server.url}/x.pth")
+def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    backbone = Backbone("resnet18", 64, 32)
+    with pytest.raises(UserError, match="nothing is downloaded") as refused:
+        load_backbone(backbone, "https://user:secret@host/x.pth?token=secret")
+    assert "secret" not in str(refused.value)
+    with pytest.raises(
+        UserError, match=rf"curl --create-dirs -o '{tmp_path}/hub/checkpoints/resnet18-\w+.pth' https://"
+    ):
+        load_backbone(backbone, "imagenet")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
