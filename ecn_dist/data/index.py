@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from ecn_dist.data.fetch import PATIENCE, Patience, fetch_bytes, shown
-from ecn_dist.data.index_gate import MAX_INDEX_BYTES, MAX_MEMBER_BYTES, REMEDY, UNKNOWN_PID, damage, parse_index
+from ecn_dist.data.index_gate import MAX_INDEX_BYTES, REMEDY, UNKNOWN_PID, damage, parse_index
+from ecn_dist.data.pictures import MAX_BYTES
 from ecn_dist.errors import UserError
 
 INDEX_NAME = "index.json"
@@ -133,7 +134,7 @@ class SplitIndex:
         seen, start = np.zeros(len(self), dtype=bool), 0
         for number, shard in enumerate(self.shards):  # so that ten million rows need little memory
             rows = self.members[start : start + shard.samples]
-            longest = min(shard.bytes, MAX_MEMBER_BYTES)
+            longest = min(shard.bytes, MAX_BYTES)
             ranges = {
                 "shard": (number, number),
                 "index": (0, len(self) - 1),

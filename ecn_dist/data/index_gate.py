@@ -17,7 +17,6 @@ SPLIT_NAMES = ("train", "query", "gallery")
 UNKNOWN_PID = -1  # a training picture whose identity nobody knows
 MAX_INDEX_BYTES = 256 << 20
 MAX_CAMERAS = 1000
-MAX_MEMBER_BYTES = 1 << 28  # a picture; more than any of `pictures.MAX_PIXELS` takes
 REMEDY = "Copy the shard folder again, or pack the data set again"
 
 Fits = Callable[[Any], bool]

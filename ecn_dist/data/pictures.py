@@ -4,6 +4,7 @@ A file may come from anybody: only the formats that pack takes are opened (Pillo
 PostScript), and none that would take gigabytes of memory.
 """
 
+import os
 from io import BytesIO
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 JPEG_QUALITY = 95
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 1 << 26
+MAX_BYTES = 1 << 28  # of a file; more than any of MAX_PIXELS takes
 MIN_SIDE = 2  # what is smaller has no part to crop
 WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16-bit grey
 FORMATS_OF_WIDE_GREY = ("PNG", "PPM")  # whose 16-bit grey is also opened as mode I, by some versions of Pillow
@@ -29,6 +31,14 @@ def check_size(height: int, width: int) -> None:
         raise UnreadablePicture(
             f"it has {height} x {width} pixels; from {MIN_SIDE} x {MIN_SIDE} to {MAX_PIXELS} in all are taken"
         )
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a picture file. `UnreadablePicture` where they are too many to be one, `OSError` as of any file."""
+    with open(path, "rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+            raise UnreadablePicture(f"it has {size:,} bytes; at most {MAX_BYTES:,} are taken")
+        return file.read()
 
 
 def decode(data: bytes) -> Image.Image:

@@ -25,8 +25,8 @@ class Range:
         return value > self.above and self.least <= value < self.below and value <= self.most  # NaN never is
 
 
-Count = Annotated[int, Range(least=1)]
-Natural = Annotated[int, Range(least=0)]
+Count = Annotated[int, Range(least=1, most=10**9)]
+Natural = Annotated[int, Range(least=0, most=10**9)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 Fraction = Annotated[float, Range(least=0, below=1)]

@@ -27,7 +27,7 @@ from PIL import Image
 from ecn_dist.data.draws import Draws
 from ecn_dist.data.index import INDEX_NAME, ShardInfo, member_dtype
 from ecn_dist.data.index_gate import FORMAT_NAME, FORMAT_VERSION, SPLIT_NAMES, UNKNOWN_PID
-from ecn_dist.data.pictures import UnreadablePicture, as_stored, check_size, encode
+from ecn_dist.data.pictures import UnreadablePicture, as_stored, check_size, encode, read_file
 from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
 from ecn_dist.packing.records import Dataset, Record, check_queries, first_few, identities_in_order, refuse_unreadable
@@ -243,7 +243,7 @@ def add_sample(tar: webdataset.TarWriter, row: np.void, pictures: Mapping[int, b
 
 def _read(path: str, max_size: tuple[int, int] | None) -> tuple[bytes, Image.Image]:
     try:
-        data, image = as_stored(Path(path).read_bytes(), max_size)
+        data, image = as_stored(read_file(path), max_size)
         check_size(image.height, image.width)  # which `max_size` may have made too small
     except (OSError, UnreadablePicture) as error:
         raise UnreadablePicture(f"{path} ({error})") from error

@@ -10,12 +10,12 @@ C cameras, K = 3 channels, V = 256 values.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image
 
-from ecn_dist.data.pictures import UnreadablePicture, decode
+from ecn_dist.data.pictures import UnreadablePicture, decode, read_file
 from ecn_dist.errors import UserError
 from ecn_dist.packing.layouts import files_below
 from ecn_dist.packing.records import Dataset, Record, first_few, refuse_unreadable
@@ -121,7 +121,7 @@ def _chunk_histograms(camids: Mapping[str, int], records: Sequence[Record]) -> t
     unreadable: list[str] = []
     for record in records:
         try:
-            histograms_CKV[camids[record.camera]] += picture_histogram(decode(Path(record.path).read_bytes()))
+            histograms_CKV[camids[record.camera]] += picture_histogram(decode(read_file(record.path)))
         except (OSError, UnreadablePicture) as error:
             unreadable.append(f"{record.path} ({error})")
     return histograms_CKV, unreadable

@@ -43,6 +43,7 @@ def nearest_pictures(
     device = torch.device(device) if device is not None else torch.as_tensor(gallery_features).device
     with full_precision(device):
         query, gallery, first = check_features(query_features, gallery_features, gallery_sharded)
+        num_neighbors = min(num_neighbors, int(distributed.all_reduce(torch.tensor(len(gallery)))))
         search = NeighborSearch(query, gallery, num_neighbors, device, memory_budget)
         distances, pictures, _ = search.of(torch.arange(len(query), device=device))
         # Each rank's nearest side by side; ranks are in gallery order.
@@ -52,9 +53,7 @@ def nearest_pictures(
         parts = (distributed.all_gather_rows(values[None]) for values in (distances, pictures))
         distances, pictures = (values.transpose(0, 1).flatten(1) for values in parts)
         distances, order = distances.sort(dim=1, stable=True)
-        total = int(distributed.all_reduce(torch.tensor(len(gallery))))
-        kept = slice(0, min(num_neighbors, total))
-        return distances[:, kept], pictures.gather(1, order)[:, kept]
+        return distances[:, :num_neighbors], pictures.gather(1, order)[:, :num_neighbors]
 
 
 def expand_queries(

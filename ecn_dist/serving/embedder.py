@@ -25,7 +25,7 @@ from torch import Tensor
 from ecn_dist import distributed
 from ecn_dist.config import Config
 from ecn_dist.data import transforms
-from ecn_dist.data.pictures import decode, to_rgb
+from ecn_dist.data.pictures import UnreadablePicture, decode, read_file, to_rgb
 from ecn_dist.errors import UserError
 from ecn_dist.models import Backbone, autocast, fingerprint_backbone, normalized_features
 from ecn_dist.training.trained import load_trained
@@ -168,6 +168,6 @@ def _pixels_of(picture: Picture, place: int) -> np.ndarray:
 def read_picture(path: str | os.PathLike[str], use: str = "") -> PictureFile:
     """The picture file's bytes under its path's name. Raises `UserError` where it cannot be read (for its `use`)."""
     try:
-        return PictureFile(str(path), Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read{use}: {error.strerror}") from error
+        return PictureFile(str(path), read_file(path))
+    except (OSError, UnreadablePicture) as error:
+        raise UserError(f"{path}: cannot be read{use}: {getattr(error, 'strerror', error)}") from error

@@ -1,6 +1,7 @@
 """Ranks that are killed, that hang, and that raise, under a real torchrun."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -56,7 +57,8 @@ def test_a_rank_that_stops_is_named_within_the_time_out(small_domains: Domains, 
     assert f"exitcode  : {EXIT_RANK_LOST}" in output
     shown = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(shown) == 1
-    assert "rank 0 could not finish" in shown[0]
+    # By its collective's error, or on a busy machine by the silence before that.
+    assert re.match(r"error: rank 0 (could not finish|gave up waiting in) ", shown[0]), shown[0]
     assert "no heartbeat comes any more from rank 1 on host" in shown[0]
     assert " at step " in shown[0]
     assert "rank 1" in (tmp_path / "logs" / "rank-2.log").read_text()

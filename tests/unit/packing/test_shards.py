@@ -228,9 +228,12 @@ def test_unreadable_pictures_are_listed(tmp_path: Path, workers: int) -> None:
     root = write_market(tmp_path / "data")
     (root / "query/0101_c1s1_000000_00.jpg").write_bytes(jpeg_bytes(picture((1,)))[:-200])
     (root / "query/0102_c1s1_000000_00.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"2 pictures cannot be read: .*0101_c1s1.*0102_c1s1") as failure:
+    with (root / "query/0103_c1s1_000000_00.jpg").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(UserError, match=r"3 pictures cannot be read: .*0101_c1s1.*0102_c1s1") as failure:
         pack_folder(root, tmp_path / "shards", workers=workers, min_shards=2)
     assert not (tmp_path / "shards" / "index.json").exists()
+    assert "0103_c1s1_000000_00.jpg (it has 1,000,000,000,000 bytes" in str(failure.value)
     assert "Replace or remove them" in str(failure.value)
 
 

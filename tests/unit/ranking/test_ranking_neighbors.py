@@ -17,7 +17,7 @@ def sorted_neighbors(query: torch.Tensor, gallery: torch.Tensor, k: int) -> tupl
     return np.take_along_axis(distances, order, axis=1), order
 
 
-@pytest.mark.parametrize("k", [1, 7, 1000])
+@pytest.mark.parametrize("k", [1, 7, 10**20])
 @pytest.mark.parametrize("budget", [SMALL_BUDGET, 2**28])
 def test_nearest_pictures_are_those_of_a_sort(k: int, budget: int) -> None:
     cases = [random_case(seed) for seed in (1, 3, 5, 7)]

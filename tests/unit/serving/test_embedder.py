@@ -178,6 +178,10 @@ def test_damaged_pictures_are_named(embedder: Embedder, paths: list[Path], tmp_p
         embedder([*paths, cut])
     with pytest.raises(UserError, match=r"picture 0: cannot be decoded"):
         embedder([Image.open(cut)])
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(UserError, match=r"sparse\.jpg: cannot be read as picture 0: it has 1,000,000,000,000 bytes"):
+        embedder([tmp_path / "sparse.jpg"])
 
 
 def test_one_picture_is_no_list(embedder: Embedder, paths: list[Path]) -> None:
