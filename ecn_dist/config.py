@@ -60,7 +60,7 @@ class ModelConfig:
     """of red, green and blue (0 .. 1), with which the weights were made; none: ImageNet's"""
     std: list[float] | None = None
     """standard deviations beside model.mean"""
-    embedding_dim: Count = 4096
+    embedding_dim: Annotated[int, Range(least=1, most=2**16)] = 4096
     """length D of the embedding, and of a memory row"""
     dropout: Fraction = 0.5
     """of the source head and of the target feature"""

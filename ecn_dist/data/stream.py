@@ -139,10 +139,9 @@ def _check_style(split: SplitIndex, style: str) -> None:
         raise ValueError(f"style {style!r} is none of {', '.join(get_args(Style))}")
     if style != "real" and not split.has_styles:
         raise UserError(
-            f"{shown(split.folder)} lacks {split.missing_styles} style copies of its split {split.name!r}, and "
-            "pictures are to be shown in other cameras' styles (data.camera_style): pack it with --camera_style "
-            "histogram, or with the complete copies that ship with the data set; or train without: "
-            "--data.camera_style false"
+            f"{shown(split.folder)} lacks {split.missing_styles} style copies of its split {split.name!r}, which only "
+            "training pictures have: pack it with --camera_style histogram, or with the complete copies that ship with "
+            "the data set; or do without: --data.camera_style false (`label`: leave out --copies)"
         )
     if style == "other" and split.num_cameras < 2:
         raise UserError(f"{shown(split.folder)} has one camera: no picture has a copy in the style of another")

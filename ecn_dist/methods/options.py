@@ -27,8 +27,8 @@ class Range:
 
 Count = Annotated[int, Range(least=1, most=10**9)]
 Natural = Annotated[int, Range(least=0, most=10**9)]
-Positive = Annotated[float, Range(above=0)]
-NotNegative = Annotated[float, Range(least=0)]
+Positive = Annotated[float, Range(above=0, most=1e9)]
+NotNegative = Annotated[float, Range(least=0, most=1e9)]
 Fraction = Annotated[float, Range(least=0, below=1)]
 
 

@@ -110,6 +110,13 @@ def test_clusters_that_grow_together_say_what_to_change(options: list[str], tmp_
     assert "a batch takes 6 clusters" in said
 
 
+def test_a_target_too_small_for_a_batch_of_clusters(options: list[str], tmp_path: Path, capsys) -> None:
+    assert main([*options, "--cluster.min_samples", "60", "--output_dir", str(tmp_path / "run")]) == 2
+    assert (
+        "the target has 240 training pictures, and the clusters of a batch have at least 360" in capsys.readouterr().err
+    )
+
+
 def test_options_of_clusters_are_checked(capsys) -> None:
     places = ["--config", CONFIG, "--target", "t", "--output_dir", "o", "--optim.source_only_epochs", "0"]
     for options, text in (

@@ -36,6 +36,12 @@ class Cluster(SourceHead):
         assert setting.target is not None
         self.options: ClusterOptions = setting.own
         self.pictures = setting.target
+        needed = setting.global_batch_size // self.options.instances * self.options.min_samples
+        if self.pictures.num_pictures < needed:
+            raise UserError(
+                f"the target has {self.pictures.num_pictures} training pictures, and the clusters of a batch have at "
+                f"least {needed} (global_batch_size / cluster.instances, of cluster.min_samples pictures); lower these"
+            )
         if self.options.source_weight:
             self.classifier = nn.Linear(self.backbone.num_features, setting.num_identities, bias=False)
             nn.init.normal_(self.classifier.weight, std=0.001)
