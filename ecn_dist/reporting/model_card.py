@@ -6,6 +6,7 @@ weights: it names data by layout, counts and fingerprint, never by where they la
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -94,8 +95,10 @@ def write_card(path: Path, backbone: Backbone, options: Mapping[str, Any], facts
 
 def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> str:
     """The card of a network as Markdown: `options` are its run's, flat, as {"model.arch": ...}."""
-    options = dict(options) | {"model.weights": _without_place(options["model.weights"])}
-    summary = facts.summary or {}
+    weights, summary = words.shown(options["model.weights"]), facts.summary or {}
+    if not re.match(r"(imagenet|none)$|https?://|pipe:", weights):
+        weights = f"file {PurePosixPath(weights).name}"  # without the folders of somebody's disk
+    options = dict(options) | {"model.weights": weights}
     text = template("model_card.md.j2", escape=False).render(
         words=words,
         options=options,
@@ -123,11 +126,3 @@ def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> str
 def _plain(value: Any) -> str:
     """A name from data, without what is markup to Markdown or HTML."""
     return str(value).translate({ord("`"): "'", ord("|"): "\\|", ord("<"): "&lt;", ord("["): "\\["})
-
-
-def _without_place(weights: str) -> str:
-    """Where the initial weights came from, without the folders of somebody's disk or the keys of a URL."""
-    if weights in ("imagenet", "none"):
-        return weights
-    is_url = weights.startswith(("http://", "https://", "pipe:"))
-    return words.shown(weights) if is_url else f"file {PurePosixPath(weights).name}"
