@@ -51,9 +51,8 @@ def read_dataset(
 
     Raises:
         UserError: the folder does not fit the layout; names what does not fit.
+        OSError: a folder may not be read.
     """
-    if layout not in LAYOUTS:
-        raise UserError(f"no such layout: {layout!r}; there are {', '.join(LAYOUTS)}")
     if not root.is_dir():
         raise UserError(f"no such data set folder: {root}")
     if layout != "folder" and (pattern or table):
@@ -61,20 +60,15 @@ def read_dataset(
     if layout == "folder" and (pattern is None) == (table is None):
         raise UserError("layout folder needs either a pattern or a table that says which camera took which picture")
     found = _Found(root)
-    try:
-        styles = root / styles_folder if (root / styles_folder).is_dir() else None
-        if layout in MARKET_STYLE:
-            _read_market(found, layout)
-        elif layout == "msmt17-original":
-            _read_msmt17_original(found)
-        elif table is not None:
-            _read_table(found, table)
-        else:
-            _read_pattern(found, str(pattern), styles)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}). Check that you have the right to"
-        ) from error
+    styles = root / styles_folder if (root / styles_folder).is_dir() else None
+    if layout in MARKET_STYLE:
+        _read_market(found, layout)
+    elif layout == "msmt17-original":
+        _read_msmt17_original(found)
+    elif table is not None:
+        _read_table(found, table)
+    else:
+        _read_pattern(found, str(pattern), styles)
     dataset = collect(layout, root, found.splits, sorted(found.ignored), styles)
     if table is not None:  # or results are measured on training pictures, or a query finds itself
         train, query, gallery = ({record.file for record in dataset.splits.get(name, ())} for name in MARKET_FOLDERS)
