@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from ecn_dist.command import verb
+from ecn_dist.command import Checkpoint, RunConfig, verb
 from ecn_dist.config import flatten
 from ecn_dist.reporting import model_card
 from ecn_dist.serving import exporting
@@ -16,8 +16,8 @@ def main(
     *,
     format: Annotated[str, tuple(exporting.FORMATS)],
     output: Path,
-    checkpoint: Path,
-    config: Path | None = None,
+    checkpoint: Checkpoint,
+    config: RunConfig | None = None,
 ) -> int:
     """Write a trained model as ONNX or PT2 (torch.export): pictures in, features of unit length out.
 
@@ -30,8 +30,6 @@ def main(
     Args:
         format: onnx needs an extra: pip install 'ecn_dist[export]'
         output: the file to write, ending in .onnx or .pt2
-        checkpoint: the model: a run folder, a checkpoint, or a file of weights
-        config: the run's configuration (YAML), if not found by --checkpoint
     """
     exporting.check_export(format, output)
     embedder = Embedder.load(checkpoint, "cpu", config)
