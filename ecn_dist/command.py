@@ -19,8 +19,7 @@ from ecn_dist import distributed
 from ecn_dist.errors import UserError, printable_lines
 from ecn_dist.methods.options import Count, Natural, Range
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 _REMEDIES = {
     errno.ENOSPC: "free space on its disk",
     errno.EDQUOT: "free some of your quota on its disk",
@@ -111,10 +110,10 @@ def command(main: Main) -> Main:
     """Decorate a `main(argv) -> exit status`, so that what a user can mend ends with one text and exit status 2.
 
     That is a `UserError`, an `OSError` (a full disk, a missing right, a folder in place of a file) and text that is not
-    UTF-8. Where all ranks raise the same together, rank 0 speaks for them. Any other such error, also each one from
-    before the process group is up, is told by its rank, with the rank's number and host, to standard error and to
-    torchrun. Ctrl-C ends with status 130. A collective that fails because another rank is gone is explained, and ends
-    with status 69. Any other exception is a bug and keeps its traceback. The process group is left on the way out.
+    UTF-8. Where all ranks raise the same together, rank 0 speaks for them; any other such error is told by its rank,
+    with the rank's number and host, to standard error and to torchrun. Ctrl-C ends with status 130. A collective that
+    fails because another rank is gone is explained, and ends with status 69. Any other exception is a bug and keeps its
+    traceback. The process group is left on the way out.
     """
 
     @functools.wraps(main)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from ecn_dist.command import Checkpoint, RunConfig, verb
 from ecn_dist.config import flatten
+from ecn_dist.errors import UserError
 from ecn_dist.reporting import model_card
 from ecn_dist.serving import exporting
 from ecn_dist.serving.embedder import Embedder
@@ -34,8 +35,9 @@ def main(
     exporting.check_export(format, output)
     embedder = Embedder.load(checkpoint, "cpu", config)
     card = output.absolute().parent / model_card.NAME
-    keeps_card = model_card.has_card(card, embedder.fingerprint)
-    facts = None if keeps_card else model_card.facts_of(checkpoint, config)
+    if card.is_file() and embedder.fingerprint not in card.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{card} is the card of another model; export to a folder of its own, or remove that card")
+    facts = None if card.is_file() else model_card.facts_of(checkpoint, config)
     metadata = exporting.describe(embedder.backbone, embedder.height, embedder.width, embedder.fingerprint)
     difference = exporting.export(embedder.backbone, format, output, metadata)
     print(f"wrote {output}: within {difference:.1e} of the model on random input")

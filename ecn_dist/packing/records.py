@@ -57,20 +57,14 @@ def refuse_unreadable(names: list[str]) -> None:
 
 
 def collect(
-    layout: str,
-    root: Path,
-    splits: Mapping[str, Iterable[Record]],
-    ignored: Iterable[str] = (),
-    styles_folder: Path | None = None,
+    layout: str, root: Path, splits: Mapping[str, Iterable[Record]], ignored: Iterable[str], styles_folder: Path | None
 ) -> Dataset:
     """Sort, drop junk, number the cameras and check what every data set must fulfil.
 
     Pictures with pid -1 are junk and dropped, except in the training split of layout folder: there they are pictures
     whose identity nobody knows, which a target may hold. Cameras are numbered from 0 in the order of their numbers, or
-    of their names where they are not numbers.
-
-    Raises:
-        UserError: a split is left without pictures, has two pictures of one name, or no split can be used.
+    of their names where they are not numbers. Raises `UserError` where a split is left without pictures or has two of
+    one name, or no split can be used.
     """
     kept: dict[str, tuple[Record, ...]] = {}
     junk: dict[str, int] = {}

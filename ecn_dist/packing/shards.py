@@ -93,9 +93,7 @@ def pack(
         max_size: (height, width); larger pictures are reduced to fit.
         overwrite: replace the shards that `output` holds; they stay until the new ones are complete.
 
-    Raises:
-        UserError: no query has a true match, `output` holds shards or another process packs into it, pictures cannot be
-            read, the disk is full.
+    Raises `UserError` where no query has a true match, pictures cannot be read, and as `new_shards` does.
     """
     check_queries(dataset)
     with new_shards(output, overwrite) as unfinished:
@@ -148,10 +146,8 @@ def new_shards(output: Path, overwrite: bool = False) -> Iterator[Path]:
     """A folder within `output` to write shards, sidecars and index into, whose files become `output`'s in the end.
 
     They replace the shards that `output` holds, if `overwrite` allows that; index.json comes last, so that a folder
-    that has one is whole. After an exception, `output` holds what it held.
-
-    Raises:
-        UserError: `output` holds shards or another process packs into it, or it cannot be written.
+    that has one is whole. After an exception, `output` holds what it held. Raises `UserError` where `output` holds
+    shards, another process packs into it, or it cannot be written.
     """
     check_output(output, overwrite)
     try:

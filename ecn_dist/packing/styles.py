@@ -38,21 +38,11 @@ class Styles:
     unused: int = 0  # shipped files that are no training picture's copy
 
 
-def find_styles(
-    dataset: Dataset,
-    kind: str,
-    *,
-    allow_missing: bool = False,
-    workers: int | None = None,
-) -> Styles:
-    """What `kind` means for this data set.
+def find_styles(dataset: Dataset, kind: str, *, allow_missing: bool = False, workers: int | None = None) -> Styles:
+    """What `kind`, one of KINDS, means for this data set; auto: shipped copies if there are any, else histogram.
 
-    Args:
-        kind: one of KINDS; `auto`: shipped copies if there are any, else histogram.
-        allow_missing: accept shipped copies of which some are missing.
-
-    Raises:
-        UserError: no or too few shipped copies, or a camera without a histogram.
+    Raises `UserError` for no or too few shipped copies (`allow_missing` accepts that some are missing), and for a
+    camera without a histogram.
     """
     if "train" not in dataset.splits:
         return Styles("none")
@@ -133,9 +123,8 @@ def picture_histogram(image: Image.Image) -> np.ndarray:
 def style_tables(histograms_CKV: np.ndarray) -> np.ndarray:
     """(C, C, K, V) uint8: entry [c, d] takes values of camera c to the style of camera d. [c, c] changes nothing.
 
-    Value v of camera c, at quantile q of that camera's values, becomes the value at quantile q of camera d, linearly
-    interpolated. The quantile of a value is that of the middle of its pixels, so that a camera matched to itself gives
-    the identity. Never decreasing in v.
+    Value v of camera c, at quantile q of that camera's values (that of the middle of its pixels), becomes the value at
+    quantile q of camera d, linearly interpolated. Never decreasing in v.
     """
     cameras = range(len(histograms_CKV))
     tables_CCKV = np.empty((len(cameras), len(cameras), CHANNELS, VALUES), dtype=np.uint8)

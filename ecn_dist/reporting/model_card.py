@@ -14,7 +14,6 @@ from typing import Any
 
 from ecn_dist import methods
 from ecn_dist.data import ShardIndex
-from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
 from ecn_dist.models import Backbone
 from ecn_dist.models.fingerprint import fingerprint_backbone
@@ -74,18 +73,6 @@ def facts_of(path: Path, config_file: Path | None = None) -> Facts:
     else:
         return Facts(summary)
     return Facts(None, why)
-
-
-def has_card(path: Path, model: str) -> bool:
-    """Whether `path` is a card of this very model (by its fingerprint), which its owner may have completed.
-
-    Raises `UserError` where it is another model's, which is not to be lost.
-    """
-    if not path.is_file():
-        return False
-    if model not in path.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{path} is the card of another model; export to a folder of its own, or remove that card")
-    return True
 
 
 def write_card(path: Path, backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> None:

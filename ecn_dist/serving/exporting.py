@@ -1,8 +1,7 @@
 """A trained backbone as a file that other programs run: ONNX or PT2 (torch.export).
 
 The exported function takes normalised pictures (n, 3, H, W) float32, n free, and gives features (n, C) float32 of unit
-length. A file's bytes are loaded again and held against the model on random input of several batch sizes before they
-are written. They name no folder of the machine that made them.
+length. A file's bytes are loaded again and checked before they are written. They name no folder of this machine.
 
 Shape letters: n pictures, C feature length, H x W network input.
 """
@@ -81,19 +80,11 @@ def describe(backbone: Backbone, height: int, width: int, fingerprint: str) -> M
 
 
 def export(backbone: Backbone, kind: str, path: Path, metadata: Metadata) -> float:
-    """Write `backbone` (on the CPU, evaluation mode) to `path`; complete and checked, or not at all.
+    """Write `backbone` (on the CPU, evaluation mode; made float32) to `path`, complete and checked, or not at all.
 
-    Args:
-        backbone: made float32 here.
-        kind: one of `FORMATS`.
-        path: one that `check_export` takes.
-        metadata: of `describe`.
-
-    Returns:
-        The largest difference from the model in an entry of a feature.
-
-    Raises:
-        UserError: the format cannot express this network; or the file does not compute what the model does.
+    `kind` and `path` are those that `check_export` takes, `metadata` is that of `describe`. Returns the largest
+    difference from the model in an entry of a feature. Raises `UserError` where the format cannot express this network,
+    or the file does not compute what the model does.
     """
     form = FORMATS[kind]
     network = FeatureNetwork(backbone.float()).eval()

@@ -70,24 +70,16 @@ def _draw(job: _Job) -> None:
 
 
 def write_domain(
-    folder: str | Path,
-    spec: DomainSpec,
-    size: DomainSize,
-    *,
-    seed: int,
-    workers: int | None = None,
+    folder: str | Path, spec: DomainSpec, size: DomainSize, *, seed: int, workers: int | None = None
 ) -> int:
     """Draw a domain into `folder` (made, complete or not at all) and return its number of pictures.
 
     `bounding_box_train` gets `train_identities` x `cameras` x `pictures_per_camera` pictures. Of the test identities,
     one picture per identity and camera is a `query`, the others are the gallery, `bounding_box_test`. With `test_split`
     "validation" other identities are drawn for it, for choosing settings, and the training pictures stay the same.
-    The same arguments give the same bytes for any number of `workers` (processes; unless given as many as there are
-    cores, if it is worth it). `synthetic.json` records the arguments: a folder that already holds just this domain is
-    left as it is.
-
-    Raises:
-        UserError: the seed makes no sense, `folder` holds something else, or a worker was killed.
+    The same arguments give the same bytes for any number of `workers` (by default as is worth it). `synthetic.json`
+    records the arguments: a folder that already holds just this domain is left as it is. Raises `UserError` where the
+    seed makes no sense, `folder` holds something else, or a worker was killed.
     """
     folder = Path(folder)
     if not 0 <= seed <= LARGEST_SEED:
