@@ -10,16 +10,16 @@ import sys
 import types
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError, printable_lines
-from ecn_dist.methods.options import Range
+from ecn_dist.methods.options import Count, Natural, Range
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 _REMEDIES = {
     errno.ENOSPC: "free space on its disk",
     errno.EDQUOT: "free some of your quota on its disk",
@@ -30,9 +30,15 @@ _REMEDIES = {
     errno.ENOTDIR: "a part of its path is a file, not a folder; name another place",
     errno.ENOENT: "see that the path is right",
 }
-
-
 Main = Callable[..., int]  # main(argv), or main() to read the process's own command line; returns the exit status
+
+# Options that several commands have.
+Checkpoint = Annotated[Path, "the model: a run folder, a checkpoint, or a file of weights"]
+RunConfig = Annotated[Path, "the run's configuration (YAML), if not found by --checkpoint"]
+Device = Annotated[str, "auto (the accelerator, else the CPU), cpu, cuda, ..."]
+BatchSize = Annotated[Count, "pictures a rank embeds at once"]
+Loaders = Annotated[Natural, "loader processes a rank"]
+Workers = Annotated[Count, "processes (default: one for each core, if it is worth it)"]
 
 
 def _within(kind: type[float], bounds: Range) -> Callable[[str], float]:
@@ -46,11 +52,12 @@ def _within(kind: type[float], bounds: Range) -> Callable[[str], float]:
 
 
 def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
-    """Give `parser` an option for each parameter of `function`, described by its docstring's `Args`.
+    """Give `parser` an option for each parameter of `function`, described by its docstring's `Args`, or by a text.
 
     Keyword-only parameters are options, others are arguments without a name. A bool is a switch; a list that is
     required takes several values, any other may be given several times. `Literal`, `Annotated[T, choices]` with a
-    tuple, with a `Range` of numbers (as `Count`), or with a function of the text say which values there are.
+    tuple, with a `Range` of numbers (as `Count`), or with a function of the text say which values there are. A text in
+    `Annotated` describes the option.
     """
     described = {p.arg_name: p.description or "" for p in docstring_parser.parse(function.__doc__ or "").params}
     hints = get_type_hints(function, include_extras=True)
@@ -58,16 +65,18 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -
         kind = hints[name]
         if get_origin(kind) in (Union, types.UnionType):  # T | None
             kind = next(part for part in get_args(kind) if part is not type(None))
+        notes, of = getattr(kind, "__metadata__", ()), getattr(kind, "__origin__", kind)
+        text = next((note for note in notes if isinstance(note, str)), None) or described[name]
         required = parameter.default is inspect.Parameter.empty
-        settings: dict[str, Any] = {"help": described[name].replace("\n", " ").replace("%", "%%")}
+        settings: dict[str, Any] = {"help": text.replace("\n", " ").replace("%", "%%")}
         if kind is bool:
             settings["action"] = "store_true"
         elif get_origin(kind) is list:
             settings |= {"type": get_args(kind)[0]} | ({"nargs": "+"} if required else {"action": "append"})
         else:
-            rule = get_args(kind) if get_origin(kind) is Literal else getattr(kind, "__metadata__", (kind,))[0]
+            rule: Any = get_args(kind) if of is Literal else next((n for n in notes if not isinstance(n, str)), of)
             if isinstance(rule, Range):
-                rule = _within(kind.__origin__, rule)
+                rule = _within(of, rule)
             settings |= {"choices": rule} if isinstance(rule, tuple) else {"type": rule}
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             parser.add_argument(name, **settings)
@@ -101,10 +110,10 @@ def command(main: Main) -> Main:
     """Decorate a `main(argv) -> exit status`, so that what a user can mend ends with one text and exit status 2.
 
     That is a `UserError`, an `OSError` (a full disk, a missing right, a folder in place of a file) and text that is not
-    UTF-8. Where all ranks raise the same together, rank 0 speaks for them. Any other such error, also each one from
-    before the process group is up, is told by its rank, with the rank's number and host, to standard error and to
-    torchrun. Ctrl-C ends with status 130. A collective that fails because another rank is gone is explained, and ends
-    with status 69. Any other exception is a bug and keeps its traceback. The process group is left on the way out.
+    UTF-8. Where all ranks raise the same together, rank 0 speaks for them; any other such error is told by its rank,
+    with the rank's number and host, to standard error and to torchrun. Ctrl-C ends with status 130. A collective that
+    fails because another rank is gone is explained, and ends with status 69. Any other exception is a bug and keeps its
+    traceback. The process group is left on the way out.
     """
 
     @functools.wraps(main)
@@ -122,7 +131,10 @@ def command(main: Main) -> Main:
                     text = f"rank {rank} on {socket.gethostname()}: {text}"
             if not together or rank == "0":
                 print(f"error: {printable_lines(text)}", file=sys.stderr, flush=True)
-            _drop_output_that_cannot_be_written()
+            try:
+                sys.stdout.flush()
+            except OSError:  # else Python would try again at its end, and print a traceback of its own
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_USER_ERROR
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
@@ -134,14 +146,6 @@ def command(main: Main) -> Main:
             distributed.end()
 
     return run
-
-
-def _drop_output_that_cannot_be_written() -> None:
-    """Else Python would try again at its end, and print a traceback of its own."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def in_words(error: Exception) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ecn_dist.command import verb
 from ecn_dist.errors import UserError
@@ -22,6 +21,7 @@ from ecn_dist.files import write_atomically
 from ecn_dist.methods.options import Count, Natural
 from ecn_dist.reporting.report import write_report
 from ecn_dist.reporting.run_reader import is_finished, read_run
+from ecn_dist.reporting.words import mean_percent, percent
 
 CONFIG = Path(str(resources.files("ecn_dist") / "configs" / "demo.yaml"))
 CLUSTER, HHL, FMCL, CAMSTYLE = "demo_cluster.yaml", "demo_hhl.yaml", "demo_fmcl.yaml", "demo_camstyle.yaml"
@@ -71,53 +71,44 @@ ABLATION_ROWS = (
 DEMO_ROWS = tuple(row for row in ABLATION_ROWS if row.name in ("source only", "control", "E + C + N", "cluster"))
 
 
-@dataclass(frozen=True)
-class Demo:
-    """The demo on one seed of the data, in one folder."""
+def train_rows(
+    rows: Sequence[Row], folder: Path, *, seed: int, ranks: int, test_split: str, config: Path
+) -> dict[str, Evaluation]:
+    """Data, shards, the common start, then every row; what an earlier call finished is taken as it is."""
+    shards = {domain: folder / "shards" / domain for domain in ("source", "target")}
+    for domain, packed in shards.items():
+        if not (packed / "index.json").is_file():
+            print(f"\n==> {domain}: drawing pictures, packing them into shards", flush=True)
+            data = f"{folder / 'data' / domain}"
+            options = ["--domain", domain, "--seed", f"{seed}", "--test_split", test_split]
+            execute("ecn_dist.synthesize", *options, "--output", data)
+            options = ["--layout", "market", "--input", data, "--output", f"{packed}"]
+            execute("ecn_dist.pack", *options, "--camera_style", "histogram")
 
-    folder: Path
-    seed: int
-    ranks: int
-    test_split: str
-    config: Path
-
-    def run(self, rows: Sequence[Row]) -> dict[str, Evaluation]:
-        """Data, shards, the common start, then every row; what an earlier call finished is taken as it is."""
-        for domain in ("source", "target"):
-            data, shards = self.folder / "data" / domain, self.folder / "shards" / domain
-            if not (shards / "index.json").is_file():
-                print(f"\n==> {domain}: drawing pictures, packing them into shards", flush=True)
-                options = ["--domain", domain, "--seed", f"{self.seed}", "--test_split", self.test_split]
-                execute("ecn_dist.synthesize", *options, "--output", f"{data}")
-                options = ["--layout", "market", "--input", f"{data}", "--output", f"{shards}"]
-                execute("ecn_dist.pack", *options, "--camera_style", "histogram")
-        start = self._train(SOURCE_ONLY, "--epochs", "0")
-        weights = ["--model.weights", f"{start / 'weights.safetensors'}", "--optim.source_only_epochs", "0"]
-        found: dict[str, Evaluation] = {}
-        for row in rows:
-            if row.options and not row.trains:
-                found[row.name] = self._evaluate(row, start)
-            else:
-                found[row.name] = dict(read_run(self._train(row, *weights) if row.trains else start).evaluation)
-        return found
-
-    def _train(self, row: Row, *options: str) -> Path:
-        run, shards = self.folder / row.folder, self.folder / "shards"
+    def train(row: Row, *options: str) -> Path:
+        run = folder / row.folder
         if not is_finished(run):
             print(f"\n==> training: {row.meaning}", flush=True)
-            recipe = CONFIG.with_name(row.recipe) if row.recipe else self.config
-            places = ["--source", f"{shards / 'source'}", "--target", f"{shards / 'target'}", "--output_dir", f"{run}"]
-            options = ("--seed", f"{self.seed}", *row.options.split(), *options)
-            execute("ecn_dist.train", "--config", f"{recipe}", *places, *options, ranks=self.ranks)
+            recipe = CONFIG.with_name(row.recipe) if row.recipe else config
+            places = [part for domain, packed in shards.items() for part in (f"--{domain}", f"{packed}")]
+            options = ("--output_dir", f"{run}", "--seed", f"{seed}", *row.options.split(), *options)
+            execute("ecn_dist.train", "--config", f"{recipe}", *places, *options, ranks=ranks)
         return run
 
-    def _evaluate(self, row: Row, start: Path) -> Evaluation:
-        output = self.folder / "adabn.json"
+    start = train(SOURCE_ONLY, "--epochs", "0")
+    weights = ["--model.weights", f"{start / 'weights.safetensors'}", "--optim.source_only_epochs", "0"]
+    found: dict[str, Evaluation] = {}
+    for row in rows:
+        if row.trains or not row.options:
+            found[row.name] = dict(read_run(train(row, *weights) if row.trains else start).evaluation)
+            continue
         print(f"\n==> evaluating: {row.meaning}", flush=True)
-        places = ["--checkpoint", f"{start}", "--data", f"{self.folder / 'shards' / 'target'}", "--output", f"{output}"]
-        execute("ecn_dist.evaluate", *places, "--workers", "0", *row.options.split(), ranks=self.ranks)
+        output = folder / "adabn.json"
+        places = ["--checkpoint", f"{start}", "--data", f"{shards['target']}", "--output", f"{output}"]
+        execute("ecn_dist.evaluate", *places, "--workers", "0", *row.options.split(), ranks=ranks)
         figures = json.loads(output.read_text(encoding="utf-8"))
-        return {key: figures[key] for key in figures if key != "camera_pairs"}
+        found[row.name] = {key: figures[key] for key in figures if key != "camera_pairs"}
+    return found
 
 
 def execute(module: str, *args: str, ranks: int = 0) -> None:
@@ -135,19 +126,14 @@ def execute(module: str, *args: str, ranks: int = 0) -> None:
 
 def as_cells(results: dict[str, list[Evaluation]], rows: Sequence[Row]) -> list[list[str]]:
     """Percent; over several seeds the mean and, behind the sign, the standard deviation."""
-    of_row = {row: [as_cell([found[key] for found in results[row.name]]) for key in COLUMNS] for row in rows}
+    of_row = {row: [mean_percent([found[key] for found in results[row.name]]) for key in COLUMNS] for row in rows}
     return [[row.name, *of_row[row], row.meaning] for row in rows]
-
-
-def as_cell(values: list[float]) -> str:
-    mean = f"{100 * statistics.fmean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
 def as_markdown(results: dict[str, list[Evaluation]], rows: Sequence[Row]) -> str:
     """docs/ablation.md: the table of means, the mAP of every seed, and what gave them."""
     seeds = len(results[SOURCE_ONLY.name])
-    each_seed = [[row.name, *(as_cell([found["mAP"]]) for found in results[row.name])] for row in rows]
+    each_seed = [[row.name, *(percent(found["mAP"]) for found in results[row.name])] for row in rows]
     head = f"""# Ablation on the synthetic domains
 
 Made by `make ablation`: {seeds} seeds, each with data, initial weights and order of its own. Every row but
@@ -189,16 +175,15 @@ def main(
     results: dict[str, list[Evaluation]] = {row.name: [] for row in rows}
     for nth in range(ABLATION_SEEDS if ablation else 1):
         folder = output_dir / f"seed-{nth}" if ablation else output_dir
-        found = Demo(folder, seed + nth, ranks, test_split, config).run(rows)
+        found = train_rows(rows, folder, seed=seed + nth, ranks=ranks, test_split=test_split, config=config)
         for name, evaluation in found.items():
             results[name].append(evaluation)
         report = write_report(folder / FULL.folder, comparison={n: [e] for n, e in found.items()})
     print()
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)
-    shown = Table(title="target domain, test identities (percent)")
-    for title in ("", *COLUMNS.values(), "what it is"):
-        shown.add_column(title, justify="right" if title in COLUMNS.values() else "left")
+    figures = (Column(title, justify="right") for title in COLUMNS.values())
+    shown = Table("", *figures, "what it is", title="target domain, test identities (percent)")
     for cells in as_cells(results, rows):
         shown.add_row(*cells)
     console.print(shown)

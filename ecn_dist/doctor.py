@@ -1,11 +1,9 @@
 """`doctor`: is everything well where a run is to be started?"""
 
 import sys
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
 from functools import partial
 
-import torch
 from jsonargparse.typing import PositiveFloat
 
 from ecn_dist import config as configuration
@@ -22,14 +20,13 @@ rank's, and between the ranks. It takes the options of `train`: the command line
 started (MODULE=ecn_dist.doctor launch/SCRIPT ...). Exit status 0 if all is well, 1 with remedies if not."""
 
 EXIT_PROBLEMS = 1
-HOST_CHECKS = ("torch", "accelerator", "shm", "shards", "plan", "disk")
-CHECKS = (*HOST_CHECKS, "group", "versions", "shared", "all_reduce")
+CHECKS = ("torch", "accelerator", "shm", "shards", "plan", "disk", "group", "versions", "shared", "all_reduce")
 CONNECT_SECONDS = 30.0  # tell whether ranks can be connected; a run's own timeout is for its longest pauses
-Everyones = list[tuple[Finding, list[int]]]  # with the ranks that found it
 
 
-def add_options(parser: ArgumentParser) -> None:
-    """The doctor's own options, beside those of `train`."""
+@command
+def main(argv: list[str] | None = None) -> int:
+    parser = configuration.build_parser("ecn-dist doctor", DESCRIPTION)
     group = parser.add_argument_group("Checks")
     only = f"this check alone, of {', '.join(CHECKS)}; may be given more than once"
     group.add_argument("--only", action="append", help=only)
@@ -37,29 +34,35 @@ def add_options(parser: ArgumentParser) -> None:
     group.add_argument("--min_bandwidth", type=PositiveFloat, default=100.0, metavar="MB/S", help="of an all-reduce")
     group.add_argument("--max_latency", type=PositiveFloat, default=10.0, metavar="MS", help="of an all-reduce")
     parser.set_defaults(timeout_seconds=CONNECT_SECONDS)
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    parser = configuration.build_parser("ecn-dist doctor", DESCRIPTION)
-    add_options(parser)
     config, options = configuration.parse_with(parser, argv)
     wanted = options.only or CHECKS
     for name in set(wanted) - set(CHECKS):
         raise UserError(f"--only: there is no check {name}; known are {', '.join(CHECKS)}")
-    rank, several = launched("RANK", 0), launched("WORLD_SIZE", 1) > 1
-    plans: list[Plan] = []  # the plan of the run, once it is checked
-    on_host = {name: look for name, look in _on_host(config, plans).items() if name in wanted}
-    findings = [found for name, look in on_host.items() for found in guarded(name, look)]
+    rank, plans = launched("RANK", 0), list[Plan]()  # the plan of the run, once it is checked
+    on_host: dict[str, Callable[[], Iterable[Finding]]] = {
+        "torch": host_checks.check_torch,
+        "accelerator": partial(host_checks.check_accelerator, config),
+        "shm": partial(host_checks.check_shm, config),
+        "shards": partial(host_checks.check_data, config),
+        "plan": partial(_check_plan, config, plans),
+        "disk": lambda: host_checks.check_disk(config, plans[0].disk_bytes if plans else None),
+    }
+    findings = [found for name, look in on_host.items() if name in wanted for found in guarded(name, look)]
     everyones = [(found, [rank]) for found in findings]
-    if several:
+    if launched("WORLD_SIZE", 1) > 1:
         device = distributed.resolve_device(config.device)
         joined = group_checks.join(config, device)
+        gradients = plans[0].network.trained_parameters * 4 if plans else None
+        limits = {"least_bandwidth": options.min_bandwidth * 1e6, "most_latency": options.max_latency / 1e3}
+        between: dict[str, Callable[[], Iterable[Finding]]] = {  # each collective
+            "group": lambda: [joined],
+            "versions": lambda: group_checks.check_versions(next(iter(host_checks.check_torch())).text),
+            "shared": partial(group_checks.check_shared_folder, config),
+            "all_reduce": partial(group_checks.check_all_reduce, device, gradients, **limits),
+        }
         try:
             if joined.ok:
-                findings += [joined] if "group" in wanted else []
-                for name, look in _between_ranks(config, plans, options, device).items():
-                    findings += look() if name in wanted else ()
+                findings += [found for name, look in between.items() if name in wanted for found in look()]
                 everyones = group_checks.collect(findings)
         except RuntimeError as error:
             joined = Finding("group", f"the connection between the ranks broke: {error}", "see the other ranks' output")
@@ -71,49 +74,20 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if all(found.ok for found, _ in everyones) else EXIT_PROBLEMS
 
 
-def _on_host(config: Config, plans: list[Plan]) -> dict[str, Callable[[], Iterable[Finding]]]:
-    def check_plan() -> Iterable[Finding]:
-        if not (config.output_dir and (config.source or config.target)):
-            yield Finding("plan", "no output_dir, or neither source nor target was given, so no run is planned")
-            return
-        try:
-            config.check()
-            plans.append(make_plan(config, launched("WORLD_SIZE", 1)))
-        except UserError as error:
-            yield Finding("plan", str(error), "correct the option that is named; train --dry_run shows the plan")
-            return
-        gib = plans[0].memory_bytes / 2**30
-        yield Finding("plan", f"{plans[0].timeline.total_steps} steps, {gib:.2f} GiB of device memory a rank")
-
-    def check_disk() -> Iterable[Finding]:
-        needed = plans[0].checkpoint_bytes * (plans[0].checkpoints + 1) if plans else None
-        return host_checks.check_disk(config, needed)
-
-    looks = (
-        host_checks.check_torch,
-        partial(host_checks.check_accelerator, config),
-        partial(host_checks.check_shm, config),
-        partial(host_checks.check_data, config),
-        check_plan,
-        check_disk,
-    )
-    return dict(zip(HOST_CHECKS, looks, strict=True))
+def _check_plan(config: Config, plans: list[Plan]) -> Iterable[Finding]:
+    if not (config.output_dir and (config.source or config.target)):
+        return [Finding("plan", "no output_dir, or neither source nor target was given, so no run is planned")]
+    try:
+        config.check()
+        plan = make_plan(config, launched("WORLD_SIZE", 1))
+    except UserError as error:
+        return [Finding("plan", str(error), "correct the option that is named; train --dry_run shows the plan")]
+    plans.append(plan)
+    text = f"{plan.timeline.total_steps} steps, {plan.memory_bytes / 2**30:.2f} GiB of device memory a rank"
+    return [Finding("plan", text)]
 
 
-def _between_ranks(
-    config: Config, plans: list[Plan], options: Namespace, device: torch.device
-) -> dict[str, Callable[[], Iterable[Finding]]]:
-    """Each look is collective."""
-    size = plans[0].network.trained_parameters * 4 if plans else None
-    limits = {"least_bandwidth": options.min_bandwidth * 1e6, "most_latency": options.max_latency / 1e3}
-    return {
-        "versions": partial(group_checks.check_versions, next(iter(host_checks.check_torch())).text),
-        "shared": partial(group_checks.check_shared_folder, config),
-        "all_reduce": partial(group_checks.check_all_reduce, device, size, **limits),
-    }
-
-
-def _print(everyones: Everyones, quiet: bool) -> None:
+def _print(everyones: list[tuple[Finding, list[int]]], quiet: bool) -> None:
     world_size = launched("WORLD_SIZE", 1)
     for found, ranks in everyones:
         if found.ok and quiet:

@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.progress import track
 
 from ecn_dist import distributed
-from ecn_dist.command import verb
+from ecn_dist.command import BatchSize, Checkpoint, Device, RunConfig, verb
 from ecn_dist.errors import UserError, printable
 from ecn_dist.files import check_name
-from ecn_dist.methods.options import Count
 from ecn_dist.packing.layouts import PICTURE_SUFFIXES, files_below
 from ecn_dist.packing.records import first_few
 from ecn_dist.serving.embedder import Embedder, PictureFile, read_picture
@@ -26,10 +25,10 @@ def main(
     *,
     input: Path,
     output: Path,
-    checkpoint: Path,
-    config: Path | None = None,
-    device: str = "auto",
-    batch_size: Count = 128,
+    checkpoint: Checkpoint,
+    config: RunConfig | None = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 128,
 ) -> int:
     """Write the features of all pictures below a folder to one file, with their names and SHA-256 checksums.
 
@@ -40,10 +39,6 @@ def main(
     Args:
         input: folder of pictures, in folders or not
         output: the file to write, ending in .safetensors
-        checkpoint: the model: a run folder, a checkpoint, or a file of weights
-        config: the run's configuration (YAML), if not found by --checkpoint
-        device: auto (the accelerator, else the CPU), cpu, cuda, ...
-        batch_size: pictures embedded at once
     """
     check_name(output, SUFFIX)
     files, left_out = find_pictures(input)

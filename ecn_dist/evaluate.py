@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 from ecn_dist import distributed
-from ecn_dist.command import verb
+from ecn_dist.command import BatchSize, Checkpoint, Device, Loaders, RunConfig, verb
 from ecn_dist.data import ShardIndex
 from ecn_dist.errors import UserError
-from ecn_dist.files import write_atomically
-from ecn_dist.methods.options import Count, Natural
+from ecn_dist.files import check_name, write_atomically
+from ecn_dist.methods.options import Natural
 from ecn_dist.ranking import evaluating
 from ecn_dist.reporting import words
 from ecn_dist.training import feeding, tracking
@@ -19,37 +19,32 @@ from ecn_dist.training.trained import load_trained
 @verb("evaluate", "example: torchrun --nproc_per_node 2 -m ecn_dist.evaluate --checkpoint runs/m2d --data shards/duke")
 def main(
     *,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     data: str,
-    config: Path | None = None,
+    config: RunConfig | None = None,
     adapt_batchnorm: bool = False,
     rerank: bool = False,
     expand_queries: Natural = 0,
     camera_free: bool = False,
-    batch_size: Count = 128,
-    workers: Natural = 2,
-    device: str = "auto",
+    batch_size: BatchSize = 128,
+    workers: Loaders = 2,
+    device: Device = "auto",
     output: Path | None = None,
 ) -> int:
     """Evaluate a trained network on the query and gallery of a shard folder: mAP, CMC, mINP.
 
     Args:
-        checkpoint: a run folder, a checkpoint, or a file of weights
         data: shard folder with query and gallery
-        config: the run's configuration (YAML), if not found by --checkpoint
         adapt_batchnorm: AdaBN: take BatchNorm statistics from the data's train split
         rerank: rank by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3)
         expand_queries: average each query with so many of its nearest gallery pictures first
         camera_free: count true matches by the query's own camera as well; so it always is for data of one camera
-        batch_size: pictures a rank embeds at once
-        workers: loader processes a rank
-        device: auto (the accelerator, else the CPU), cpu, cuda, ...
         output: also write the figures, as fractions, and those of each pair of cameras to this file (JSON)
     """
     where = distributed.resolve_device(device)
     distributed.start(where)
     if output is not None:
-        distributed.together(lambda: _check_output(output))
+        distributed.together(lambda: check_name(output, output.suffix) if distributed.is_main() else None)
     index = distributed.together(lambda: ShardIndex.load(data))
     if not evaluating.has_evaluation(index):
         raise UserError(f"{data} lacks query or gallery, it has: {', '.join(index.splits)}", on_all_ranks=True)
@@ -67,11 +62,6 @@ def main(
     if output is not None:
         distributed.together(lambda: write_atomically(output, figures) if distributed.is_main() else None)
     return 0
-
-
-def _check_output(path: Path) -> None:
-    if distributed.is_main() and not path.absolute().parent.is_dir():
-        raise UserError(f"--output: there is no folder {path.parent}; make it first")
 
 
 if __name__ == "__main__":

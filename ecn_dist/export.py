@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from ecn_dist.command import verb
+from ecn_dist.command import Checkpoint, RunConfig, verb
 from ecn_dist.config import flatten
+from ecn_dist.errors import UserError
 from ecn_dist.reporting import model_card
 from ecn_dist.serving import exporting
 from ecn_dist.serving.embedder import Embedder
@@ -16,8 +17,8 @@ def main(
     *,
     format: Annotated[str, tuple(exporting.FORMATS)],
     output: Path,
-    checkpoint: Path,
-    config: Path | None = None,
+    checkpoint: Checkpoint,
+    config: RunConfig | None = None,
 ) -> int:
     """Write a trained model as ONNX or PT2 (torch.export): pictures in, features of unit length out.
 
@@ -30,14 +31,13 @@ def main(
     Args:
         format: onnx needs an extra: pip install 'ecn_dist[export]'
         output: the file to write, ending in .onnx or .pt2
-        checkpoint: the model: a run folder, a checkpoint, or a file of weights
-        config: the run's configuration (YAML), if not found by --checkpoint
     """
     exporting.check_export(format, output)
     embedder = Embedder.load(checkpoint, "cpu", config)
     card = output.absolute().parent / model_card.NAME
-    keeps_card = model_card.has_card(card, embedder.fingerprint)
-    facts = None if keeps_card else model_card.facts_of(checkpoint, config)
+    if card.is_file() and embedder.fingerprint not in card.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{card} is the card of another model; export to a folder of its own, or remove that card")
+    facts = None if card.is_file() else model_card.facts_of(checkpoint, config)
     metadata = exporting.describe(embedder.backbone, embedder.height, embedder.width, embedder.fingerprint)
     difference = exporting.export(embedder.backbone, format, output, metadata)
     print(f"wrote {output}: within {difference:.1e} of the model on random input")

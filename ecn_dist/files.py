@@ -13,10 +13,8 @@ from ecn_dist.errors import UserError
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> Path:
     """Write `content` (text as UTF-8) to `path`, and return it as a Path. What was there stays until all is written.
 
-    A missing folder is made. What stands there and is no file (a device, a pipe) is written to as it is.
-
-    Raises:
-        UserError: it cannot be written; the text names the file, the reason and what to do.
+    A missing folder is made. What stands there and is no file (a device, a pipe) is written to as it is. Raises
+    `UserError` where it cannot be written.
     """
     with atomic_file(path) as file:
         # Names of files may hold bytes of no encoding.

@@ -13,13 +13,13 @@ import numpy as np
 from ecn_dist import distributed
 from ecn_dist.clustering import find_clusters
 from ecn_dist.clustering.quality import cluster_figures
-from ecn_dist.command import verb
+from ecn_dist.command import BatchSize, Checkpoint, Device, Loaders, RunConfig, verb
 from ecn_dist.data import ShardIndex, SplitIndex
 from ecn_dist.data.reader import ShardReader
 from ecn_dist.errors import UserError
 from ecn_dist.files import check_name, write_atomically
 from ecn_dist.methods.cluster.options import ClusterOptions
-from ecn_dist.methods.options import Count, Natural, Positive, check_ranges
+from ecn_dist.methods.options import Count, Positive, check_ranges
 from ecn_dist.ranking.features import EvaluationInput, extract_split
 from ecn_dist.training.trained import load_trained
 
@@ -27,7 +27,7 @@ from ecn_dist.training.trained import load_trained
 @verb("label", "example: torchrun --nproc_per_node 2 -m ecn_dist.label --checkpoint R --data S --output labels.csv")
 def main(
     *,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     data: str,
     output: Path,
     split: Annotated[str, ("train", "query", "gallery")] = "train",
@@ -39,10 +39,10 @@ def main(
     k1_intra: Count | None = None,
     k1_inter: Count | None = None,
     copies: bool = False,
-    config: Path | None = None,
-    batch_size: Count = 128,
-    workers: Natural = 2,
-    device: str = "auto",
+    config: RunConfig | None = None,
+    batch_size: BatchSize = 128,
+    workers: Loaders = 2,
+    device: Device = "auto",
 ) -> int:
     """Cluster the pictures of a shard folder by a trained model, and write a table: file, camera, label.
 
@@ -51,7 +51,6 @@ def main(
     compared with them at the end. Options that are not given are those of the run.
 
     Args:
-        checkpoint: the model: a run folder, a checkpoint, or a file of weights
         data: shard folder
         output: the table to write, ending in .csv: a line a picture, sorted by exemplar index; label -1 is an outlier
         split: which of the folder's splits
@@ -63,10 +62,6 @@ def main(
         k1_intra: with camera_aware, nearest pictures of the same camera, beside the picture itself
         k1_inter: with camera_aware, nearest pictures of the other cameras
         copies: take the mean feature of a picture and its style copies
-        config: the run's configuration (YAML), if not found by --checkpoint
-        batch_size: pictures a rank embeds at once
-        workers: loader processes a rank
-        device: auto (the accelerator, else the CPU), cpu, cuda, ...
     """
     check_name(output, ".csv")
     where = distributed.resolve_device(device)
@@ -88,8 +83,10 @@ def main(
         found.features, camids=camids if options.camera_aware else None, sharded=True, **options.search_arguments()
     ).labels.numpy()
 
-    files = distributed.together(lambda: _names_of_part(pictures))
-    files = list(chain(*distributed.gather_objects(files)))
+    part, rank = distributed.RowPartition(len(pictures), distributed.world_size()), distributed.rank()
+    own = range(part.start(rank), part.stop(rank))  # the rows that this rank embedded
+    names = distributed.together(lambda: ShardReader().read_file_names(pictures, own))
+    files = list(chain(*distributed.gather_objects(names)))
     distributed.together(lambda: _write(output, pictures, labels, files) if distributed.is_main() else None)
     return 0
 
@@ -98,12 +95,6 @@ def _check(options: ClusterOptions) -> None:
     check_ranges(options, "--")
     if options.k2 > options.k1:
         raise UserError(f"--k2: {options.k2} must be at most --k1 ({options.k1})")
-
-
-def _names_of_part(split: SplitIndex) -> list[str]:
-    """File names of the pictures that this rank embedded."""
-    part, rank = distributed.RowPartition(len(split), distributed.world_size()), distributed.rank()
-    return ShardReader().read_file_names(split, range(part.start(rank), part.stop(rank)))
 
 
 def _write(path: Path, split: SplitIndex, labels_N: np.ndarray, files: list[str]) -> None:

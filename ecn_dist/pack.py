@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from ecn_dist.command import verb
+from ecn_dist.command import Workers, verb
 from ecn_dist.data.index import ShardIndex
 from ecn_dist.errors import printable
 from ecn_dist.methods.options import Count, Natural, Positive
@@ -13,7 +13,7 @@ from ecn_dist.packing.layouts import LAYOUTS, STYLES_FOLDER, read_dataset
 from ecn_dist.packing.records import check_queries, first_few
 from ecn_dist.packing.shards import check_output, pack
 from ecn_dist.packing.styles import KINDS, find_styles
-from ecn_dist.packing.summary import print_summary
+from ecn_dist.packing.validation import print_summary
 
 EPILOG = r"""
 Layouts, junk pictures and missing splits: docs/data.md. A folder of any pictures is layout folder.
@@ -48,7 +48,7 @@ def main(
     min_shards: Count = 1,
     max_size: Annotated[tuple[int, int], size] | None = None,
     seed: Natural = 0,
-    workers: Count | None = None,
+    workers: Workers | None = None,
     overwrite: bool = False,
 ) -> int:
     """Turn a folder of pictures into shards.
@@ -69,7 +69,6 @@ def main(
         min_shards: at least so many shards for each split
         max_size: HxW: reduce larger pictures to fit; otherwise a JPEG is kept as it is
         seed: of the samples' order in the shards
-        workers: processes (default: one for each core, if it is worth it)
         overwrite: replace the shards that --output holds
     """
     check_output(output, overwrite)

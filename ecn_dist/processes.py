@@ -34,8 +34,7 @@ def run_jobs(
     """`[function(job) for job in jobs]`, on `workers` processes, with a bar on a terminal's standard error.
 
     `function` is pickled: top-level, or a partial of such a function. With one worker, or one job, all runs in this
-    process. Raises what a job raises, when jobs that have not begun are given up, and `UserError` where a worker ended
-    unexpectedly. Workers end when this process does.
+    process. Raises what a job raises, or `UserError` where a worker ended unexpectedly.
     """
 
     def watched(results: Iterable[Result]) -> list[Result]:
@@ -62,11 +61,9 @@ def run_jobs(
 def _start_worker() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the fork server disregards them
         signal.signal(number, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

@@ -8,12 +8,10 @@ from ecn_dist.errors import UserError
 from ecn_dist.reporting.report import write_report
 from ecn_dist.reporting.run_reader import read_run
 
-EXAMPLE = (
-    'example: ecn-dist report --run runs/x --compare "full=runs/x" --compare "full=runs/x2" --compare "base=runs/y"'
+
+@verb(
+    "report", "example: ecn-dist report --run runs/x --compare full=runs/x --compare full=runs/x2 --compare base=runs/y"
 )
-
-
-@verb("report", EXAMPLE)
 def main(*, run: Path, output: str | None = None, compare: list[str] | None = None) -> int:
     """Write one self-contained HTML file of a run.
 

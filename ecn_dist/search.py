@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from ecn_dist.command import verb
+from ecn_dist.command import Checkpoint, Device, RunConfig, verb
 from ecn_dist.data.pictures import UnreadablePicture, decode
 from ecn_dist.errors import UserError, printable
 from ecn_dist.files import write_atomically
@@ -25,9 +25,9 @@ def main(
     *,
     query: list[Path],
     gallery: Path,
-    checkpoint: Path,
-    config: Path | None = None,
-    device: str = "auto",
+    checkpoint: Checkpoint,
+    config: RunConfig | None = None,
+    device: Device = "auto",
     top: Count = 10,
     draw: Path | None = None,
     pictures: Path | None = None,
@@ -41,9 +41,6 @@ def main(
     Args:
         query: one picture or several
         gallery: features that `embed` wrote
-        checkpoint: the model: a run folder, a checkpoint, or a file of weights
-        config: the run's configuration (YAML), if not found by --checkpoint
-        device: auto (the accelerator, else the CPU), cpu, cuda, ...
         top: how many matches
         draw: also draw the matches to this file, ending in .png
         pictures: with --draw: the folder where the gallery's pictures are (default: where they were embedded from)

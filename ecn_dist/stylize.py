@@ -1,9 +1,4 @@
-"""Learn how each camera renders, and write shards with copies of each picture in the others' styles.
-
-    torchrun --nproc_per_node 2 -m ecn_dist.stylize --data shards/mine --output shards/mine-styled
-
-Under torchrun every process is one rank; without it there is one. See docs/use.md and `--help`.
-"""
+"""`stylize`: learn how each camera renders, and write shards with copies of each picture in the others' styles."""
 
 import sys
 import time
@@ -75,13 +70,12 @@ def _train(run: Run, index: ShardIndex, device: torch.device, stop: StopRequest)
 
 def _write(config: options.Config, index: ShardIndex, generator: Generator, device: torch.device) -> dict[str, Any]:
     """Write the copies; print, and return, how good they are. Collective."""
-    output = Path(config.output)
     write_copies(index, generator.to(device), config, device)
     asked = load_trained(Path(config.checkpoint), device) if config.checkpoint else None
 
     def judge() -> dict[str, Any]:
         figures = judging.judge(ShardIndex.load(config.output), Path(config.output_dir), asked, device)
-        print(f"{output}: copies in the styles of {index.num_cameras} cameras; {judging.in_words(figures)}")
+        print(f"{config.output}: copies in the styles of {index.num_cameras} cameras; {judging.in_words(figures)}")
         return {"styles": figures}
 
     return distributed.on_main(judge)

@@ -4,8 +4,8 @@ import sys
 import time
 from typing import Annotated, Literal
 
-from ecn_dist.command import verb
-from ecn_dist.methods.options import Count, Natural
+from ecn_dist.command import Workers, verb
+from ecn_dist.methods.options import Natural
 from ecn_dist.synthetic import PRESETS, DomainSize, write_domain
 
 EPILOG = """\
@@ -31,7 +31,7 @@ def main(
     height: int = 64,
     width: int = 32,
     test_split: Literal["test", "validation"] = "test",
-    workers: Count | None = None,
+    workers: Workers | None = None,
 ) -> int:
     """Draw pedestrians procedurally and write them as a Market-1501 style folder of JPEGs.
 
@@ -48,7 +48,6 @@ def main(
         height: of a picture, in pixels
         width: of a picture, in pixels
         test_split: which people are query and gallery: choose settings on validation, report test
-        workers: processes (default: one for each core, if it is worth it)
     """
     start = time.perf_counter()
     size = DomainSize(train_identities, test_identities, cameras, pictures_per_camera, height, width, test_split)

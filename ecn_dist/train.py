@@ -1,9 +1,4 @@
-"""Train a method on a source and a target domain.
-
-    torchrun --nproc_per_node 2 -m ecn_dist.train --config configs/demo.yaml --source S --target T --output_dir R
-
-Under torchrun every process is one rank; without it there is one. See README.md and `--help`.
-"""
+"""`train`: a method on a source and a target domain; under torchrun every process is one rank."""
 
 import sys
 from pathlib import Path

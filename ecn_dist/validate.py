@@ -2,25 +2,22 @@
 
 import sys
 
-from ecn_dist.command import verb
+from ecn_dist.command import Workers, verb
 from ecn_dist.data.index import ShardIndex
 from ecn_dist.errors import printable
-from ecn_dist.methods.options import Count
-from ecn_dist.packing.summary import print_summary
-from ecn_dist.packing.validation import validate
+from ecn_dist.packing.validation import print_summary, validate
 
 EXIT_PROBLEMS = 1
 
 
 @verb("validate", "Exit status 0 if all is well, 1 with a list of what is wrong if not.")
-def main(folder: str, *, workers: Count | None = None) -> int:
+def main(folder: str, *, workers: Workers | None = None) -> int:
     """Check a shard folder and print its summary.
 
     Every shard's checksum, every picture decoded, every sample's data against the index.
 
     Args:
         folder: shard folder, or the URL prefix of one
-        workers: processes (default: one for each core, if it is worth it)
     """
     index = ShardIndex.load(folder)
     problems = validate(index, workers=workers)

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ecn_dist.command import command
-from ecn_dist.demo import as_cell, execute
+from ecn_dist.demo import execute
 from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
 from ecn_dist.reporting.run_reader import is_finished, read_run
+from ecn_dist.reporting.words import mean_percent
 
 RECIPES = Path(__file__).parent
 COLUMNS = {"mAP_stepwise": "mAP (step-wise)", "rank1": "rank-1", "mAP": "mAP (trapezoid)", "mINP": "mINP"}
@@ -101,7 +102,7 @@ def as_markdown(results: Mapping[str, list[Figures]], rows: Iterable[Row]) -> st
     table = [["", *COLUMNS.values(), "seeds", "minutes", "what it is"], ["---", *["---:"] * 6, "---"]]
     for row in rows:
         found = results[row.name]
-        cells = [as_cell([figures[key] for figures in found]) for key in COLUMNS]
+        cells = [mean_percent([figures[key] for figures in found]) for key in COLUMNS]
         seconds = [figures["seconds"] for figures in found if "seconds" in figures]
         minutes = f"{sum(seconds) / len(seconds) / 60:.0f}" if seconds else ""
         table.append([row.name, *cells, str(len(found)), minutes, row.meaning])

@@ -38,7 +38,7 @@ class Options:
     @classmethod
     def of(cls, parsed: Namespace) -> "Options | None":
         """From the options of `add_options`; None where no dry run is asked for."""
-        given = {name: getattr(parsed, name) for name in ("world_size", "images_per_second", "gib_per_rank")}
+        given = {name: getattr(parsed, name) for name in _OPTIONS}
         if parsed.dry_run:
             return cls(**given | {"world_size": parsed.world_size or launched("WORLD_SIZE", 1)})
         for name, value in given.items():
@@ -47,17 +47,20 @@ class Options:
         return None
 
 
+_SPEED = "what all ranks do, as metrics.jsonl has it, to also print the time that the run takes"
+_OPTIONS = {
+    "world_size": (PositiveInt, "ranks (default: those of torchrun, or 1)"),
+    "images_per_second": (PositiveFloat, _SPEED),
+    "gib_per_rank": (PositiveFloat, "refuse a plan that needs more device memory"),
+}
+
+
 def add_options(parser: ArgumentParser) -> None:
     """Give the parser (of jsonargparse) of `train` the dry run's options."""
     group = parser.add_argument_group("Dry run: print the run's plan, start nothing")
     about = "print steps, batches, device memory, traffic, arithmetic, checkpoints"
     group.add_argument("--dry_run", action="store_true", help=about)
-    speed = "what all ranks do, as metrics.jsonl has it, to also print the time that the run takes"
-    for name, kind, text in (
-        ("world_size", PositiveInt, "ranks (default: those of torchrun, or 1)"),
-        ("images_per_second", PositiveFloat, speed),
-        ("gib_per_rank", PositiveFloat, "refuse a plan that needs more device memory"),
-    ):
+    for name, (kind, text) in _OPTIONS.items():
         group.add_argument(f"--{name}", type=kind, help=f"with --dry_run: {text}")
 
 
@@ -75,10 +78,7 @@ class NetworkCost:
 
 
 def meta_method(config: Config, domains: Domains) -> Method:
-    """The method of `config` on the meta device, without weights.
-
-    Raises `UserError` for an unknown network, an input size it does not take, and too many frozen stages.
-    """
+    """The method of `config` on the meta device, without weights. `UserError` for a network that cannot be."""
     # A dropout's mask is drawn by a generator, which the meta device has not; `measure` counts it.
     return build_method(replace(config, model=replace(config.model, dropout=0.0)), domains, META).train()
 
@@ -137,6 +137,11 @@ class Plan:
         return sum(self.memory.values())
 
     @property
+    def disk_bytes(self) -> int:
+        """Of the checkpoints that are kept, and one more while the newest is being written."""
+        return self.checkpoint_bytes * (self.checkpoints + 1)
+
+    @property
     def sent_bytes(self) -> int:
         return sum(sent(transfer, self.world_size) for transfer in self.transfers)
 
@@ -164,49 +169,39 @@ def make_plan(config: Config, world_size: int) -> Plan:
         flatten(config), num_pictures=num_exemplars, world_size=world_size, element=element
     )
     alone_steps = feeder.timeline.source_only_steps
-    own_flops = (feeder.timeline.total_steps - alone_steps) * (network.flops + costs.flops)
-    batch = config.global_batch_size // world_size
-    moments = {"sgd": 1, "adam": 2}[config.optim.optimizer]  # numbers that it keeps of each parameter
-    model = (network.parameters + moments * network.trained_parameters) * element + network.buffer_bytes
+    own_steps = feeder.timeline.total_steps - alone_steps
     images = feeder.images(Step(0, 0, False))  # of a step
+    moments = {"sgd": 1, "adam": 2}[config.optim.optimizer]  # numbers that it keeps of each parameter
+    parameters, gradients = network.parameters * element + network.buffer_bytes, network.trained_parameters * element
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
+    memory = {
+        "parameters": parameters,
+        "gradients": gradients,
+        "optimizer": moments * gradients,
+        # Under autocast nearly all that is kept for the backward pass is in half precision.
+        "activations": network.activations * (2 if config.precision in ("bf16", "fp16") else element),
+        "pictures": images // world_size * 3 * config.data.height * config.data.width * (4 + 1),
+        "chunk of memory rows": default_chunk_bytes(torch.device("cpu" if on_cpu else "cuda")),
+    }
+    transfers = [Transfer("gradients", "all_reduce", gradients)]
+    if config.model.batchnorm == "sync":
+        # Mean and square sum of every channel, for each pass: there and, for the backward pass, back.
+        each_way = len(feeder.feeds) * 2 * network.batchnorm_channels * element
+        transfers.append(Transfer("BatchNorm, forward", "all_gather", each_way))
+        transfers.append(Transfer("BatchNorm, backward", "all_reduce", each_way))
     return Plan(
         world_size=world_size,
         timeline=feeder.timeline,
-        batch_per_rank=batch,
+        batch_per_rank=config.global_batch_size // world_size,
         num_exemplars=num_exemplars,
         network=network,
-        memory=_memory(config, network, images // world_size, element, moments) | dict(costs.memory),
-        transfers=_transfers(config, network, element, len(feeder.feeds)) + costs.transfers if world_size > 1 else (),
-        checkpoint_bytes=model + costs.checkpoint_bytes,
+        memory=memory | dict(costs.memory),
+        transfers=(*transfers, *costs.transfers) if world_size > 1 else (),
+        checkpoint_bytes=parameters + moments * gradients + costs.checkpoint_bytes,
         checkpoints=config.checkpoint.keep + config.checkpoint.keep_best + len(config.checkpoint.keep_epochs),
-        flops_per_rank=own_flops + alone_steps * network.source_flops,
-        images=alone_steps * config.global_batch_size + (feeder.timeline.total_steps - alone_steps) * images,
+        flops_per_rank=own_steps * (network.flops + costs.flops) + alone_steps * network.source_flops,
+        images=alone_steps * config.global_batch_size + own_steps * images,
     )
-
-
-def _memory(config: Config, network: NetworkCost, images: int, element: int, moments: int) -> dict[str, int]:
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
-    pixels = 3 * config.data.height * config.data.width
-    # Under autocast nearly all that is kept for the backward pass is in half precision.
-    activation = 2 if config.precision in ("bf16", "fp16") else element
-    return {
-        "parameters": network.parameters * element + network.buffer_bytes,
-        "gradients": network.trained_parameters * element,
-        "optimizer": moments * network.trained_parameters * element,
-        "activations": network.activations * activation,
-        "pictures": images * pixels * (4 + 1),
-        "chunk of memory rows": default_chunk_bytes(torch.device("cpu" if on_cpu else "cuda")),
-    }
-
-
-def _transfers(config: Config, network: NetworkCost, element: int, passes: int) -> tuple[Transfer, ...]:
-    gradients = Transfer("gradients", "all_reduce", network.trained_parameters * element)
-    if config.model.batchnorm != "sync":
-        return (gradients,)
-    # Mean and square sum of every channel, for each pass: there and, for the backward pass, back.
-    each_way = passes * 2 * network.batchnorm_channels * element
-    forward = Transfer("BatchNorm, forward", "all_gather", each_way)
-    return gradients, forward, Transfer("BatchNorm, backward", "all_reduce", each_way)
 
 
 def check_fits(plan: Plan, config: Config, options: Options) -> None:
@@ -223,12 +218,10 @@ def check_fits(plan: Plan, config: Config, options: Options) -> None:
             f"{largest} ({_size(plan.memory[largest])}). Use more ranks, a smaller global_batch_size, precision bf16, "
             "or memory.dtype bf16"
         )
-    needed = plan.checkpoint_bytes * (plan.checkpoints + 1)  # one more while the newest is being written
-    free = free_bytes(Path(config.output_dir))
-    if free < needed:
+    if (free := free_bytes(Path(config.output_dir))) < plan.disk_bytes:
         raise UserError(
             f"output_dir: {config.output_dir} has {_size(free)} free, and {plan.checkpoints + 1} checkpoints of "
-            f"{_size(plan.checkpoint_bytes)} need {_size(needed)}; make room, or lower checkpoint.keep"
+            f"{_size(plan.checkpoint_bytes)} need {_size(plan.disk_bytes)}; make room, or lower checkpoint.keep"
         )
 
 

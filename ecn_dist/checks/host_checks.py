@@ -81,9 +81,8 @@ def check_accelerator(config: Config) -> Iterable[Finding]:
     built_for = "CUDA" if torch.version.cuda else "ROCm" if torch.version.hip else None
     available = torch.accelerator.is_available()
     if config.device == "cpu" or (config.device == "auto" and not (built_for or available)):
-        return [
-            Finding("accelerator", f"ranks compute on the CPU{'' if built_for else ', as this torch is built for it'}")
-        ]
+        why = "" if built_for else ", as this torch is built for it"
+        return [Finding("accelerator", f"ranks compute on the CPU{why}")]
     if not available:
         text = f"torch is built for {built_for or 'the CPU'} and sees no accelerator"
         remedy = (
@@ -113,16 +112,15 @@ def check_shm(config: Config) -> Iterable[Finding]:
     ranks = launched("LOCAL_WORLD_SIZE", 0) or max(torch.accelerator.device_count(), 1)
     batch = -(-config.global_batch_size // max(launched("WORLD_SIZE", 1), ranks))
     remedy = "give the container more (docker run --shm-size=8g or --ipc=host; Kubernetes: emptyDir of medium Memory)"
-    free = free_bytes(Path(SHARED_MEMORY))
-    nccl = ranks * NCCL_SHM_BYTES if config.device != "cpu" and torch.accelerator.is_available() else 0
-    if free < nccl:
-        text = f"{SHARED_MEMORY} has {free // MIB} MiB free, and NCCL needs {nccl // MIB} MiB"
-        return [Finding("shm", text, remedy)]
+    free, uses_nccl = free_bytes(Path(SHARED_MEMORY)), config.device != "cpu" and torch.accelerator.is_available()
+    text = f"{SHARED_MEMORY} has {free // MIB} MiB free"
+    if free < (nccl := ranks * NCCL_SHM_BYTES * uses_nccl):
+        return [Finding("shm", f"{text}, and NCCL needs {nccl // MIB} MiB", remedy)]
     try:
         check_shared_memory(ranks * 2 * batch * 3 * config.data.height * config.data.width, config.data.workers)
     except UserError as error:
         return [Finding("shm", str(error), f"{remedy}, or lower data.workers")]
-    return [Finding("shm", f"{SHARED_MEMORY} has {free // MIB} MiB free, which is enough")]
+    return [Finding("shm", f"{text}, which is enough")]
 
 
 def check_disk(config: Config, needed: int | None) -> Iterable[Finding]:
@@ -142,10 +140,10 @@ def check_disk(config: Config, needed: int | None) -> Iterable[Finding]:
 
 def check_data(config: Config) -> Iterable[Finding]:
     """The shard folders: index, every local shard's size, and one picture of every local split read and decoded."""
-    folders = {"source": config.source, "target": config.target, "checkpoint.validation": config.checkpoint.validation}
+    folders = {"source": config.source, "target": config.target}
+    if config.checkpoint.validation:
+        folders["checkpoint.validation"] = config.checkpoint.validation
     for key, folder in folders.items():
-        if not folder and key == "checkpoint.validation":
-            continue
         if not folder:
             yield Finding("shards", f"no {key} was given, so none is looked at")
             continue

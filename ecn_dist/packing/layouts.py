@@ -1,9 +1,4 @@
-"""Folder layouts of the field's data sets -> records.
-
-market, duke, msmt17  0002_c1s1_000451_03.jpg: pid before the first _, camera after c; msmt17 in the reshaped form
-msmt17-original       lists of names like 0000_000_01_0303morning_0008_0.jpg, third field the camera, with pids
-folder                any pictures, with a regular expression over their paths or a CSV table
-"""
+"""Folder layouts of the field's data sets -> records; docs/data.md shows them."""
 
 import csv
 import io
@@ -49,11 +44,8 @@ def read_dataset(
         table: for `folder`, instead of a pattern: a CSV file with the columns path, camid, and where known pid, split.
         styles_folder: where below `root` the data set keeps its style copies, if it has any.
 
-    Raises:
-        UserError: the folder does not fit the layout; names what does not fit.
+    Raises `UserError`, which names what does not fit the layout, and `OSError` for a folder that may not be read.
     """
-    if layout not in LAYOUTS:
-        raise UserError(f"no such layout: {layout!r}; there are {', '.join(LAYOUTS)}")
     if not root.is_dir():
         raise UserError(f"no such data set folder: {root}")
     if layout != "folder" and (pattern or table):
@@ -61,20 +53,15 @@ def read_dataset(
     if layout == "folder" and (pattern is None) == (table is None):
         raise UserError("layout folder needs either a pattern or a table that says which camera took which picture")
     found = _Found(root)
-    try:
-        styles = root / styles_folder if (root / styles_folder).is_dir() else None
-        if layout in MARKET_STYLE:
-            _read_market(found, layout)
-        elif layout == "msmt17-original":
-            _read_msmt17_original(found)
-        elif table is not None:
-            _read_table(found, table)
-        else:
-            _read_pattern(found, str(pattern), styles)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}). Check that you have the right to"
-        ) from error
+    styles = root / styles_folder if (root / styles_folder).is_dir() else None
+    if layout in MARKET_STYLE:
+        _read_market(found, layout)
+    elif layout == "msmt17-original":
+        _read_msmt17_original(found)
+    elif table is not None:
+        _read_table(found, table)
+    else:
+        _read_pattern(found, str(pattern), styles)
     dataset = collect(layout, root, found.splits, sorted(found.ignored), styles)
     if table is not None:  # or results are measured on training pictures, or a query finds itself
         train, query, gallery = ({record.file for record in dataset.splits.get(name, ())} for name in MARKET_FOLDERS)
@@ -87,15 +74,9 @@ def read_dataset(
 def files_below(root: Path, but: Path | None = None) -> tuple[list[str], list[str]]:
     """What is in a folder and in the folders in it; links to folders are followed, each folder once.
 
-    Args:
-        but: a folder to leave out.
-
-    Returns:
-        The regular files, sorted, as paths below `root` with /; and what else there is: links to a folder that was met
-        before, as a loop does, and pipes, sockets and devices, which might never end.
-
-    Raises:
-        OSError: a folder may not be read.
+    Returns the regular files but those below `but`, sorted, as paths below `root` with /; and what else there is: links
+    to a folder that was met before, as a loop does, and pipes, sockets and devices, which might never end. Raises
+    `OSError` where a folder may not be read.
     """
     files: list[str] = []
     left_out: list[str] = []

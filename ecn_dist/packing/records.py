@@ -1,18 +1,17 @@
 """What a data set holds, whatever its folder looks like: pictures with identity and camera, by split."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
 from ecn_dist.data.index_gate import SPLIT_NAMES, UNKNOWN_PID
 from ecn_dist.errors import UserError
 
 SHOWN = 5  # how many offenders an error names
+Seen = tuple[int, int]  # pid and camid of a picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +57,14 @@ def refuse_unreadable(names: list[str]) -> None:
 
 
 def collect(
-    layout: str,
-    root: Path,
-    splits: Mapping[str, Iterable[Record]],
-    ignored: Iterable[str] = (),
-    styles_folder: Path | None = None,
+    layout: str, root: Path, splits: Mapping[str, Iterable[Record]], ignored: Iterable[str], styles_folder: Path | None
 ) -> Dataset:
     """Sort, drop junk, number the cameras and check what every data set must fulfil.
 
     Pictures with pid -1 are junk and dropped, except in the training split of layout folder: there they are pictures
     whose identity nobody knows, which a target may hold. Cameras are numbered from 0 in the order of their numbers, or
-    of their names where they are not numbers.
-
-    Raises:
-        UserError: a split is left without pictures, has two pictures of one name, or no split can be used.
+    of their names where they are not numbers. Raises `UserError` where a split is left without pictures or has two of
+    one name, or no split can be used.
     """
     kept: dict[str, tuple[Record, ...]] = {}
     junk: dict[str, int] = {}
@@ -111,35 +104,25 @@ def check_queries(dataset: Dataset) -> int:
     """How many queries have no true match; `UserError` where none has one."""
     if "query" not in dataset.splits:
         return 0
-    query_2Q, gallery_2G = (
-        np.array([(record.pid, dataset.camids[record.camera]) for record in dataset.splits[split]], dtype=np.int64).T
+    query, gallery = (
+        [(record.pid, dataset.camids[record.camera]) for record in dataset.splits[split]]
         for split in ("query", "gallery")
     )
-    without = queries_without_match(*query_2Q, *gallery_2G, num_cameras=len(dataset.cameras))
-    if without.all():
+    without = queries_without_match(query, gallery, len(dataset.cameras))
+    if len(without) == len(query):
         raise UserError(
             f"none of the {len(without)} queries of {dataset.root} has a picture of the same person from another "
             "camera in the gallery (with one camera: any picture), so nothing could be measured. Check that query and "
             "gallery belong together, and that pid and camera are read from the right place"
         )
-    return int(without.sum())
+    return len(without)
 
 
-def queries_without_match(
-    query_pids: np.ndarray,
-    query_camids: np.ndarray,
-    gallery_pids: np.ndarray,
-    gallery_camids: np.ndarray,
-    *,
-    num_cameras: int,
-) -> np.ndarray:
-    """(queries,) bool: the gallery has no picture of the query's person from another camera.
+def queries_without_match(query: Sequence[Seen], gallery: Sequence[Seen], num_cameras: int) -> list[Seen]:
+    """The queries of whose person the gallery has no picture from another camera.
 
-    With one camera, which is how data without cameras are packed: no picture of the query's person at all.
+    With one camera, which is how data without cameras are packed: no picture at all.
     """
     # A person is there from another camera where the gallery's pictures of it outnumber those from the query's camera.
-    people, pairs = Counter(gallery_pids.tolist()), Counter[tuple[int, int]]()
-    if num_cameras > 1:
-        pairs.update(zip(gallery_pids.tolist(), gallery_camids.tolist(), strict=True))
-    asked = zip(query_pids.tolist(), query_camids.tolist(), strict=True)
-    return np.array([people[pid] == pairs[pid, camid] for pid, camid in asked], dtype=bool)
+    people, pairs = Counter(pid for pid, _ in gallery), Counter(gallery if num_cameras > 1 else ())
+    return [(pid, camid) for pid, camid in query if people[pid] == pairs[pid, camid]]

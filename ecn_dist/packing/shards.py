@@ -93,9 +93,7 @@ def pack(
         max_size: (height, width); larger pictures are reduced to fit.
         overwrite: replace the shards that `output` holds; they stay until the new ones are complete.
 
-    Raises:
-        UserError: no query has a true match, `output` holds shards or another process packs into it, pictures cannot be
-            read, the disk is full.
+    Raises `UserError` where no query has a true match, pictures cannot be read, and as `new_shards` does.
     """
     check_queries(dataset)
     with new_shards(output, overwrite) as unfinished:
@@ -111,11 +109,7 @@ def pack(
         processes = choose_workers(workers, sum(map(len, dataset.splits.values())))
         packed = run_jobs(write_shard, jobs, processes, "shards")
         refuse_unreadable([name for _, _, unreadable in packed for name in unreadable])
-        splits = {}
-        for split in dataset.splits:
-            shards = [shard for job, shard in zip(jobs, packed, strict=True) if job.split == split]
-            splits[split] = _describe_split(dataset, split, unfinished, shards, styles)
-        index = {
+        index: dict[str, Any] = {
             "format": FORMAT_NAME,
             "version": FORMAT_VERSION,
             "layout": dataset.layout,
@@ -124,8 +118,26 @@ def pack(
             "camera_style": styles.kind,
             "seed": seed,
             "max_size": max_size,
-            "splits": splits,
+            "splits": {},
         }
+        for split, records in dataset.splits.items():
+            shards = [shard for job, shard in zip(jobs, packed, strict=True) if job.split == split]
+            members = np.concatenate([rows for _, rows, _ in shards])
+            sidecar = unfinished / f"{split}.members.npy"
+            np.save(sidecar, members, allow_pickle=False)
+            identities = identities_in_order(record.pid for record in records)
+            index["splits"][split] = {
+                "samples": len(members),
+                "num_identities": len(identities),
+                "identities": identities,  # label = position
+                "unknown_identities": int((members["pid"] == UNKNOWN_PID).sum()),
+                "camids": np.unique(members["camid"]).tolist(),
+                "junk_dropped": dataset.junk[split],
+                "distractors": dataset.distractors if split == "gallery" else 0,
+                "missing_styles": styles.missing if split == "train" else None,
+                "members": describe_file(sidecar),
+                "shards": [asdict(info) for info, _, _ in shards],
+            }
         write_index(unfinished, index)
 
 
@@ -134,10 +146,8 @@ def new_shards(output: Path, overwrite: bool = False) -> Iterator[Path]:
     """A folder within `output` to write shards, sidecars and index into, whose files become `output`'s in the end.
 
     They replace the shards that `output` holds, if `overwrite` allows that; index.json comes last, so that a folder
-    that has one is whole. After an exception, `output` holds what it held.
-
-    Raises:
-        UserError: `output` holds shards or another process packs into it, or it cannot be written.
+    that has one is whole. After an exception, `output` holds what it held. Raises `UserError` where `output` holds
+    shards, another process packs into it, or it cannot be written.
     """
     check_output(output, overwrite)
     try:
@@ -218,7 +228,6 @@ def _write_sample(sample: Sample, job: ShardJob, tar: webdataset.TarWriter, row:
         styled = in_styles(image, job.tables_CCKV[camid], others)
         pictures |= {other: encode(copy) for other, copy in styled.items()}
     pictures |= {other: _read(path, job.max_size)[0] for other, path in sample.copies.items()}
-
     row["shard"], row["index"], row["pid"], row["camid"] = job.position, sample.index, pid, camid
     about = {"index": sample.index, "pid": pid, "camid": camid, "file": sample.record.file}
     add_sample(tar, row, pictures, json.dumps(about).encode())
@@ -272,26 +281,6 @@ def describe_file(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
-
-
-def _describe_split(dataset: Dataset, split: str, folder: Path, shards: list[Packed], styles: Styles) -> dict[str, Any]:
-    """Write the split's sidecar; what index.json says of the split."""
-    members = np.concatenate([rows for _, rows, _ in shards])
-    sidecar = folder / f"{split}.members.npy"
-    np.save(sidecar, members, allow_pickle=False)
-    identities = identities_in_order(record.pid for record in dataset.splits[split])
-    return {
-        "samples": len(members),
-        "num_identities": len(identities),
-        "identities": identities,  # label = position
-        "unknown_identities": int((members["pid"] == UNKNOWN_PID).sum()),
-        "camids": np.unique(members["camid"]).tolist(),
-        "junk_dropped": dataset.junk[split],
-        "distractors": dataset.distractors if split == "gallery" else 0,
-        "missing_styles": styles.missing if split == "train" else None,
-        "members": describe_file(sidecar),
-        "shards": [asdict(info) for info, _, _ in shards],
-    }
 
 
 def _holds_shards(output: Path) -> list[Path]:

@@ -10,6 +10,7 @@ C cameras, K = 3 channels, V = 256 values.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -37,24 +38,12 @@ class Styles:
     unused: int = 0  # shipped files that are no training picture's copy
 
 
-def find_styles(
-    dataset: Dataset,
-    kind: str,
-    *,
-    allow_missing: bool = False,
-    workers: int | None = None,
-) -> Styles:
-    """What `kind` means for this data set.
+def find_styles(dataset: Dataset, kind: str, *, allow_missing: bool = False, workers: int | None = None) -> Styles:
+    """What `kind`, one of KINDS, means for this data set; auto: shipped copies if there are any, else histogram.
 
-    Args:
-        kind: `shipped`, `histogram`, `none`, or `auto`: shipped copies if there are any, else histogram.
-        allow_missing: accept shipped copies of which some are missing.
-
-    Raises:
-        UserError: no or too few shipped copies, or a camera without a histogram.
+    Raises `UserError` for no or too few shipped copies (`allow_missing` accepts that some are missing), and for a
+    camera without a histogram.
     """
-    if kind not in KINDS:
-        raise UserError(f"no such camera style: {kind!r}; there are {', '.join(KINDS)}")
     if "train" not in dataset.splits:
         return Styles("none")
     if kind == "auto":
@@ -74,10 +63,9 @@ def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
             f"{dataset.root} has no folder of style copies. Name it with --styles_folder, make copies with "
             "--camera_style histogram, or do without with --camera_style none"
         )
-    names = map(PurePosixPath, files_below(dataset.styles_folder)[0])
-    files = {
-        str(name.with_suffix("")): str(dataset.styles_folder / name) for name in names if not name.name.startswith(".")
-    }
+    folder = dataset.styles_folder
+    names = [name for name in map(PurePosixPath, files_below(folder)[0]) if not name.name.startswith(".")]
+    files = {str(name.with_suffix("")): str(folder / name) for name in names}
     copies: dict[str, dict[int, str]] = {}
     missing: list[str] = []
     for record in dataset.splits["train"]:
@@ -85,16 +73,16 @@ def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
         stem = str(file.with_suffix("")) if dataset.layout == "folder" else file.stem
         copies[record.file] = {}
         for camera, camid in dataset.camids.items():
-            choice = (f"{stem}_fake_{record.camera}to{camera}", f"{stem}_fake_{camera}")
             if camera == record.camera:
                 continue
+            choice = (f"{stem}_fake_{record.camera}to{camera}", f"{stem}_fake_{camera}")
             if there := [files[name] for name in choice if name in files]:
                 copies[record.file][camid] = there[0]
             else:
                 missing.append(choice[0])
     if missing and not allow_missing:
         raise UserError(
-            f"{len(missing)} of {wanted} style copies are missing in {dataset.styles_folder}: {first_few(missing)}. "
+            f"{len(missing)} of {wanted} style copies are missing in {folder}: {first_few(missing)}. "
             "Complete them, accept that with --allow_missing_styles, or make all copies with --camera_style histogram"
         )
     return Styles("shipped", copies=copies, missing=len(missing), unused=len(files) - (wanted - len(missing)))
@@ -135,19 +123,16 @@ def picture_histogram(image: Image.Image) -> np.ndarray:
 def style_tables(histograms_CKV: np.ndarray) -> np.ndarray:
     """(C, C, K, V) uint8: entry [c, d] takes values of camera c to the style of camera d. [c, c] changes nothing.
 
-    Value v of camera c, at quantile q of that camera's values, becomes the value at quantile q of camera d, linearly
-    interpolated. The quantile of a value is that of the middle of its pixels, so that a camera matched to itself gives
-    the identity. Never decreasing in v.
+    Value v of camera c, at quantile q of that camera's values (that of the middle of its pixels), becomes the value at
+    quantile q of camera d, linearly interpolated. Never decreasing in v.
     """
-    num_cameras = len(histograms_CKV)
-    tables_CCKV = np.empty((num_cameras, num_cameras, CHANNELS, VALUES), dtype=np.uint8)
+    cameras = range(len(histograms_CKV))
+    tables_CCKV = np.empty((len(cameras), len(cameras), CHANNELS, VALUES), dtype=np.uint8)
     quantiles_CKV = (histograms_CKV.cumsum(-1) - histograms_CKV / 2) / histograms_CKV.sum(-1, keepdims=True)
-    for d in range(num_cameras):
-        for k in range(CHANNELS):
-            (values,) = histograms_CKV[d, k].nonzero()
-            matched_CV = np.interp(quantiles_CKV[:, k], quantiles_CKV[d, k, values], values)
-            tables_CCKV[:, d, k] = matched_CV.round().astype(np.uint8)
-    tables_CCKV[range(num_cameras), range(num_cameras)] = np.arange(VALUES, dtype=np.uint8)
+    for d, k in product(cameras, range(CHANNELS)):
+        (values,) = histograms_CKV[d, k].nonzero()
+        tables_CCKV[:, d, k] = np.interp(quantiles_CKV[:, k], quantiles_CKV[d, k, values], values).round()
+    tables_CCKV[cameras, cameras] = np.arange(VALUES)
     return tables_CCKV
 
 

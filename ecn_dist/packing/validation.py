@@ -1,4 +1,4 @@
-"""Is a shard folder what its index says, down to every picture?"""
+"""Is a shard folder what its index says, down to every picture? And its summary, as re-ID papers show it."""
 
 import hashlib
 import json
@@ -7,15 +7,19 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from ecn_dist.data.fetch import fetch
 from ecn_dist.data.index import UNKNOWN_PID, ShardIndex, ShardInfo, SplitIndex, is_url
 from ecn_dist.data.pictures import UnreadablePicture, decode
-from ecn_dist.errors import UserError
+from ecn_dist.errors import UserError, printable
 from ecn_dist.packing.records import first_few, identities_in_order, queries_without_match
 from ecn_dist.packing.shards import picture_suffix
 from ecn_dist.processes import choose_workers, run_jobs
@@ -40,12 +44,22 @@ def validate(index: ShardIndex, *, workers: int | None = None) -> list[str]:
         ]
         processes = choose_workers(workers, int(np.count_nonzero(split.members["length"])))
         found = run_jobs(_check_shard, jobs, processes, f"{split.name} shards")
-        problems += [*_check_announced(split, index), *_check_rows(split), *(text for texts in found for text in texts)]
+        problems += [*_check_rows(split, index), *chain(*found)]
     return problems
 
 
-def _check_rows(split: SplitIndex) -> Iterator[str]:
-    members, camids = split.members, split.camids
+def _check_rows(split: SplitIndex, index: ShardIndex) -> Iterator[str]:
+    members, camids, about = split.members, split.camids, index.about["splits"][split.name]
+    for key, value in {
+        "samples": len(split),
+        "num_identities": len(np.unique(split.pids[split.pids != UNKNOWN_PID])),
+        "camids": np.unique(camids).tolist(),
+    }.items():
+        if about.get(key) != value:
+            yield f"{split.name}: index.json says {key} {about.get(key)!r}, and the pictures' are {value!r}"
+    copies = int(np.count_nonzero(members["length"][:, : split.num_cameras]))
+    if split.missing_styles and (copies or about.get("missing_styles") not in (None, split.missing_styles)):
+        yield f"{split.name}: {split.missing_styles} of {copies + split.missing_styles} style copies are missing"
     if not np.array_equal(np.sort(split.indices), np.arange(len(split))):
         yield f"{split.name}: the indices are not 0..{len(split) - 1}, each once"
     if not np.array_equal(members["shard"], np.repeat(np.arange(len(split.shards)), split.shard_samples)):
@@ -66,34 +80,18 @@ def _check_rows(split: SplitIndex) -> Iterator[str]:
         yield f"{split.name}: samples with a style copy of their own camera"
 
 
-def _check_announced(split: SplitIndex, index: ShardIndex) -> Iterator[str]:
-    about = index.about["splits"][split.name]
-    found = {
-        "samples": len(split),
-        "num_identities": len(np.unique(split.pids[split.pids != UNKNOWN_PID])),
-        "camids": np.unique(split.camids).tolist(),
-    }
-    for name, value in found.items():
-        if about.get(name) != value:
-            yield f"{split.name}: index.json says {name} {about.get(name)!r}, and the pictures' are {value!r}"
-    copies = int(np.count_nonzero(split.members["length"][:, : split.num_cameras]))
-    if split.missing_styles and (copies or about.get("missing_styles") not in (None, split.missing_styles)):
-        yield f"{split.name}: {split.missing_styles} of {copies + split.missing_styles} style copies are missing"
-
-
 def _check_queries(index: ShardIndex) -> Iterator[str]:
     if not {"query", "gallery"} <= set(index.splits):
         if set(index.splits) & {"query", "gallery"}:
             yield f"query and gallery go together; the splits are {', '.join(index.splits)}"
         return
-    query, gallery = index.splits["query"], index.splits["gallery"]
-    without = queries_without_match(
-        query.pids, query.camids, gallery.pids, gallery.camids, num_cameras=index.num_cameras
+    query, gallery = (
+        [*zip(split.pids.tolist(), split.camids.tolist(), strict=True)]
+        for split in (index.splits["query"], index.splits["gallery"])
     )
-    if without.any():
-        pairs = zip(query.pids[without], query.camids[without], strict=True)
-        some = first_few(f"pid {pid} camid {camid}" for pid, camid in pairs)
-        yield f"query: {without.sum()} of {len(query)} have no true match from another camera in the gallery: {some}"
+    if without := queries_without_match(query, gallery, index.num_cameras):
+        some = first_few(f"pid {pid} camid {camid}" for pid, camid in without)
+        yield f"query: {len(without)} of {len(query)} have no true match from another camera in the gallery: {some}"
 
 
 def _check_strays(index: ShardIndex) -> Iterator[str]:
@@ -175,3 +173,28 @@ def _check_content(data: bytes, row: np.void | None) -> str | None:
         return "lacks the original file name"
     different = [name for name in ("index", "pid", "camid") if about.get(name) != int(row[name])]
     return f"differs from the sidecar in {first_few(different)}" if different else None
+
+
+def print_summary(index: ShardIndex) -> None:
+    """Print identities, images, cameras, shards and style copies of each split, and what was dropped."""
+    table = Table("split", title=Text(printable(f"{index.folder} ({index.layout}, {index.num_cameras} cameras)")))
+    for name in ("ids", "images", "cameras", "shards", "MiB", "style copies"):
+        table.add_column(name, justify="right")
+    notes = []
+    for name, split in index.splits.items():
+        about, shown = index.about["splits"][name], printable(name)
+        distractors = about.get("distractors", 0)
+        copies = np.count_nonzero(split.members["length"][:, : index.num_cameras])
+        mib = f"{sum(shard.bytes for shard in split.shards) / 2**20:.1f}"
+        ids, cameras = split.num_identities - bool(distractors), len(np.unique(split.camids))
+        table.add_row(Text(shown), *map(str, (ids, len(split), cameras, len(split.shards), mib, copies)))
+        counts = {
+            "distractors": distractors,
+            "junk dropped": about.get("junk_dropped"),
+            "of unknown identity": np.count_nonzero(split.pids == UNKNOWN_PID),
+            "style copies missing": split.missing_styles if copies else 0,
+        }
+        if noted := [f"{count} {what}" for what, count in counts.items() if count]:
+            notes.append(f"{shown}: {', '.join(noted)}")
+    Console().print(table)
+    print(*notes, sep="\n", end="\n" if notes else "")

@@ -111,12 +111,9 @@ def weakest_camera_pairs(pairs: CameraPairs, count: int = 3) -> list[dict[str, A
 def draw_training_curves(rows: Sequence[Mapping[str, Any]], keys: str = ".*") -> Figure | None:
     """The numbers of a run's metrics.jsonl over the steps, in small panels; None where there is none.
 
-    Args:
-        rows: objects of metrics.jsonl. Where one lacks a key, or has no number there, the curve has no point.
-        keys: a regular expression: which keys are drawn. Some stand together (`_PANELS`); any other key has a panel of
-            its own, which is left out where all is zero.
-
-    Shaded: the epochs on the source alone, which are those below 0.
+    Drawn are the keys that match the regular expression `keys`. Some stand together (`_PANELS`); any other has a panel
+    of its own, which is left out where all is zero. Where a row lacks a key, or has no number there, the curve has no
+    point. Shaded: the epochs on the source alone, which are those below 0.
     """
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in _PANELS}
     epochs: list[tuple[float, float]] = []  # with the steps, of the rows that are drawn

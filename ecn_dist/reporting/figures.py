@@ -25,12 +25,11 @@ from ecn_dist.reporting.run_reader import FIGURES, METRICS, merge_steps, read_me
 QUERIES, TOP, FAILURES = 5, 10, 12  # of a sheet of ranked lists, and how long these are; of the sheet of failures
 SAMPLE = 500  # queries whose first answers are looked at
 Drawn = tuple[str, Figure]  # with the name of its file
+Writer = SummaryWriter | None
 _KINDS: dict[Kind, str] = {"best": "The highest AP", "worst": "The lowest AP", "random": "Any"}
 
 
-def _write(
-    run_folder: Path, draw: Callable[[], Iterable[Drawn]], writer: SummaryWriter | None, step: int | None
-) -> None:
+def _write(run_folder: Path, draw: Callable[[], Iterable[Drawn]], writer: Writer, step: int) -> None:
     """Let rank 0 draw, into figures/ and for TensorBoard; an error of it is raised on all ranks. Collective."""
     folder = run_folder / FIGURES
 
@@ -45,23 +44,13 @@ def _write(
 
 
 def write_cluster_figures(
-    run_folder: Path,
-    train: SplitIndex,
-    labels: np.ndarray,
-    *,
-    writer: SummaryWriter | None = None,
-    step: int | None = None,
+    run_folder: Path, train: SplitIndex, labels: np.ndarray, *, writer: Writer = None, step: int = 0
 ) -> None:
-    """Draw some of the clusters into RUN/figures/clusters.png.
+    """Draw some of the clusters of `train`, usually the target's, into RUN/figures/clusters.png.
 
-    Args:
-        run_folder: the run's.
-        train: the split that was clustered, usually the target's training pictures.
-        labels: (n,) integers by exemplar index, as `Method.labels` gives them: the cluster, below 0 for an outlier.
-        writer, step: as in `write_figures`.
-
-    It needs no evaluation. Call it before `write_figures`, which writes the report, or write that again. Raises
-    `UserError`, on all ranks, for a picture that cannot be read. Collective; rank 0 draws.
+    `labels` (n,) has the clusters by exemplar index, as `Method.labels` gives them: below 0 for an outlier. The report
+    is written by `write_figures`, or again. Raises `UserError`, on all ranks, for a picture that cannot be read.
+    Collective; rank 0 draws.
     """
     domain, labels = _domain("target", train, ShardReader()), labels[train.indices]
     _write(run_folder, lambda: [("clusters", sheets.draw_clusters(labels, domain))], writer, step)
@@ -72,12 +61,7 @@ def _domain(name: str, split: SplitIndex, reader: ShardReader) -> sheets.Domain:
 
 
 def write_figures(
-    run_folder: Path,
-    evaluation: Evaluation,
-    indices: Mapping[str, ShardIndex],
-    *,
-    writer: SummaryWriter | None = None,
-    step: int | None = None,
+    run_folder: Path, evaluation: Evaluation, indices: Mapping[str, ShardIndex], *, writer: Writer = None, step: int = 0
 ) -> None:
     """Draw the figures of a run and its result into RUN/figures/, and write report.html.
 
@@ -87,8 +71,8 @@ def write_figures(
         indices: the shard folder "target", which was evaluated, and perhaps "source".
         writer, step: TensorBoard's SummaryWriter gets the same pixels.
 
-    Also writes figures/findings.json, which the report reads: numbers on where the ranking fails. Raises `UserError`,
-    on all ranks, for a picture that cannot be read. Collective; rank 0 draws.
+    Also writes figures/findings.json, which the report reads: where the ranking fails. Raises `UserError`, on all
+    ranks, for a picture that cannot be read. Collective; rank 0 draws.
     """
     result, answers, reader = evaluation.result, Answers(evaluation), ShardReader()
     train, query, gallery = (indices["target"].split(name) for name in ("train", "query", "gallery"))

@@ -6,6 +6,7 @@ weights: it names data by layout, counts and fingerprint, never by where they la
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,6 @@ from typing import Any
 
 from ecn_dist import methods
 from ecn_dist.data import ShardIndex
-from ecn_dist.errors import UserError
 from ecn_dist.files import write_atomically
 from ecn_dist.models import Backbone, fingerprint_backbone
 from ecn_dist.reporting import words
@@ -74,18 +74,6 @@ def facts_of(path: Path, config_file: Path | None = None) -> Facts:
     return Facts(None, why)
 
 
-def has_card(path: Path, model: str) -> bool:
-    """Whether `path` is a card of this very model (by its fingerprint), which its owner may have completed.
-
-    Raises `UserError` where it is another model's, which is not to be lost.
-    """
-    if not path.is_file():
-        return False
-    if model not in path.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{path} is the card of another model; export to a folder of its own, or remove that card")
-    return True
-
-
 def write_card(path: Path, backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> None:
     """Write the card of `backbone`, complete or not at all. The arguments are those of `card_of`."""
     write_atomically(path, card_of(backbone, options, facts))
@@ -93,8 +81,10 @@ def write_card(path: Path, backbone: Backbone, options: Mapping[str, Any], facts
 
 def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> str:
     """The card of a network as Markdown: `options` are its run's, flat, as {"model.arch": ...}."""
-    options = dict(options) | {"model.weights": _without_place(options["model.weights"])}
-    summary = facts.summary or {}
+    weights, summary = words.shown(options["model.weights"]), facts.summary or {}
+    if not re.match(r"(imagenet|none)$|https?://|pipe:", weights):
+        weights = f"file {PurePosixPath(weights).name}"  # without the folders of somebody's disk
+    options = dict(options) | {"model.weights": weights}
     text = template("model_card.md.j2", escape=False).render(
         words=words,
         options=options,
@@ -122,11 +112,3 @@ def card_of(backbone: Backbone, options: Mapping[str, Any], facts: Facts) -> str
 def _plain(value: Any) -> str:
     """A name from data, without what is markup to Markdown or HTML."""
     return str(value).translate({ord("`"): "'", ord("|"): "\\|", ord("<"): "&lt;", ord("["): "\\["})
-
-
-def _without_place(weights: str) -> str:
-    """Where the initial weights came from, without the folders of somebody's disk or the keys of a URL."""
-    if weights in ("imagenet", "none"):
-        return weights
-    is_url = weights.startswith(("http://", "https://", "pipe:"))
-    return words.shown(weights) if is_url else f"file {PurePosixPath(weights).name}"

@@ -87,10 +87,8 @@ class Answers:
 
     def first(self, queries: Sequence[int]) -> dict[str, Any]:
         """Of these queries that have a true match: how many have a wrong first answer, and how many of those are by the
-        query's own camera; and the share of the gallery (junk left out) that its camera took, which is chance.
-
-        A network that recognises cameras rather than people puts its own camera first far more often. Collective.
-        """
+        query's own camera; and the share of the gallery (junk left out) that its camera took, which is chance: a
+        network that recognises cameras rather than people puts its own first far more often. Collective."""
         answered = [ranked for ranked in self.lists(queries, 1) if ranked.first_right and ranked.matches]
         wrong = [ranked for ranked in answered if not ranked.matches[0].right]
         found: dict[str, Any] = {"num_queries": len(answered), "num_wrong": len(wrong)}
@@ -106,10 +104,10 @@ class Answers:
 def choose_queries(
     average_precision_Q: np.ndarray, pids_Q: np.ndarray, count: int, kind: Kind, seed: int = 0
 ) -> list[int]:
-    """Rows of at most `count` queries that have a true match: the best, the worst, or any.
+    """Rows of at most `count` queries that have a true match (no NaN as precision): the best, the worst, or any.
 
-    `average_precision_Q` is NaN for a query that is not counted. A person comes a second time only when there are no
-    more people. Equal precisions are put in a random order, which `seed` fixes.
+    A person comes a second time only when there are no more people. Equal precisions are put in a random order, which
+    `seed` fixes.
     """
     precision = np.asarray(average_precision_Q, dtype=np.float64)
     order = np.random.default_rng(seed).permutation(np.flatnonzero(~np.isnan(precision)))

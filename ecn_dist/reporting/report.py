@@ -7,8 +7,10 @@ any request. Whatever comes from files is escaped by the template engine.
 import base64
 import io
 import json
+import warnings
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from PIL import Image, features
@@ -19,9 +21,10 @@ from ecn_dist.files import write_atomically
 from ecn_dist.reporting import words
 from ecn_dist.reporting.curves import draw_training_curves
 from ecn_dist.reporting.montage import png_of
-from ecn_dist.reporting.run_reader import FIGURES, REPORT, FigureFile, read_figure, read_mapping, read_run
+from ecn_dist.reporting.run_reader import FIGURES, REPORT, read_mapping, read_run
 
 COMPARISON, FINDINGS = "comparison.json", "findings.json"
+MAX_PIXELS = 40_000_000  # of a picture
 _PARTS = {
     "trained": "What was trained",
     "result": "How well it does",
@@ -91,15 +94,15 @@ def write_report(
     """
     path = Path(run_folder)
     run, rows = read_run(path), _kept_comparison(path / COMPARISON) if comparison is None else comparison
-    figures = {figure.name: figure for figure in run.figures}
+    figures = {file.stem: file.read_bytes() for file in sorted((path / FIGURES).glob("*.png"))}
     for name, keys in _CURVES.items():
         if drawn := draw_training_curves(run.metrics, keys):
-            figures[name] = read_figure(name, png_of(drawn))
-    pictures: dict[str, list[tuple[FigureFile, str, str, str]]] = {part: [] for part in _PARTS}
+            figures[name] = png_of(drawn)
+    pictures: dict[str, list[dict[str, Any]]] = {part: [] for part in _PARTS}
     for name in [*_FIGURES, *(name for name in figures if name not in _FIGURES)]:
         part, title, caption = _FIGURES.get(name, ("more", name.replace("_", " "), ""))
         if name in figures:
-            pictures[part].append((figures[name], _uri(figures[name]), title, caption))
+            pictures[part].append(_inlined(name, figures[name]) | {"name": name, "title": title, "caption": caption})
     config = words.flat(run.config)
     page = template("report.html.j2", escape=True).render(
         name=path.resolve().name,
@@ -140,12 +143,24 @@ def template(name: str, *, escape: bool) -> jinja2.Template:
     return environment.from_string(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
 
 
-def _uri(figure: FigureFile) -> str:
-    """The picture as it is, or as WebP where that is smaller: sheets of photographs shrink to a fifth."""
-    kind, data = "png", figure.data
+def _inlined(name: str, data: bytes) -> dict[str, Any]:
+    """A PNG, which is looked at whole: its size, and a URI of it or of a WebP where that is smaller, as of photographs.
+
+    Raises `UserError` where it is none, or has too many pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=("PNG",))
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{FIGURES}/{name}.png: is no readable PNG ({error}); remove it, or draw it again") from error
+    kind, webp = "png", io.BytesIO()
     if features.check("webp"):
-        buffer = io.BytesIO()
-        Image.open(io.BytesIO(data)).convert("RGB").save(buffer, format="WEBP", quality=90)
-        if len(buffer.getvalue()) < len(data) / 2:
-            kind, data = "webp", buffer.getvalue()
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+        image.convert("RGB").save(webp, format="WEBP", quality=90)
+        if len(webp.getvalue()) < len(data) / 2:
+            kind, data = "webp", webp.getvalue()
+    uri = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    return {"width": image.width, "height": image.height, "uri": uri}

@@ -1,18 +1,15 @@
-"""Reading what a run left behind: config.yaml, metrics.jsonl, summary.json and the pictures in figures/.
+"""Reading what a run left behind: config.yaml, metrics.jsonl and summary.json.
 
 A run that is going on, or was killed, has only some of them; what is there and cannot be read is an error.
 """
 
-import io
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from ecn_dist.config_gate import read_yaml
 from ecn_dist.errors import UserError, printable
@@ -20,17 +17,6 @@ from ecn_dist.errors import UserError, printable
 CONFIG, METRICS, SUMMARY, FIGURES = "config.yaml", "metrics.jsonl", "summary.json", "figures"
 WEIGHTS, CARD, REPORT = "weights.safetensors", "MODEL_CARD.md", "report.html"
 FINISHED = "finished"  # in the summary; one without it was written as the last thing of a run
-MAX_PIXELS = 40_000_000  # of a picture in a report
-
-
-@dataclass(frozen=True)
-class FigureFile:
-    """A PNG of figures/, by the name of its file without suffix."""
-
-    name: str
-    width: int
-    height: int
-    data: bytes
 
 
 @dataclass(frozen=True)
@@ -41,7 +27,6 @@ class RunFolder:
     config: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]  # one object a step
     summary: Mapping[str, Any]
-    figures: Sequence[FigureFile]
 
     @property
     def evaluation(self) -> Mapping[str, float]:
@@ -56,13 +41,12 @@ def read_run(folder: str | Path) -> RunFolder:
         raise UserError(f"{path}: there is no such folder; give a run folder, the --output_dir of `train`")
     config, summary = read_mapping(path / CONFIG, read_yaml) or {}, read_mapping(path / SUMMARY) or {}
     metrics = merge_steps(read_metrics(path / METRICS))
-    figures = [read_figure(file.stem, file.read_bytes()) for file in sorted((path / FIGURES).glob("*.png"))]
-    if not (config or summary or metrics or figures):
+    if not (config or summary or metrics or any((path / FIGURES).glob("*.png"))):
         raise UserError(
             f"{path}: is no run folder, as it has none of {CONFIG}, {METRICS}, {SUMMARY} and {FIGURES}/*.png; "
             "give the --output_dir of `train`"
         )
-    return RunFolder(path, config, metrics, summary, figures)
+    return RunFolder(path, config, metrics, summary)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -95,20 +79,6 @@ def merge_steps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         by_step.setdefault(row["step"], {}).update(row)
     return [by_step[step] for step in sorted(by_step)]
-
-
-def read_figure(name: str, data: bytes) -> FigureFile:
-    """A PNG, which is looked at whole. Raises `UserError` where it is none, or has too many pixels."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=("PNG",))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{FIGURES}/{name}.png: is no readable PNG ({error}); remove it, or draw it again") from error
-    return FigureFile(name, *image.size, data)
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> Mapping[str, Any] | None:

@@ -19,6 +19,11 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
+def mean_percent(fractions: Sequence[float]) -> str:
+    """Mean, and of several the sample standard deviation, as 43.1 ± 0.2."""
+    return percent(fmean(fractions)) + (f" ± {percent(stdev(fractions))}" if len(fractions) > 1 else "")
+
+
 def count(value: Any) -> str:
     """A whole number with its thousands apart; empty for what is none."""
     return f"{value:,}" if isinstance(number(value), int) else ""
@@ -199,9 +204,9 @@ def compared(rows: Comparison) -> tuple[list[str], list[list[str]]]:
         highest = max(map(fmean, values.values()))
         for name, line in lines.items():
             found = values.get(name, [])
-            spread = f" ± {percent(stdev(found))}" if len(found) > 1 else ""
-            form = Markup("<b>{}</b>{}" if len(runs) > 1 and found and fmean(found) == highest else "{}{}")
-            line.append(form.format(percent(fmean(found)), spread) if found else "")
+            mean, sign, spread = mean_percent(found).partition(" ") if found else ("", "", "")
+            is_best = len(runs) > 1 and found and fmean(found) == highest
+            line.append(Markup("<b>{}</b>{}{}" if is_best else "{}{}{}").format(mean, sign, spread))
     heads = ["Row", *(MEASURES[key][0] for key in keys), *seeds]
     return heads, [[*line, *(str(len(runs[name])) for _ in seeds)] for name, line in lines.items()]
 

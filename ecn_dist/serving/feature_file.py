@@ -53,23 +53,19 @@ class FeatureFile:
                 found = about.get("format"), about.get("version")
                 if found != (FORMAT, VERSION):
                     raise ValueError(f"it is of format {found[0]!r} {found[1]}, not {FORMAT!r} {VERSION}")
-                files = json.loads(about["files"])
+                names = tuple(json.loads(about["files"]))
                 features, sha256 = file.get_tensor("features"), file.get_tensor("sha256")
-                return cls(features, tuple(files), sha256, about["model"], about["folder"])._checked()
+            if not all(isinstance(name, str) and "\0" not in name for name in names):
+                raise ValueError("its names are not all names of files")
+            if features.dtype != np.float32 or features.ndim != 2 or len(features) != len(names):
+                raise ValueError(f"features {features.dtype} {features.shape} for {len(names)} names")
+            if sha256.dtype != np.uint8 or sha256.shape != (len(names), 32):
+                raise ValueError(f"sha256 {sha256.dtype} {sha256.shape} for {len(names)} names")
+            lengths_n = np.sqrt(np.einsum("nc,nc->n", features, features))
+            wrong = np.flatnonzero(~(np.abs(lengths_n - 1) <= LENGTH_TOLERANCE))  # so written, NaN is wrong too
+            if len(wrong):
+                raise ValueError(f"the feature of row {wrong[0]} is of length {lengths_n[wrong[0]]:.3g}, not 1")
+            return cls(features, names, sha256, about["model"], about["folder"])
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else error
             raise UserError(f"{path}: is no file of features ({reason}); write it again with ecn-dist embed") from error
-
-    def _checked(self) -> "FeatureFile":
-        n = len(self.files)
-        if not all(isinstance(name, str) and "\0" not in name for name in self.files):
-            raise ValueError("its names are not all names of files")
-        if self.features.dtype != np.float32 or self.features.ndim != 2 or len(self.features) != n:
-            raise ValueError(f"features {self.features.dtype} {self.features.shape} for {n} names")
-        if self.sha256.dtype != np.uint8 or self.sha256.shape != (n, 32):
-            raise ValueError(f"sha256 {self.sha256.dtype} {self.sha256.shape} for {n} names")
-        lengths_n = np.sqrt(np.einsum("nc,nc->n", self.features, self.features))
-        wrong = np.flatnonzero(~(np.abs(lengths_n - 1) <= LENGTH_TOLERANCE))  # so written, NaN is wrong too
-        if len(wrong):
-            raise ValueError(f"the feature of row {wrong[0]} is of length {lengths_n[wrong[0]]:.3g}, not 1")
-        return self

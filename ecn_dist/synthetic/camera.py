@@ -9,8 +9,8 @@ from PIL import Image, ImageFilter
 from ecn_dist.synthetic.numbers import Numbers
 from ecn_dist.synthetic.spec import CameraSpec, Range
 
-_LUMA = np.array([0.299, 0.587, 0.114])
-_TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+_LUMA = np.array([0.299, 0.587, 0.114])  # saturation draws colours to or from it
+_TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # about the grey axis
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ def draw_camera(spec: CameraSpec, numbers: Numbers, camid: int, num_cameras: int
     cast, saturation, yaw = spread(spec.cast), spread(spec.saturation), spread((0, 360))
     direction = numbers.fraction() / num_cameras + camid / num_cameras
     gains = np.array([1 + cast * math.cos(math.tau * (direction - channel / 3)) for channel in range(3)])
-    matrix = exposure * gains[:, None] * _hue_and_saturation(hue, saturation)
+    turn = math.cos(hue) * np.eye(3) + (1 - math.cos(hue)) * np.full((3, 3), 1 / 3) + math.sin(hue) * _TURN
+    mix = saturation * np.eye(3) + (1 - saturation) * _LUMA[None, :]
+    matrix = exposure * gains[:, None] * (mix @ turn)
     horizon, jpeg_quality = numbers.uniform((0.4, 0.62)), round(numbers.uniform(spec.jpeg_quality))
     return Camera(matrix, gamma, haze, blur, noise, yaw, horizon, jpeg_quality)
 
@@ -59,9 +61,3 @@ def expose(camera: Camera, scene: Image.Image, light: float, noise_HW4: np.ndarr
     # A sensor's noise is mostly common to the three channels.
     colors_HW3 = colors_HW3 + camera.noise * (0.8 * noise_HW4[:, :, 3:] + 0.5 * noise_HW4[:, :, :3])
     return Image.fromarray((np.clip(colors_HW3, 0, 1) * 255 + 0.5).astype(np.uint8))
-
-
-def _hue_and_saturation(angle: float, saturation: float) -> np.ndarray:
-    """The (3, 3) matrix that turns colours about the grey axis and draws them to or from their luminance."""
-    turn = math.cos(angle) * np.eye(3) + (1 - math.cos(angle)) * np.full((3, 3), 1 / 3) + math.sin(angle) * _TURN
-    return (saturation * np.eye(3) + (1 - saturation) * _LUMA[None, :]) @ turn

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ecn_dist.data.index import ShardIndex
-from ecn_dist.packing.summary import print_summary
+from ecn_dist.packing.validation import print_summary
 from tests.dataset_folders import pack_folder, write_market
 
 HOSTILE = "\x1b]0;OWNED\x07\x1b[2J\nforged: sound [red]"

@@ -1,5 +1,6 @@
 """The figures of copies, where what they must be is known."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from ecn_dist.config import Config, DataConfig
 from ecn_dist.data import SplitIndex
 from ecn_dist.data.reader import ShardReader
 from ecn_dist.models import Backbone
-from ecn_dist.reporting.run_reader import read_figure
 from ecn_dist.styles import judging
 from ecn_dist.styles.judging import HISTOGRAM, LEARNT, REAL, Looked, draw_sheet, find_originals, see_cameras
 from tests.tiny_shards import write_split
@@ -65,5 +65,5 @@ def test_the_sheet(looked: Looked, known: bool) -> None:
     split: SplitIndex = looked.split
     if not known:
         split.__dict__["pids"] = np.full(len(split), -1)
-    drawn = read_figure("styles", draw_sheet(looked, "The words."))
+    drawn = Image.open(io.BytesIO(draw_sheet(looked, "The words.")))
     assert drawn.height > 5 * 3 * 200

@@ -108,7 +108,6 @@ def test_interrupted_writing_leaves_no_folder(tmp_path: Path, monkeypatch: pytes
         ({"pictures_per_camera": 1}, "no true match"),
         ({"cameras": 0}, "at least one camera"),
         ({"height": 4}, "at least 16 x 8"),
-        ({"test_split": "tests"}, "test or validation"),
         ({"seed": -1}, "seed .* is 0 to .*, not -1"),
         ({"seed": 2**63}, "seed .* is 0 to"),
         ({"train_identities": -1}, "0 or more"),
