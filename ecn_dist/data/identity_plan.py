@@ -1,12 +1,12 @@
 """P x K batches: P identities (or clusters) and K pictures of each, an endless sequence planned for an epoch.
 
-The identities come in seeded rounds, each of which has all of them once; so do the pictures of an identity in the turns
-that it gets. Where a round ends inside a batch (or a turn), what was in that batch comes later in the next round, so an
-identity comes once in a batch, and a picture once in a turn where its identity has K. In a turn the cameras that were
-taken least come first. A picture's occurrence number is the round that it comes in.
+The identities come in seeded rounds of all of them; so do the pictures of an identity in the turns that it gets. Where
+a round ends inside a batch (or a turn), what was in that batch comes later in the next round, so an identity comes once
+in a batch, and a picture once in a turn where its identity has K. In a turn the cameras that were taken least come
+first. A picture's occurrence number is the round that it comes in.
 
-Random orders are addressed by the identity's label and the picture's exemplar index, and ties go to the lower ones: the
-sequence does not know in which order the pictures are stored.
+Random orders are addressed by label and exemplar index, and ties go to the lower ones: the order in which pictures are
+stored plays no part.
 """
 
 import threading
@@ -29,7 +29,7 @@ class IdentityPlan:
     Args:
         labels: (n,) integers, the identity of each row of the split; -1 takes no part.
         indices, camids: (n,) the rows' exemplar indices and cameras.
-        identities, instances: P of a batch, and K pictures of each.
+        identities, instances: P and K.
         seed, domain: see `Plan`.
         epoch: another one gives another sequence.
         remedy: the end of the error about too few identities.

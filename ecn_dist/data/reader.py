@@ -70,22 +70,14 @@ class ShardReader:
         Args:
             split: the split that `rows` count in.
             rows: of `split.members`.
-            slots: c for the copy in camera c's style, `split.num_cameras` for the real picture.
+            slots: c for the copy in camera c's style, if it was packed, `split.num_cameras` for the real picture.
 
         Raises:
-            UserError: there is no such member, or its shard is gone, cannot be fetched or read, or is shorter than when
-                it was packed.
+            UserError: a shard is gone, cannot be fetched or read, or is shorter than when it was packed.
         """
         rows, slots = np.asarray(rows), np.asarray(slots)
         members, every = np.asarray(split.members)[rows], np.arange(rows.size)
-        if not (lengths := members["length"][every, slots]).all():
-            at = int(np.argmin(lengths))
-            raise UserError(
-                f"{_sample(split, rows[at])} in {shown(split.folder)} has no copy in the style of camera {slots[at]}: "
-                "pack it with --camera_style histogram, or with complete copies; or train without: "
-                "--data.camera_style false"
-            )
-        columns = members["shard"], members["offset"][every, slots], lengths, every
+        columns = members["shard"], members["offset"][every, slots], members["length"][every, slots], every
         wanted = sorted(zip(*(column.tolist() for column in columns), strict=True))
         by_shard = [(shard, list(of_shard)) for shard, of_shard in groupby(wanted, key=itemgetter(0))]
         if not is_url(split.folder) and hasattr(os, "posix_fadvise"):
