@@ -11,6 +11,7 @@ N samples, B a global batch, S streams, W ranks, L = N // S samples of one strea
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -72,50 +73,42 @@ def check_batch(global_batch_size: int, streams: int, world_size: int = 1) -> No
         raise UserError(f"data.streams: {streams} {problem}; these would do: {fitting}", on_all_ranks=True)
 
 
+@dataclass(eq=False, repr=False)
 class PassPlan:
     """The order of every pass over one split.
 
-    Args:
-        shard_samples: samples of each shard, in the split's order; their concatenation numbers the rows.
-        global_batch_size, seed, domain, labels: see `Plan`.
-        streams: S, a divisor of B. The order depends on it, so a run keeps it when its number of ranks changes.
-        window: how many samples are shuffled together, over all streams; of one stream never less than
-            `SHARDS_PER_WINDOW` mean shards, so that shards are mixed even where they are large.
-
-    Raises:
-        UserError: B is not a multiple of S, or there are fewer than B samples.
+    Raises `UserError` where B is not a multiple of S, or there are fewer than B samples.
     """
 
-    def __init__(
-        self,
-        shard_samples: Sequence[int],
-        global_batch_size: int,
-        streams: int,
-        seed: int,
-        domain: str,
-        window: int = DEFAULT_WINDOW,
-        labels: np.ndarray | None = None,
-    ) -> None:
-        check_batch(global_batch_size, streams)
-        self.shard_samples = np.asarray(shard_samples, dtype=np.int64)
-        self.num_samples = int(self.shard_samples.sum())
-        self.global_batch_size, self.streams = global_batch_size, streams
-        self.seed, self.domain, self.labels = seed, domain, labels
-        if self.num_samples < global_batch_size:
+    shard_samples: Sequence[int]  # in the split's order; their concatenation numbers the rows
+    global_batch_size: int
+    streams: int  # the order depends on it, so a run keeps it when its number of ranks changes
+    seed: int
+    domain: str
+    # How many samples are shuffled together, over all streams; of one stream never less than `SHARDS_PER_WINDOW` mean
+    # shards, so that shards are mixed even where they are large.
+    window: int = DEFAULT_WINDOW
+    labels: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        check_batch(self.global_batch_size, self.streams)
+        self._sizes = np.asarray(self.shard_samples, dtype=np.int64)
+        self.num_samples = int(self._sizes.sum())
+        if self.num_samples < self.global_batch_size:
             raise UserError(
-                f"the {domain} has {self.num_samples} training pictures, fewer than one global batch of "
-                f"{global_batch_size}: lower global_batch_size, or pack more pictures"
+                f"the {self.domain} has {self.num_samples} training pictures, fewer than one global batch of "
+                f"{self.global_batch_size}: lower global_batch_size, or pack more pictures"
             )
-        self.stream_length = self.num_samples // streams
-        mean_shard = -(-self.num_samples // len(self.shard_samples))
-        span = max(-(-window // streams), SHARDS_PER_WINDOW * mean_shard)
+        self.stream_length = self.num_samples // self.streams
+        mean_shard = -(-self.num_samples // len(self._sizes))
+        span = max(-(-self.window // self.streams), SHARDS_PER_WINDOW * mean_shard)
         # Windows of nearly equal length: a short one at the end would hardly be mixed.
         self.num_windows = max(1, round(self.stream_length / span))
         self._window_edges = np.arange(self.num_windows + 1) * self.stream_length // self.num_windows
-        self._row_starts = np.cumsum(self.shard_samples) - self.shard_samples
-        self._draws = {purpose: Draws(seed, domain, purpose) for purpose in ("offset", "shards", "window")}
+        self._row_starts = np.cumsum(self._sizes) - self._sizes
+        self._draws = {purpose: Draws(self.seed, self.domain, purpose) for purpose in ("offset", "shards", "window")}
         self._sequence = lru_cache(3)(self._make_sequence)
-        self._order = lru_cache(4 * streams)(self._make_order)
+        self._order = lru_cache(4 * self.streams)(self._make_order)
 
     @property
     def steps_per_pass(self) -> int:
@@ -161,6 +154,6 @@ class PassPlan:
 
     def _make_sequence(self, pass_number: int) -> tuple[np.ndarray, np.ndarray, int]:
         """The pass's order of shards, where each starts in that order, and the offset of the first stream."""
-        shards = self._draws["shards"].permutation(len(self.shard_samples), (0, 0, pass_number))
-        sizes = self.shard_samples[shards]
+        shards = self._draws["shards"].permutation(len(self._sizes), (0, 0, pass_number))
+        sizes = self._sizes[shards]
         return shards, np.cumsum(sizes) - sizes, self._draws["offset"].integer(self.num_samples, (0, 0, pass_number))
