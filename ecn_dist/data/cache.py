@@ -46,17 +46,11 @@ Receive = Callable[[Iterator[bytes | memoryview]], None]
 
 @dataclass
 class ShardCache:
-    """Fetched shards, and mapped rows. Its methods raise `UserError` where the folder cannot be used, or has no room.
+    """Fetched shards, and mapped rows. Its methods raise `UserError` where the folder is unusable, or has no room."""
 
-    Args:
-        folder: on a disk of this host, or one that knows flock; made if need be.
-        limit_bytes: kept at any time, shards being fetched included. The least recently used go first.
-        patience: with a slow or failing source; also with lack of room.
-    """
-
-    folder: Path
-    limit_bytes: int
-    patience: Patience = PATIENCE
+    folder: Path  # on a disk of this host, or one that knows flock; made if need be
+    limit_bytes: int  # kept at any time, shards being fetched included; the least recently used go first
+    patience: Patience = PATIENCE  # with a slow or failing source, and with lack of room
 
     def __post_init__(self) -> None:
         with self._told():

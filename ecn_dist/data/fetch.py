@@ -57,16 +57,10 @@ def shown(url: str) -> str:
 def fetch(
     url: str, receive: Callable[[Iterator[bytes]], T], patience: Patience = PATIENCE, limit: int | None = None
 ) -> T:
-    """What `receive` makes of the chunks of `url`, anew with every attempt.
+    """What `receive` makes of the chunks of `url` (see the head of this module), anew with every attempt.
 
-    Args:
-        url: see the head of this module.
-        receive: raises `FetchError` where the chunks are not what they should be.
-        patience: how long to try.
-        limit: bytes; an attempt that delivers more has failed.
-
-    Raises:
-        UserError: every attempt failed, or no package here opens such an address.
+    One has failed that delivers more than `limit` bytes, or whose chunks `receive` refuses by a `FetchError`. Raises
+    `UserError` where every attempt failed, or no package here opens such an address.
     """
     problem = ""
     for attempt in range(patience.attempts):

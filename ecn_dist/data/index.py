@@ -180,15 +180,9 @@ class ShardIndex:
     def load(cls, folder: str, patience: Patience = PATIENCE) -> "ShardIndex":
         """Read `index.json`, which must be what pack writes, and map the sidecars, whose size and checksum are checked.
 
-        Shards are not touched; `split` checks a sidecar's rows.
-
-        Args:
-            folder: a path, or the prefix of URLs (`location` says how names are joined to it).
-            patience: with a URL.
-
-        Raises:
-            UserError: folder, index or a sidecar is missing, of another version, or not what was packed; or cannot be
-                fetched.
+        `folder` is a path, or the prefix of URLs (see `location`). Shards are not touched; `split` checks a sidecar's
+        rows. Raises `UserError` where folder, index or a sidecar is missing, of another version, not what was packed,
+        or cannot be fetched.
         """
         output = "shards/NAME" if is_url(folder) else folder
         how_to_pack = f"Pack a data set first: python -m ecn_dist.pack --layout market --input FOLDER --output {output}"
@@ -201,7 +195,7 @@ class ShardIndex:
     def split(self, name: str) -> SplitIndex:
         """The split's index, its rows checked (`splits` has those that were not, for who wants to tell all problems).
 
-        Raises `UserError` where there is no such split (it names those that exist), or a row of its sidecar cannot be.
+        Raises `UserError` where there is no such split, or a row of its sidecar cannot be.
         """
         if name not in self.splits:
             raise UserError(f"no split {name!r} in {shown(self.folder)} (it has: {', '.join(self.splits)})")

@@ -61,8 +61,7 @@ SPLITS = {
 def parse_index(data: bytes, where: str, how_to_pack: str) -> dict[str, Any]:
     """index.json, checked: types, ranges, names, counts that fit each other, and nothing twice.
 
-    Raises:
-        UserError: it is not what pack writes; names `where` and the key.
+    Raises `UserError`, naming `where` and the key, where it is not what pack writes.
     """
     try:
         index = json.loads(data, object_pairs_hook=_without_repeats)

@@ -2,10 +2,8 @@
 
 Workers come from a fork server, which imports this package once: they start in milliseconds, inherit neither threads
 nor device memory of the training process, and are not its children, so that one that is killed is noticed where its
-batch is missed, and not by a signal in the middle of a step.
-
-A signal to the whole process group (Ctrl-C, the end of a job) is for the training process to answer, which may want to
-save a checkpoint first. Workers disregard it, and end when the training process says so or is gone.
+batch is missed, and not by a signal in the middle of a step. A signal to the whole process group (Ctrl-C, the end of a
+job) is for the training process to answer: workers end when that one says so or is gone.
 
 b samples of this rank, V views of each, H x W network input.
 """

@@ -57,8 +57,7 @@ class Plan(Protocol):
 def check_batch(global_batch_size: int, streams: int, world_size: int = 1) -> None:
     """The one rule of divisibility: W divides S, and S divides B; a batch without streams has S = B.
 
-    Raises:
-        UserError: they do not; it names the numbers that would do, and is the same on all ranks.
+    Else raises `UserError`, which names the numbers that would do, the same on all ranks.
     """
     if min(global_batch_size, streams) < 1:
         raise UserError(f"global_batch_size ({global_batch_size}) and data.streams ({streams}) must be at least 1")

@@ -1,13 +1,13 @@
 """Batches for training and evaluation.
 
 A batch is addressed by its step alone: the plan says which samples, their draws how they look. So the batches are the
-same for any number of ranks and workers, resuming is only another first step, and the end of a pass is nothing
-special: while its last batches train, the first of the next pass are read.
+same for any number of ranks and workers, resuming is only another first step, and while the last batches of a pass
+train, the first of the next are read.
 
 **Bad data.** A batch whose data cannot be had is still delivered, in full shape, with `error` set, so that no rank
-raises alone while the others wait in a collective. The trainer asks all ranks before each step whether any has one;
-where that is so, all ranks call `distributed.raise_together(batch.error)`, before anything of the step is applied. An
-error that is not acted upon is raised when the next batch is asked for.
+raises alone while the others wait in a collective. The trainer asks all ranks before each step whether any has one, and
+then all call `distributed.raise_together(batch.error)`, before anything of the step is applied. An error that is not
+acted upon is raised when the next batch is asked for.
 
 A picture that cannot be decoded is such an error too, unless `max_bad_samples` is given: its sample is then replaced by
 the first of the plan's `stand_ins` that can be shown, which does not depend on the ranks, and counted on its rank: in
@@ -99,11 +99,7 @@ class TrainStream(_Stream):
         self._make_loader(samples, self.augmentation, plan.seed, plan.domain)
 
     def replan(self, plan: Plan) -> None:
-        """Take another plan: the next `batches` follow it, made by the same workers.
-
-        Raises:
-            ValueError: it is of another seed, domain or batch size.
-        """
+        """Have the next `batches` follow another plan, of the same seed, domain and batch size (else `ValueError`)."""
         for name in ("seed", "domain", "global_batch_size"):
             if getattr(plan, name) != getattr(self.plan, name):
                 raise ValueError(f"{name} of a stream stays {getattr(self.plan, name)!r}, not {getattr(plan, name)!r}")
@@ -165,12 +161,9 @@ class EvaluationStream(_Stream):
         return len(self._steps)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields the batches; to begin another iteration ends this one.
+        """Yields the batches; to begin another iteration ends this one. Collective: an exchange of errors at the end.
 
-        Collectives (on several ranks): at the end, one exchange of error texts.
-
-        Raises:
-            UserError: bad data; on several ranks only at the end, and on all of them.
+        Raises `UserError` for bad data; on several ranks only at the end, and on all of them.
         """
         error = None
         try:

@@ -44,16 +44,14 @@ NO_BOX: Box = (0, 0, 0, 0)
 class Augmentation:
     """How training pictures are varied; each is flipped with probability 0.5, and normalised.
 
-    Args:
-        kind: "ecn" (formulas.md, Training: a random part of the picture, resized bilinearly; erased boxes have the area
-            0.02 .. 0.2 and are filled with ImageNet's mean in the already normalised image, as published) or "pad"
-            (formulas.md, Augmentation of the clustering family: resized bicubically, padded with black by 10 pixels at
-            height 256 in proportion, cropped at random; area 0.02 .. 0.4, filled with the mean).
-        random_erasing: probability of erasing.
+    "ecn" (formulas.md, Training): a random part of the picture, resized bilinearly; erased boxes have the area 0.02 ..
+    0.2 and are filled with ImageNet's mean in the already normalised image, as published. "pad" (formulas.md,
+    Augmentation of the clustering family): resized bicubically, padded with black by 10 pixels at height 256 in
+    proportion, cropped at random; area 0.02 .. 0.4, filled with the mean.
     """
 
     kind: Literal["ecn", "pad"] = "ecn"
-    random_erasing: float = 0.5
+    random_erasing: float = 0.5  # probability
 
     @property
     def erase_fill(self) -> tuple[float, float, float]:

@@ -149,13 +149,11 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def convert_batchnorm(module: nn.Module, mode: BatchNormMode, device: torch.device, group: int = 0) -> nn.Module:
-    """Give every BatchNorm in `module` the statistics of `mode`; returns it, or what replaces a lone BatchNorm.
+    """Give every BatchNorm in `module`, which will run on `device`, the statistics of `mode`.
 
-    Args:
-        module: changed in place, its parameters and buffers staying the same tensors; order against `freeze` is free.
-        mode: `sync` for the global batch, `group` for each `group` consecutive images of it, `local` for a rank's part.
-        device: where it will run.
-        group: G, the images of a group; it must divide the global batch of every pass.
+    These are of the global batch (`sync`), of each `group` consecutive images of it, or of a rank's part (`local`).
+    Returns the module, or what replaces a lone BatchNorm; changed in place, its parameters and buffers staying the same
+    tensors. The order against `freeze` is free.
     """
     if mode == "local" or (mode == "sync" and world_size() == 1):
         return module

@@ -5,8 +5,6 @@
     +ics        ViT whose patches are cut from three convolutions (TransReID-SSL's, PASS's)
     +parts      ViT with three more tokens, for parts of the body (PASS's); the feature is the class token's
     +semantic   Swin whose downsamplings have a bias, which takes up the semantic embedding (SOLIDER's)
-
-Nothing is fetched: weights come from files.
 """
 
 import difflib
