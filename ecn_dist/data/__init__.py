@@ -2,8 +2,9 @@
 
 from ecn_dist.data.identity_plan import IdentityPlan
 from ecn_dist.data.index import ShardIndex, SplitIndex
-from ecn_dist.data.plan import PassPlan, Plan, check_batch
-from ecn_dist.data.stream import Batch, EvaluationStream, TrainStream
+from ecn_dist.data.loader import Batch
+from ecn_dist.data.plan import PassPlan
+from ecn_dist.data.stream import EvaluationStream, TrainStream
 from ecn_dist.data.transforms import Augmentation
 
 __all__ = [
@@ -12,9 +13,7 @@ __all__ = [
     "EvaluationStream",
     "IdentityPlan",
     "PassPlan",
-    "Plan",
     "ShardIndex",
     "SplitIndex",
     "TrainStream",
-    "check_batch",
 ]

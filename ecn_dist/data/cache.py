@@ -46,17 +46,11 @@ Receive = Callable[[Iterator[bytes | memoryview]], None]
 
 @dataclass
 class ShardCache:
-    """Fetched shards, and mapped rows. Its methods raise `UserError` where the folder cannot be used, or has no room.
+    """Fetched shards, and mapped rows. Its methods raise `UserError` where the folder is unusable, or has no room."""
 
-    Args:
-        folder: on a disk of this host, or one that knows flock; made if need be.
-        limit_bytes: kept at any time, shards being fetched included. The least recently used go first.
-        patience: with a slow or failing source; also how long to wait for room.
-    """
-
-    folder: Path
-    limit_bytes: int
-    patience: Patience = PATIENCE
+    folder: Path  # on a disk of this host, or one that knows flock; made if need be
+    limit_bytes: int  # kept at any time, shards being fetched included; the least recently used go first
+    patience: Patience = PATIENCE  # with a slow or failing source, and with lack of room
 
     def __post_init__(self) -> None:
         with self._told():
@@ -64,9 +58,9 @@ class ShardCache:
 
     @classmethod
     def of_host(cls) -> "ShardCache":
-        """The cache that the environment describes, since room on a disk is a matter of the host and not of a run.
+        """That of `ECN_DIST_CACHE_DIR` (else `ecn_dist/shards` in the user's cache folder) and `ECN_DIST_CACHE_GIB`.
 
-        `ECN_DIST_CACHE_DIR` (else `ecn_dist/shards` in the user's cache folder) and `ECN_DIST_CACHE_GIB` (else 32).
+        By environment, since room on a disk is a matter of the host and not of a run.
         """
         gib = os.environ.get(GIB_VARIABLE, DEFAULT_GIB)
         try:
@@ -79,8 +73,7 @@ class ShardCache:
     def mapped(self, split: SplitIndex) -> SplitIndex:
         """The split with its rows mapped from a file here, that stays while they are used: a worker maps them, too.
 
-        Raises:
-            UserError: the rows do not fit with two of the largest shards, one in use and one on its way.
+        Raises `UserError` where they do not fit with two of the largest shards, one in use and one on its way.
         """
         buffer = BytesIO()
         np.save(buffer, split.members, allow_pickle=False)
@@ -100,8 +93,7 @@ class ShardCache:
     def open(self, url: str, shard: ShardInfo) -> Iterator[int]:
         """A descriptor of the shard's file, fetched first if need be, which stays while the block lasts.
 
-        Raises:
-            UserError: the URL cannot be fetched, or is not the shard that was packed.
+        Raises `UserError` where the URL cannot be fetched, or is not the shard that was packed.
         """
         deliver = partial(fetch, url, patience=self.patience, limit=shard.bytes)
         descriptor = self._have(f"{shard.sha256}.tar", shard.bytes, shown(url), deliver)
@@ -238,14 +230,18 @@ def _find(path: Path, size: int) -> int | None:
         return None
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     status = os.fstat(descriptor)
-    with open(descriptor, "rb", closefd=False) as file:  # a shard was verified when it came, rows are once a process
-        whole = path.suffix == ".tar" or hashlib.file_digest(file, "sha256").hexdigest() == path.name[:64]
-    if status.st_nlink and status.st_size == size and whole:
+    # A shard was verified when it came; rows are looked at once a process.
+    if status.st_nlink and status.st_size == size and (path.suffix == ".tar" or _sha256(descriptor) == path.name[:64]):
         with suppress(PermissionError):  # another user's: it keeps its place in the order
             os.utime(descriptor)
         return descriptor
     os.close(descriptor)
     return None
+
+
+def _sha256(descriptor: int) -> str:
+    with open(descriptor, "rb", closefd=False) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(chunks: Iterator[bytes | memoryview], descriptor: int, size: int, sha256: str) -> None:

@@ -4,6 +4,7 @@ b samples of this rank, V views of each, H x W network input, h x w stored pictu
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -40,31 +41,24 @@ def fields_and_pixels(data: Tensor, height: int, width: int) -> tuple[Tensor, Te
     return fields, data[FIELD_BYTES * pictures :].view(pictures, height, width, 3)
 
 
+@dataclass(eq=False, repr=False)
 class PictureDataset(Dataset[RawBatch]):
-    """Item `step`: its batch. Outside of loader workers it lasts until the next one is made.
+    """Item `step`: its batch. Outside of loader workers it lasts until the next one is made."""
 
-    Args:
-        split: what the steps' rows count in.
-        height, width, style, augmentation, cache: see `TrainStream`.
-        seed, domain: of the random numbers.
-    """
+    split: SplitIndex  # what the steps' rows count in
+    height: int
+    width: int
+    style: str
+    cache: ShardCache | None
+    augmentation: Augmentation | None = None
+    seed: int = 0  # of the random numbers, as `domain`
+    domain: str = ""
 
-    def __init__(
-        self,
-        split: SplitIndex,
-        height: int,
-        width: int,
-        style: str,
-        cache: ShardCache | None,
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
-        domain: str = "",
-    ) -> None:
-        self.split, self.reader = split, ShardReader(cache)
-        self.height, self.width, self.style, self.augmentation = height, width, style, augmentation
-        self.views = split.num_cameras if style == "all" else 1
-        self._draws = Draws(seed, domain, "augmentation")
-        self._erase_draws = Draws(seed, domain, "erasing")
+    def __post_init__(self) -> None:
+        self.reader = ShardReader(self.cache)
+        self.views = self.split.num_cameras if self.style == "all" else 1
+        self._draws = Draws(self.seed, self.domain, "augmentation")
+        self._erase_draws = Draws(self.seed, self.domain, "erasing")
         self._memory = np.empty(0, dtype=np.uint8)
 
     def open(self) -> ShardCache | None:

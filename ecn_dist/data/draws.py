@@ -1,9 +1,8 @@
 """Random numbers by address: a function of (seed, domain, purpose) and of three whole numbers, and of nothing else.
 
 So they are the same on every rank, in every worker and after a resume. The generator is Philox4x32-10 (Salmon et al.,
-"Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), whose counter is the address. It is written out for many
-addresses at a time: to make a NumPy generator for every sample takes four times as long, and NumPy does not promise the
-same orders from one version to the next.
+"Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), whose counter is the address, for many addresses at a time. A
+NumPy generator for every sample takes four times as long, and its orders change from one version to the next.
 """
 
 import numpy as np
@@ -53,15 +52,18 @@ class Draws:
 
     def integer(self, below: int, address: tuple[int, int, int]) -> int:
         """A whole number in [0, below)."""
-        high, low = self._words(2, address)[0].tolist()
-        return (high << 32 | low) % below  # uneven by below / 2**64
+        return int(_pairs(self._words(2, address))[0]) % below  # uneven by below / 2**64
 
     def permutation(self, count: int, address: tuple[int, int, int]) -> np.ndarray:
         """(count,) int64, a random order of 0 .. count - 1."""
-        words = self._words(2 * count, address).reshape(count, 2)
-        return np.argsort(words[:, 0] << BITS | words[:, 1], kind="stable")
+        return np.argsort(_pairs(self._words(2 * count, address)), kind="stable")
 
     def order(self, address: Address) -> np.ndarray:
         """(n,) int64, a random order of the n addresses: each has its place from its own numbers; ties keep order."""
-        words = self._words(2, address)
-        return np.argsort(words[:, 0] << BITS | words[:, 1], kind="stable")
+        return np.argsort(_pairs(self._words(2, address)), kind="stable")
+
+
+def _pairs(words: np.ndarray) -> np.ndarray:
+    """Each two 32-bit words as one of 64 bits."""
+    high_and_low = words.reshape(-1, 2)
+    return high_and_low[:, 0] << BITS | high_and_low[:, 1]

@@ -9,7 +9,6 @@ import os
 import re
 import select
 import signal
-import subprocess
 import time
 import urllib.parse
 import urllib.request
@@ -17,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from typing import TypeVar
 
 from ecn_dist.errors import UserError
@@ -28,7 +28,7 @@ SECRET = re.compile(r"(?i)((?:bearer|basic|token|secret|password|key|signature)[
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to try. A source that delivers nothing is given up within three minutes by default, before the other
+    """How long to try: by default, a source that delivers nothing is given up within three minutes, before the other
     ranks' collectives give up; and at the least rate, a shard of 64 MiB arrives in less than five."""
 
     attempts: int = 4
@@ -57,16 +57,10 @@ def shown(url: str) -> str:
 def fetch(
     url: str, receive: Callable[[Iterator[bytes]], T], patience: Patience = PATIENCE, limit: int | None = None
 ) -> T:
-    """What `receive` makes of the chunks of `url`, anew with every attempt.
+    """What `receive` makes of the chunks of `url` (see the head of this module), anew with every attempt.
 
-    Args:
-        url: see the head of this module.
-        receive: raises `FetchError` where the chunks are not what they should be.
-        patience: how long to try.
-        limit: bytes; an attempt that delivers more has failed.
-
-    Raises:
-        UserError: every attempt failed, or no package here opens such an address.
+    One has failed that delivers more than `limit` bytes, or whose chunks `receive` refuses by a `FetchError`. Raises
+    `UserError` where every attempt failed, or no package here opens such an address.
     """
     problem = ""
     for attempt in range(patience.attempts):
@@ -78,8 +72,8 @@ def fetch(
         except FetchError as error:
             problem = str(error)
     raise UserError(
-        f"{shown(url)} cannot be fetched, after {patience.attempts} attempts: {problem}. Check the address, the "
-        "access rights and the network of this host, or copy the shard folder to a local path"
+        f"{shown(url)} cannot be fetched, after {patience.attempts} attempts: {problem}. Check the address, the access "
+        "rights and the network of this host, or copy the shard folder to a local path"
     )
 
 
@@ -103,7 +97,7 @@ def _chunks(url: str, patience: Patience, limit: int | None) -> Generator[bytes]
                     raise FetchError(f"more than the {limit} bytes that were announced")
                 yield chunk
                 begun = time.monotonic()
-    except (TimeoutError, subprocess.TimeoutExpired) as error:
+    except (TimeoutError, TimeoutExpired) as error:
         raise FetchError(f"nothing arrived for {patience.stall_seconds:g} s") from error
     except (OSError, HTTPException) as error:
         raise FetchError(str(error) or type(error).__name__) from error
@@ -137,9 +131,7 @@ def _source(url: str, seconds: float) -> Generator[bytes]:
 def _command(command: str, seconds: float) -> Generator[bytes]:
     """The output of a shell command."""
     # In a process group: what a shell starts does not end with the shell.
-    process = subprocess.Popen(
-        command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, process_group=0
-    )
+    process = Popen(command, shell=True, stdin=DEVNULL, stdout=PIPE, bufsize=0, process_group=0)
     assert process.stdout is not None
     _running.add(process)
     try:
@@ -155,7 +147,7 @@ def _command(command: str, seconds: float) -> Generator[bytes]:
         _end(process)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Popen[bytes]) -> None:
     """End a command and all that it started."""
     if process.returncode is None:  # not asked with poll(): until it is reaped, its number stays its own
         with suppress(ProcessLookupError, PermissionError):  # the latter: sudo; it ends when it writes again
@@ -171,6 +163,6 @@ def end_commands() -> None:
         _end(process)
 
 
-_running: set[subprocess.Popen[bytes]] = set()  # that this process started and has not ended
+_running: set[Popen[bytes]] = set()  # that this process started and has not ended
 atexit.register(end_commands)  # threads that fetch ahead are daemons
 os.register_at_fork(after_in_child=_running.clear)

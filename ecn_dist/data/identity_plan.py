@@ -1,17 +1,18 @@
 """P x K batches: P identities (or clusters) and K pictures of each, an endless sequence planned for an epoch.
 
-The identities come in seeded rounds, each of which has all of them once; so do the pictures of an identity in the turns
-that it gets. Where a round ends inside a batch (or a turn), what was in that batch comes later in the next round, so an
-identity comes once in a batch, and a picture once in a turn where its identity has K. In a turn the cameras that were
-taken least come first. A picture's occurrence number is the round that it comes in.
+The identities come in seeded rounds of all of them; so do the pictures of an identity in the turns that it gets. Where
+a round ends inside a batch (or a turn), what was in that batch comes later in the next round, so an identity comes once
+in a batch, and a picture once in a turn where its identity has K. In a turn the cameras that were taken least come
+first. A picture's occurrence number is the round that it comes in.
 
-Random orders are addressed by the identity's label and the picture's exemplar index, and ties go to the lower ones: the
-sequence does not know in which order the pictures are stored.
+Random orders are addressed by label and exemplar index, and ties go to the lower ones: the order in which pictures are
+stored plays no part.
 """
 
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from itertools import count
 
 import numpy as np
@@ -23,51 +24,36 @@ from ecn_dist.errors import UserError
 REMEDY = "pack more of them, or take fewer identities a batch"
 
 
+@dataclass(eq=False, repr=False)
 class IdentityPlan:
-    """The P x K batches of one epoch.
+    """The P x K batches of one epoch. Raises `UserError` where there are fewer than P identities."""
 
-    Args:
-        labels: (n,) integers, the identity of each row of the split; -1 takes no part.
-        indices, camids: (n,) the rows' exemplar indices and cameras.
-        identities, instances: P of a batch, and K pictures of each.
-        seed, domain: see `Plan`.
-        epoch: another one gives another sequence.
-        remedy: the end of the error about too few identities.
+    labels: np.ndarray  # (n,) integers, the identity of each row of the split; -1 takes no part
+    indices: np.ndarray  # (n,) of the rows, as `camids`
+    camids: np.ndarray
+    _: KW_ONLY
+    identities: int  # P
+    instances: int  # K
+    seed: int
+    domain: str
+    epoch: int  # another one gives another sequence
+    remedy: str = REMEDY  # the end of the error about too few identities
 
-    Raises:
-        UserError: there are fewer than P identities.
-    """
-
-    def __init__(
-        self,
-        labels: np.ndarray,
-        indices: np.ndarray,
-        camids: np.ndarray,
-        *,
-        identities: int,
-        instances: int,
-        seed: int,
-        domain: str,
-        epoch: int,
-        remedy: str = REMEDY,
-    ) -> None:
-        if min(identities, instances) < 1:
-            raise UserError(f"{identities} identities x {instances} pictures are no batch: both must be at least 1")
-        self.labels = np.asarray(labels, dtype=np.int64)
-        self.identities, self.instances = identities, instances
-        self.global_batch_size = self.streams = identities * instances
-        self.seed, self.domain, self.epoch = seed, domain, epoch
-        self._indices, self._camids = np.asarray(indices), np.asarray(camids)
+    def __post_init__(self) -> None:
+        if min(self.identities, self.instances) < 1:
+            found = f"{self.identities} identities x {self.instances} pictures"
+            raise UserError(f"{found} are no batch: both must be at least 1")
+        self.labels = np.asarray(self.labels, dtype=np.int64)
+        self.global_batch_size = self.streams = self.identities * self.instances
         rows = np.flatnonzero(self.labels >= 0)
-        rows = rows[np.lexsort((self._indices[rows], self.labels[rows]))]
+        rows = rows[np.lexsort((self.indices[rows], self.labels[rows]))]
         self._numbers, starts = np.unique(self.labels[rows], return_index=True)
-        if len(self._numbers) < identities:
-            raise UserError(
-                f"the {domain} has {len(self._numbers)} identities, fewer than the {identities} of a batch: {remedy}"
-            )
+        if len(self._numbers) < self.identities:
+            found = f"{len(self._numbers)} identities, fewer than the {self.identities} of a batch"
+            raise UserError(f"the {self.domain} has {found}: {self.remedy}")
         self._members = np.split(rows, starts[1:])  # of each identity, by exemplar index
-        self._identity_draws = Draws(seed, domain, "identities")
-        self._picture_draws = Draws(seed, domain, "instances")
+        self._identity_draws = Draws(self.seed, self.domain, "identities")
+        self._picture_draws = Draws(self.seed, self.domain, "instances")
         self._sequence = self._all_turns()
         self._turns: list[tuple[np.ndarray, np.ndarray]] = []  # the sequence as far as it was asked for
         self._lock = threading.Lock()
@@ -103,7 +89,7 @@ class IdentityPlan:
                 yield next(turns[identity])
 
     def _turns_of(self, members: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        cameras = self._camids[members].tolist()
+        cameras = self.camids[members].tolist()
         to_come: list[int] = []  # places in `members` that this round still has, in drawn order
         number = -1
         while True:
@@ -113,7 +99,7 @@ class IdentityPlan:
             while len(turn) < self.instances:
                 if not to_come:
                     number += 1
-                    to_come = self._picture_draws.order((number, self._indices[members], self.epoch)).tolist()
+                    to_come = self._picture_draws.order((number, self.indices[members], self.epoch)).tolist()
                 fresh = [place for place in to_come if place not in turn] or to_come
                 place = min(fresh, key=lambda place: taken[cameras[place]])  # the first drawn, among equals
                 to_come.remove(place)

@@ -1,10 +1,7 @@
 """The index of a shard folder: what is in it, and at which byte of which shard.
 
 `index.json` describes the folder; beside it each split has a sidecar `{split}.members.npy` with one row per sample, in
-shard order and in tar order inside a shard (`member_dtype`). The rows are memory-mapped, so that ten million samples
-cost a process no memory of its own.
-
-C cameras of the folder.
+shard order and in tar order inside a shard (`member_dtype`), which is memory-mapped. C cameras of the folder.
 """
 
 import hashlib
@@ -113,9 +110,8 @@ class SplitIndex:
 
     @cached_property
     def missing_styles(self) -> int:
-        """How many style copies the split lacks; 0 when every sample has one for each of the C - 1 other cameras."""
-        present = np.count_nonzero(self.members["length"][:, : self.num_cameras])
-        return len(self) * (self.num_cameras - 1) - int(present)
+        """How many style copies the split lacks, of one for each sample and each of the C - 1 other cameras."""
+        return len(self) * (self.num_cameras - 1) - int(np.count_nonzero(self.members["length"][:, :-1]))
 
     @property
     def has_styles(self) -> bool:
@@ -147,9 +143,9 @@ class SplitIndex:
             wrong = {name: (rows[name] < least) | (rows[name] > most) for name, (least, most) in ranges.items()}
             wrong["offset"] &= rows["length"] > 0  # of a copy that is not there nothing is read
             wrong["pid"] = ~np.isin(rows["pid"], pids)
-            for column, where_wrong in wrong.items():
-                if where_wrong.any():
-                    row = int(where_wrong.reshape(len(rows), -1).any(axis=1).argmax())
+            for column, is_wrong in wrong.items():
+                if is_wrong.any():
+                    row = int(np.nonzero(is_wrong)[0][0])
                     value = reprlib.repr(rows[column][row].tolist())
                     raise damage(where, f"{column} of sample {start + row}", f"is {value}")
             seen[rows["index"]] = True
@@ -185,36 +181,25 @@ class ShardIndex:
     def load(cls, folder: str, patience: Patience = PATIENCE) -> "ShardIndex":
         """Read `index.json`, which must be what pack writes, and map the sidecars, whose size and checksum are checked.
 
-        Shards are not touched; `split` checks a sidecar's rows.
-
-        Args:
-            folder: a path, or the prefix of URLs (`location` says how names are joined to it).
-            patience: with a URL.
-
-        Raises:
-            UserError: there is no such folder or index, its format version is not this program's, or a sidecar is
-                missing or is not the one that was packed; a URL cannot be fetched.
+        `folder` is a path, or the prefix of URLs (see `location`). Shards are not touched; `split` checks a sidecar's
+        rows. Raises `UserError` where folder, index or a sidecar is missing, of another version, not what was packed,
+        or cannot be fetched.
         """
-        folder = str(folder)
         output = "shards/NAME" if is_url(folder) else folder
         how_to_pack = f"Pack a data set first: python -m ecn_dist.pack --layout market --input FOLDER --output {output}"
         data = _read_index(folder, how_to_pack, patience)
         index = parse_index(data, shown(location(folder, INDEX_NAME)), how_to_pack)
-        splits = {
-            name: _load_split(name, folder, index["num_cameras"], split, patience)
-            for name, split in index["splits"].items()
-        }
-        return cls(folder, index["layout"], index["num_cameras"], tuple(index["cameras"]), splits, index)
+        num_cameras, announced = index["num_cameras"], index["splits"].items()
+        splits = {name: _load_split(name, folder, num_cameras, split, patience) for name, split in announced}
+        return cls(folder, index["layout"], num_cameras, tuple(index["cameras"]), splits, index)
 
     def split(self, name: str) -> SplitIndex:
         """The split's index, its rows checked (`splits` has those that were not, for who wants to tell all problems).
 
-        Raises:
-            UserError: there is no such split (it names those that exist), or a row of its sidecar cannot be.
+        Raises `UserError` where there is no such split, or a row of its sidecar cannot be.
         """
         if name not in self.splits:
-            there = ", ".join(self.splits)
-            raise UserError(f"no split {name!r} in {shown(self.folder)} (it has: {there})")
+            raise UserError(f"no split {name!r} in {shown(self.folder)} (it has: {', '.join(self.splits)})")
         split = self.splits[name]
         if name not in self._checked:
             split.check()
@@ -229,9 +214,7 @@ def _read_index(folder: str, how_to_pack: str, patience: Patience) -> bytes:
     if not os.path.isdir(folder):
         raise UserError(f"no such shard folder: {folder}. {how_to_pack}")
     if not os.path.isfile(where):
-        raise UserError(
-            f"{folder} has no {INDEX_NAME}: it is not a shard folder, or packing was interrupted. {how_to_pack}"
-        )
+        raise UserError(f"{folder} has no {INDEX_NAME}: no shard folder, or packing was interrupted. {how_to_pack}")
     if os.path.getsize(where) > MAX_INDEX_BYTES:
         raise UserError(f"{where} has more than {MAX_INDEX_BYTES} bytes. {REMEDY}")
     return Path(where).read_bytes()

@@ -60,8 +60,7 @@ SPLITS = {
 def parse_index(data: bytes, where: str, how_to_pack: str) -> dict[str, Any]:
     """index.json, checked: types, ranges, names, counts that fit each other, and nothing twice.
 
-    Raises:
-        UserError: it is not what pack writes; names `where` and the key.
+    Raises `UserError`, naming `where` and the key, where it is not what pack writes.
     """
     try:
         index = json.loads(data, object_pairs_hook=_without_repeats)
@@ -69,17 +68,15 @@ def parse_index(data: bytes, where: str, how_to_pack: str) -> dict[str, Any]:
         raise UserError(f"{where} is not JSON ({reprlib.repr(str(error))}). {how_to_pack}") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT_NAME:
         raise UserError(f"{where} does not describe a shard folder of ecn_dist. {how_to_pack}")
-    if not _number(FORMAT_VERSION, FORMAT_VERSION + 1)(index.get("version")):
-        raise UserError(
-            f"{where} has format version {reprlib.repr(index.get('version'))}, and this program reads version "
-            f"{FORMAT_VERSION}. Pack the data set again, or use the program that packed it"
-        )
+    if not _number(FORMAT_VERSION, FORMAT_VERSION + 1)(version := index.get("version")):
+        found = f"has format version {reprlib.repr(version)}, and this program reads version {FORMAT_VERSION}"
+        raise UserError(f"{where} {found}. Pack the data set again, or use the program that packed it")
     _check(index, FOLDER, where)
     if len(index["cameras"]) != index["num_cameras"]:
         raise damage(where, "cameras", f"is {reprlib.repr(index['cameras'])}")
     for name, split in index["splits"].items():
         _check(split, SPLITS[name], where, f"splits.{name}")
-        if not _each_once(_text(".*"))([shard["name"] for shard in split["shards"]]):
+        if len({shard["name"] for shard in split["shards"]}) < len(split["shards"]):
             raise damage(where, f"splits.{name}.shards", "names a shard twice")
     return index
 

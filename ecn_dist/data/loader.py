@@ -2,10 +2,8 @@
 
 Workers come from a fork server, which imports this package once: they start in milliseconds, inherit neither threads
 nor device memory of the training process, and are not its children, so that one that is killed is noticed where its
-batch is missed, and not by a signal in the middle of a step.
-
-A signal to the whole process group (Ctrl-C, the end of a job) is for the training process to answer, which may want to
-save a checkpoint first. Workers disregard it, and end when the training process says so or is gone.
+batch is missed, and not by a signal in the middle of a step. A signal to the whole process group (Ctrl-C, the end of a
+job) is for the training process to answer: workers end when that one says so or is gone.
 
 b samples of this rank, V views of each, H x W network input.
 """
@@ -56,20 +54,18 @@ class Batch:
     copied: torch.Event | None = None  # on an accelerator: when its tensors are there
 
 
+@dataclass(eq=False, repr=False)
 class Loader:
-    """Makes batches of one range of steps after the other, by the same workers, which start with the first range.
+    """Makes batches of one range of steps after the other, by the same workers, which start with the first range."""
 
-    Args:
-        dataset: pickled to the workers, so it should be small.
-        workers: processes; 0 makes each batch here when it is asked for.
-        device: where batches are delivered.
-        samples: of the largest batch.
-    """
+    dataset: PictureDataset  # pickled to the workers, so it should be small
+    workers: int  # processes; 0 makes each batch here when it is asked for
+    device: torch.device  # where batches are delivered
+    samples: int = 0  # of the largest batch
 
-    def __init__(self, dataset: PictureDataset, workers: int, device: torch.device, samples: int = 0) -> None:
-        self.dataset, self._workers, self._device, self._samples = dataset, workers, device, samples
-        accelerated = device.type != "cpu" and torch.accelerator.is_available()
-        self._queue = torch.Stream(device) if accelerated else None  # of its own, for copies
+    def __post_init__(self) -> None:
+        accelerated = self.device.type != "cpu" and torch.accelerator.is_available()
+        self._queue = torch.Stream(self.device) if accelerated else None  # of its own, for copies
         self._newest = _Newest()
         self._loader: DataLoader[RawBatch] | None = None
         self._made: Iterator[RawBatch] = iter(())
@@ -77,28 +73,22 @@ class Loader:
     def batches(
         self, steps: Callable[[], Iterable[Step]], labels: np.ndarray | None = None
     ) -> Generator[tuple[Step, Batch]]:
-        """Each step with its batch, on the device.
+        """Each step with its batch, on the device. `labels` are (n,), of the split's rows.
 
         Off the CPU the next batch is already on its way, in a queue of its own, while one is used: nothing here waits
-        for the device, and it waits for nothing that was not copied before.
-
-        Args:
-            steps: gives the steps, once for the workers and once for what is fetched ahead.
-            labels: (n,) of the split's rows.
-
-        Raises:
-            UserError: too little shared memory for the workers, or too small a cache for a URL's shards.
+        for the device, and it waits for nothing that was not copied before. `steps` is called twice: for the workers,
+        and for what is fetched ahead. Raises `UserError` for too little shared memory, or too small a cache.
         """
         cache = self.dataset.open()
         if self._loader is None:
-            check_shared_memory(self.dataset.batch_bytes(self._samples), self._workers)
+            check_shared_memory(self.dataset.batch_bytes(self.samples), self.workers)
         made = self.load(steps())
         ahead = FetchAhead(self.dataset.split, cache, steps())
         on_the_way: list[tuple[Step, Batch]] = []
         try:
             for step, raw in made:
                 on_the_way.append((step, self._send(raw, labels)))
-                if len(on_the_way) > (self._device.type != "cpu"):
+                if len(on_the_way) > (self.device.type != "cpu"):
                     ahead.reached(on_the_way[0][0].number)
                     yield self._taken_over(*on_the_way.pop(0))
             for waiting in on_the_way:
@@ -115,7 +105,7 @@ class Loader:
         else:
             rows_b.copy_(torch.from_numpy(labels[rows_b.numpy()]))
         with self._queue or nullcontext():
-            fields, pixels_bHW3 = fields_and_pixels(raw.data.to(self._device, non_blocking=True), *size)
+            fields, pixels_bHW3 = fields_and_pixels(raw.data.to(self.device, non_blocking=True), *size)
             images_b3HW = transforms.normalise_and_erase(pixels_bHW3, fields[BOX].T, self.dataset.augmentation or ECN)
             labels_b, pids_b, camids_b, indices_b = fields[:4].clone()
         copied = self._queue.record_event() if self._queue else None
@@ -133,10 +123,8 @@ class Loader:
     def load(self, steps: Iterable[Step]) -> Generator[tuple[Step, RawBatch]]:
         """Each step with its batch, in order. Steps are taken a few ahead.
 
-        Where a worker ended unexpectedly (out of memory, killed), a batch with an error comes, and no more.
-
-        Raises:
-            RuntimeError: another range was begun meanwhile, or the workers were ended; this one cannot go on.
+        Where a worker ended unexpectedly (out of memory, killed), a batch with an error comes, and no more. Raises
+        `RuntimeError` where another range was begun meanwhile, or the workers were ended.
         """
         asked, steps = tee(steps)
         self._newest.steps = asked
@@ -147,7 +135,7 @@ class Loader:
             try:
                 batch = next(self._made)
             except WORKER_LOST as error:
-                if not self._workers:
+                if not self.workers:
                     raise
                 self.close()
                 problem = f"a loader worker failed at step {step.number}: {error}"
@@ -165,16 +153,16 @@ class Loader:
             with suppress(*WORKER_LOST):  # one since the last range
                 self._made = iter(self._loader)
                 return
-        if self._workers:
+        if self.workers:
             multiprocessing.set_forkserver_preload(["__main__", "ecn_dist.data.forkserver"])
         self._loader = DataLoader(
             self.dataset,
             batch_size=None,
             sampler=self._newest,
-            num_workers=self._workers,
-            prefetch_factor=BATCHES_AHEAD if self._workers else None,
-            persistent_workers=self._workers > 0,
-            multiprocessing_context="forkserver" if self._workers else None,
+            num_workers=self.workers,
+            prefetch_factor=BATCHES_AHEAD if self.workers else None,
+            persistent_workers=self.workers > 0,
+            multiprocessing_context="forkserver" if self.workers else None,
             worker_init_fn=partial(_start_worker, os.getpid()),
             pin_memory=self._queue is not None,  # page-locked, for a fast way to the device
             generator=torch.Generator(),  # or it would draw from the global one, and the run depend on `workers`

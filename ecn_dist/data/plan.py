@@ -1,21 +1,17 @@
 """Which sample comes when: what a plan is, and the plan of passes over a split.
 
-A pass is planned from the shards' sample counts, the seed and the pass number alone.
-
-The shards of a pass, in seeded order, form one sequence of N samples, rotated by a seeded offset. It is cut into S
-equal streams, and each stream is shuffled within seeded windows. A global batch takes B / S samples of every stream,
-in stream order, and rank r owns the streams r S / W .. (r + 1) S / W. So
-
-- all ranks take the same steps, whatever the shards' number and sizes;
-- the global batches do not depend on the ranks, and even less on loader workers;
-- a rank reads only the part of the sequence that its streams cover, a few shards at a time;
-- a sample comes at most once a pass, and fewer than B are left out: the N mod S after the last stream, and what does
-  not fill a batch at the end of each stream's last window. The offset and the shuffle make it others every pass.
+A pass is planned from the shards' sample counts, the seed and the pass number alone. Its shards, in seeded order, form
+one sequence of N samples, rotated by a seeded offset. It is cut into S equal streams, and each is shuffled within
+seeded windows. A global batch takes B / S samples of every stream, in stream order, and rank r owns the streams from
+r S / W to (r + 1) S / W. So all ranks take the same steps, with batches that depend on no ranks or workers; a rank
+reads only what its streams cover, a few shards at a time; and a sample comes at most once a pass. Fewer than B are left
+out, others in every pass: N mod S, and what does not fill a batch at the end of each stream.
 
 N samples, B a global batch, S streams, W ranks, L = N // S samples of one stream.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -61,75 +57,57 @@ class Plan(Protocol):
 def check_batch(global_batch_size: int, streams: int, world_size: int = 1) -> None:
     """The one rule of divisibility: W divides S, and S divides B; a batch without streams has S = B.
 
-    Raises:
-        UserError: they do not; it names the numbers that would do, and is the same on all ranks.
+    Else raises `UserError`, which names the numbers that would do, the same on all ranks.
     """
     if min(global_batch_size, streams) < 1:
         raise UserError(f"global_batch_size ({global_batch_size}) and data.streams ({streams}) must be at least 1")
     divisors = [d for d in range(1, global_batch_size + 1) if global_batch_size % d == 0]
     if global_batch_size % world_size:
-        near = max(1, round(global_batch_size / world_size)) * world_size
-        raise UserError(
-            f"global_batch_size: {global_batch_size} does not divide by {world_size} ranks; {near} would, "
-            f"or use {', '.join(map(str, divisors))} ranks",
-            on_all_ranks=True,
-        )
+        near, some = max(1, round(global_batch_size / world_size)) * world_size, ", ".join(map(str, divisors))
+        problem = f"{global_batch_size} does not divide by {world_size} ranks; {near} would, or use {some} ranks"
+        raise UserError(f"global_batch_size: {problem}", on_all_ranks=True)
     if streams % world_size or global_batch_size % streams:
-        fitting = [d for d in divisors if d % world_size == 0]
-        raise UserError(
-            f"data.streams: {streams} must divide global_batch_size ({global_batch_size}) and be a multiple of the "
-            f"ranks ({world_size}); these would do: {', '.join(map(str, fitting))}",
-            on_all_ranks=True,
-        )
+        problem = f"must divide global_batch_size ({global_batch_size}) and be a multiple of the ranks ({world_size})"
+        fitting = ", ".join(str(d) for d in divisors if d % world_size == 0)
+        raise UserError(f"data.streams: {streams} {problem}; these would do: {fitting}", on_all_ranks=True)
 
 
+@dataclass(eq=False, repr=False)
 class PassPlan:
     """The order of every pass over one split.
 
-    Args:
-        shard_samples: samples of each shard, in the split's order; their concatenation numbers the rows.
-        global_batch_size: B, over all ranks.
-        streams: S, a divisor of B. The order depends on it, so a run keeps it when its number of ranks changes.
-        seed: of the run.
-        domain: "source", "target", ...
-        labels: (n,) of the rows, for a split whose identities are trained with.
-        window: how many samples are shuffled together, over all streams; of one stream never less than
-            `SHARDS_PER_WINDOW` mean shards, so that shards are mixed even where they are large.
-
-    Raises:
-        UserError: B is not a multiple of S, or there are fewer than B samples.
+    Raises `UserError` where B is not a multiple of S, or there are fewer than B samples.
     """
 
-    def __init__(
-        self,
-        shard_samples: Sequence[int],
-        global_batch_size: int,
-        streams: int,
-        seed: int,
-        domain: str,
-        window: int = DEFAULT_WINDOW,
-        labels: np.ndarray | None = None,
-    ) -> None:
-        check_batch(global_batch_size, streams)
-        self.shard_samples = np.asarray(shard_samples, dtype=np.int64)
-        self.num_samples = int(self.shard_samples.sum())
-        self.global_batch_size, self.streams = global_batch_size, streams
-        self.seed, self.domain, self.labels = seed, domain, labels
-        if self.num_samples < global_batch_size:
+    shard_samples: Sequence[int]  # in the split's order; their concatenation numbers the rows
+    global_batch_size: int
+    streams: int  # the order depends on it, so a run keeps it when its number of ranks changes
+    seed: int
+    domain: str
+    # How many samples are shuffled together, over all streams; of one stream never less than `SHARDS_PER_WINDOW` mean
+    # shards, so that shards are mixed even where they are large.
+    window: int = DEFAULT_WINDOW
+    labels: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        check_batch(self.global_batch_size, self.streams)
+        self._sizes = np.asarray(self.shard_samples, dtype=np.int64)
+        self.num_samples = int(self._sizes.sum())
+        if self.num_samples < self.global_batch_size:
             raise UserError(
-                f"the {domain} has {self.num_samples} training pictures, fewer than one global batch of "
-                f"{global_batch_size}: lower global_batch_size, or pack more pictures"
+                f"the {self.domain} has {self.num_samples} training pictures, fewer than one global batch of "
+                f"{self.global_batch_size}: lower global_batch_size, or pack more pictures"
             )
-        self.stream_length = self.num_samples // streams
-        mean_shard = -(-self.num_samples // len(self.shard_samples))
-        span = max(-(-window // streams), SHARDS_PER_WINDOW * mean_shard)
+        self.stream_length = self.num_samples // self.streams
+        mean_shard = -(-self.num_samples // len(self._sizes))
+        span = max(-(-self.window // self.streams), SHARDS_PER_WINDOW * mean_shard)
         # Windows of nearly equal length: a short one at the end would hardly be mixed.
         self.num_windows = max(1, round(self.stream_length / span))
         self._window_edges = np.arange(self.num_windows + 1) * self.stream_length // self.num_windows
-        self._row_starts = np.concatenate([[0], np.cumsum(self.shard_samples)[:-1]])
-        self._draws = {purpose: Draws(seed, domain, purpose) for purpose in ("offset", "shards", "window")}
+        self._row_starts = np.cumsum(self._sizes) - self._sizes
+        self._draws = {purpose: Draws(self.seed, self.domain, purpose) for purpose in ("offset", "shards", "window")}
         self._sequence = lru_cache(3)(self._make_sequence)
-        self._order = lru_cache(4 * streams)(self._make_order)
+        self._order = lru_cache(4 * self.streams)(self._make_order)
 
     @property
     def steps_per_pass(self) -> int:
@@ -175,6 +153,6 @@ class PassPlan:
 
     def _make_sequence(self, pass_number: int) -> tuple[np.ndarray, np.ndarray, int]:
         """The pass's order of shards, where each starts in that order, and the offset of the first stream."""
-        shards = self._draws["shards"].permutation(len(self.shard_samples), (0, 0, pass_number))
-        starts = np.concatenate([[0], np.cumsum(self.shard_samples[shards])[:-1]])
-        return shards, starts, self._draws["offset"].integer(self.num_samples, (0, 0, pass_number))
+        shards = self._draws["shards"].permutation(len(self._sizes), (0, 0, pass_number))
+        sizes = self._sizes[shards]
+        return shards, np.cumsum(sizes) - sizes, self._draws["offset"].integer(self.num_samples, (0, 0, pass_number))

@@ -30,10 +30,7 @@ EXIF = b"Exif\0\0"
 
 
 def decode(data: bytes) -> np.ndarray:
-    """A JPEG, or a picture of another of `pictures.FORMATS` -> (h, w, 3) uint8 RGB, the pixels that PIL gives.
-
-    Raises `UnreadablePicture` where it cannot be decoded.
-    """
+    """A picture of one of `pictures.FORMATS` -> (h, w, 3) uint8 RGB, the pixels that PIL gives; `UnreadablePicture`."""
     try:
         # Both decode with libjpeg-turbo and the same settings, hence to the same pixels, but PIL's way to it is twice
         # as long for a small picture. It stays the judge of what simplejpeg refuses, such as harmless stray bytes.
@@ -47,10 +44,9 @@ def decode(data: bytes) -> np.ndarray:
 
 
 class ShardReader:
-    """Reads members by offset.
+    """Reads members by offset. Local shards stay open (the least recently used of many are closed).
 
-    Local shards stay open (the least recently used of many are closed). Those behind a URL come from `cache`, without
-    one from `ShardCache.of_host()`.
+    Those behind a URL come from `cache`, without one from `ShardCache.of_host()`.
     """
 
     def __init__(self, cache: ShardCache | None = None) -> None:
@@ -67,25 +63,12 @@ class ShardReader:
     def read_batch(self, split: SplitIndex, rows: ArrayLike, slots: ArrayLike) -> list[bytes]:
         """The bytes of members, in the given order; read shard by shard, so that only one at a time is held.
 
-        Args:
-            split: the split that `rows` count in.
-            rows: of `split.members`.
-            slots: c for the copy in camera c's style, `split.num_cameras` for the real picture.
-
-        Raises:
-            UserError: there is no such member, or its shard is gone, cannot be fetched or read, or is shorter than when
-                it was packed.
+        `rows` are of `split.members`; slot c is the copy in camera c's style, if it was packed, and C the real picture.
+        Raises `UserError` where a shard is gone, cannot be fetched or read, or is shorter than when it was packed.
         """
         rows, slots = np.asarray(rows), np.asarray(slots)
         members, every = np.asarray(split.members)[rows], np.arange(rows.size)
-        if not (lengths := members["length"][every, slots]).all():
-            at = int(np.argmin(lengths))
-            raise UserError(
-                f"{_sample(split, rows[at])} in {shown(split.folder)} has no copy in the style of camera {slots[at]}: "
-                "pack it with --camera_style histogram, or with complete copies; or train without: "
-                "--data.camera_style false"
-            )
-        columns = members["shard"], members["offset"][every, slots], lengths, every
+        columns = members["shard"], members["offset"][every, slots], members["length"][every, slots], every
         wanted = sorted(zip(*(column.tolist() for column in columns), strict=True))
         by_shard = [(shard, list(of_shard)) for shard, of_shard in groupby(wanted, key=itemgetter(0))]
         if not is_url(split.folder) and hasattr(os, "posix_fadvise"):
@@ -181,13 +164,10 @@ def _sample(split: SplitIndex, row: int) -> str:
 
 
 def check_shards(*splits: SplitIndex) -> None:
-    """Open every local shard and compare its size with the index, before the first step.
+    """Open every local shard and compare its size with the index; one behind a URL is checked when it is fetched.
 
-    A shard behind a URL is checked when it is fetched. No collective: call it through `distributed.together`, so that
-    a shard that one host alone lacks is an error on all ranks.
-
-    Raises:
-        UserError: shards are missing, may not be read, or are of another size; the first few are named.
+    Raises `UserError`, which names the first few that are missing, may not be read, or are of another size. No
+    collective: call it through `distributed.together`, as one host alone may lack a shard.
     """
     wrong = []
     for split in splits:

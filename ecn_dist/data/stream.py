@@ -1,13 +1,13 @@
 """Batches for training and evaluation.
 
 A batch is addressed by its step alone: the plan says which samples, their draws how they look. So the batches are the
-same for any number of ranks and workers, resuming is only another first step, and the end of a pass is nothing
-special: while its last batches train, the first of the next pass are read.
+same for any number of ranks and workers, resuming is only another first step, and while the last batches of a pass
+train, the first of the next are read.
 
 **Bad data.** A batch whose data cannot be had is still delivered, in full shape, with `error` set, so that no rank
-raises alone while the others wait in a collective. The trainer asks all ranks before each step whether any has one;
-where that is so, all ranks call `distributed.raise_together(batch.error)`, before anything of the step is applied. An
-error that is not acted upon is raised when the next batch is asked for.
+raises alone while the others wait in a collective. The trainer asks all ranks before each step whether any has one, and
+then all call `distributed.raise_together(batch.error)`, before anything of the step is applied. An error that is not
+acted upon is raised when the next batch is asked for.
 
 A picture that cannot be decoded is such an error too, unless `max_bad_samples` is given: its sample is then replaced by
 the first of the plan's `stand_ins` that can be shown, which does not depend on the ranks, and counted on its rank: in
@@ -17,9 +17,10 @@ pass on one rank are an error again.
 
 import logging
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -40,61 +41,64 @@ CPU = torch.device("cpu")
 Style = Literal["real", "random", "other", "all"]
 
 
-class TrainStream:
-    """The planned, augmented training batches of one plan after the other.
+@dataclass(eq=False, repr=False, kw_only=True)
+class _Stream:
+    """What the streams have in common. They start nothing before they are iterated."""
 
-    It starts nothing before it is iterated; its workers then live until `close`, over plans. `plan` is the present one.
+    split: SplitIndex = field(kw_only=False)
+    height: int  # of the network input, in pixels
+    width: int
+    # Which pictures show a sample: "real" (as it was taken), "random" (in the style of a uniformly drawn camera; its
+    # own is the real one: formulas.md, "Camera-invariance"), "other" (of a drawn other camera), or "all" (as many views
+    # as cameras: the real one, then the others' in order, each with draws of its own).
+    style: Style = "real"
+    rank: int = 0
+    world_size: int = 1
+    workers: int = 0  # loader processes of this stream; 0 reads in this process
+    device: torch.device = CPU  # where batches are delivered, and normalised
+    cache: ShardCache | None = None  # of shards behind a URL; unless given, `ShardCache.of_host()`
 
-    Args:
-        split: the training split.
-        plan: which samples come when.
-        height, width: network input.
-        augmentation: how pictures are varied; None resizes alone (bicubic), as for evaluation.
-        style: which pictures show a sample: "real" (as it was taken), "random" (in the style of a uniformly drawn
-            camera; its own is the real one: formulas.md, "Camera-invariance"), "other" (of a drawn other camera), or
-            "all" (as many views as cameras: the real one, then the others' in order, each with draws of its own).
-        rank, world_size: which part of each global batch.
-        workers: loader processes of this stream; 0 reads in this process.
-        device: where batches are delivered, and normalised.
-        max_bad_samples: that may be replaced in a pass on this rank, counted from the first step iterated.
-        cache: where shards behind a URL are kept; unless given, `ShardCache.of_host()`.
-
-    Raises:
-        UserError: sizes that do not divide, or styles asked for and not packed.
-    """
-
-    def __init__(
-        self,
-        split: SplitIndex,
-        plan: Plan,
-        *,
-        height: int,
-        width: int,
-        augmentation: Augmentation | None = ECN,
-        style: Style = "real",
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 0,
-        device: torch.device = CPU,
-        max_bad_samples: int = 0,
-        cache: ShardCache | None = None,
-    ) -> None:
-        _check_style(split, style)
-        check_batch(plan.global_batch_size, plan.streams, world_size)
-        self.plan, self.rank, self.world_size, self.max_bad_samples = plan, rank, world_size, max_bad_samples
-        dataset = PictureDataset(split, height, width, style, cache, augmentation, plan.seed, plan.domain)
-        self._loader = Loader(dataset, workers, device, plan.global_batch_size // world_size)
+    def _make_loader(self, samples: int, *of_dataset: Any) -> None:
+        """For batches of so many samples. `UserError` where styles are asked for and were not packed."""
+        split, styles = self.split, get_args(Style)
+        if self.style not in styles:
+            raise ValueError(f"style {self.style!r} is none of {', '.join(styles)}")
+        if self.style != "real" and not split.has_styles:
+            raise UserError(
+                f"{shown(split.folder)} lacks {split.missing_styles} style copies of its split {split.name!r}, which "
+                "only training pictures have: pack it with --camera_style histogram, or with the complete copies that "
+                "ship with the data set; or do without: --data.camera_style false (`label`: leave out --copies)"
+            )
+        if self.style == "other" and split.num_cameras < 2:
+            raise UserError(f"{shown(split.folder)} has one camera: no picture has a copy in the style of another")
+        dataset = PictureDataset(split, self.height, self.width, self.style, self.cache, *of_dataset)
+        self._loader = Loader(dataset, self.workers, self.device, samples)
 
     def close(self) -> None:
-        """End the workers. Another iteration would start others."""
+        """End the workers; another iteration would start others."""
         self._loader.close()
 
-    def replan(self, plan: Plan) -> None:
-        """Take another plan: the next `batches` follow it, made by the same workers.
 
-        Raises:
-            ValueError: it is of another seed, domain or batch size.
-        """
+@dataclass(eq=False, repr=False, kw_only=True)
+class TrainStream(_Stream):
+    """The planned, augmented training batches of one plan after the other, of which rank r has its part.
+
+    Workers live from the first iteration to `close`, over plans. Raises `UserError` for sizes that do not divide, and
+    styles that were not packed.
+    """
+
+    plan: Plan = field(kw_only=False)  # which samples come when
+    augmentation: Augmentation | None = ECN  # None resizes alone (bicubic), as for evaluation
+    max_bad_samples: int = 0  # that may be replaced in a pass on this rank, counted from the first step iterated
+
+    def __post_init__(self) -> None:
+        plan = self.plan
+        check_batch(plan.global_batch_size, plan.streams, self.world_size)
+        samples = plan.global_batch_size // self.world_size
+        self._make_loader(samples, self.augmentation, plan.seed, plan.domain)
+
+    def replan(self, plan: Plan) -> None:
+        """Have the next `batches` follow another plan, of the same seed, domain and batch size (else `ValueError`)."""
         for name in ("seed", "domain", "global_batch_size"):
             if getattr(plan, name) != getattr(self.plan, name):
                 raise ValueError(f"{name} of a stream stays {getattr(self.plan, name)!r}, not {getattr(plan, name)!r}")
@@ -134,71 +138,31 @@ class TrainStream:
             yield step
 
 
-def _check_style(split: SplitIndex, style: str) -> None:
-    if style not in get_args(Style):
-        raise ValueError(f"style {style!r} is none of {', '.join(get_args(Style))}")
-    if style != "real" and not split.has_styles:
-        raise UserError(
-            f"{shown(split.folder)} lacks {split.missing_styles} style copies of its split {split.name!r}, which only "
-            "training pictures have: pack it with --camera_style histogram, or with the complete copies that ship with "
-            "the data set; or do without: --data.camera_style false (`label`: leave out --copies)"
-        )
-    if style == "other" and split.num_cameras < 2:
-        raise UserError(f"{shown(split.folder)} has one camera: no picture has a copy in the style of another")
-
-
-class EvaluationStream:
+@dataclass(eq=False, repr=False, kw_only=True)
+class EvaluationStream(_Stream):
     """Every sample of a split exactly once over the ranks: rank r has a contiguous part of the members, in order.
 
     The parts are `RowPartition`'s. The last batch may be smaller, and a rank may have none.
-
-    Args:
-        split: any split.
-        batch_size: samples, of this rank.
-        style: "real", or "all" for the copies in every camera's style beside it (see `TrainStream`).
-        rank, world_size: which part.
-        height, width, workers, device, cache: as for `TrainStream`.
-        keep_workers: for the next iteration, until `close`; else they end with each.
     """
 
-    def __init__(
-        self,
-        split: SplitIndex,
-        *,
-        height: int,
-        width: int,
-        batch_size: int,
-        style: Literal["real", "all"] = "real",
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 0,
-        device: torch.device = CPU,
-        cache: ShardCache | None = None,
-        keep_workers: bool = False,
-    ) -> None:
-        _check_style(split, style)
-        part = distributed.RowPartition(len(split), world_size)
-        rows = np.arange(part.start(rank), part.stop(rank))
-        parts = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+    style: Literal["real", "all"] = "real"
+    batch_size: int  # samples, of this rank
+    keep_workers: bool = False  # for the next iteration, until `close`; else they end with each
+
+    def __post_init__(self) -> None:
+        part = distributed.RowPartition(len(self.split), self.world_size)
+        rows = np.arange(part.start(self.rank), part.stop(self.rank))
+        parts = [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
         self._steps = [Step(rows_b, np.zeros_like(rows_b), 0, number) for number, rows_b in enumerate(parts)]
-        dataset = PictureDataset(split, height, width, style, cache)
-        self._loader = Loader(dataset, workers, device, min(batch_size, len(rows)))
-        self._world_size, self._keep_workers = world_size, keep_workers
+        self._make_loader(min(self.batch_size, len(rows)))
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def close(self) -> None:
-        """End the workers; another iteration would start others."""
-        self._loader.close()
-
     def __iter__(self) -> Iterator[Batch]:
-        """Yields the batches; to begin another iteration ends this one.
+        """Yields the batches; to begin another iteration ends this one. Collective: an exchange of errors at the end.
 
-        Collectives (on several ranks): at the end, one exchange of error texts.
-
-        Raises:
-            UserError: bad data; on several ranks only at the end, and on all of them.
+        Raises `UserError` for bad data; on several ranks only at the end, and on all of them.
         """
         error = None
         try:
@@ -207,9 +171,9 @@ class EvaluationStream:
                     break
                 yield batch
         finally:
-            if not self._keep_workers:
+            if not self.keep_workers:
                 self.close()
-        if error and self._world_size == 1:
+        if error and self.world_size == 1:
             raise UserError(error)
-        if self._world_size > 1:
+        if self.world_size > 1:
             distributed.raise_together(error)

@@ -3,17 +3,10 @@
 A decoded uint8 array is cropped, flipped and resized by torch's vectorised uint8 kernels (`resize_into`); scaling,
 normalising and erasing are done in float32 for the whole batch, on the training device (`normalise_and_erase`).
 
-All random choices of one sample come from uniform numbers of its own, always the same ones for the same choice.
-NUM_DRAWS of them, and NUM_ERASE_DRAWS more where something is erased:
-
-    CAMERA       which camera's style
-    FLIP         whether to flip
-    ERASE        whether to erase
-    CROP_TRIES   10 x (area, aspect), then (top, left) of the try that fits
-
-    0 on         100 x (area, aspect), then (top, left)
-
-"pad" takes only (top, left), the first two of CROP_TRIES.
+All random choices of one sample come from uniform numbers of its own, always the same ones for the same choice:
+NUM_DRAWS of them, which say the CAMERA's style, whether to FLIP and to ERASE, and from CROP_TRIES on 10 x (area,
+aspect), then (top, left) of the try that fits ("pad" takes only (top, left), the first two); where something is erased
+NUM_ERASE_DRAWS more, 100 x (area, aspect), then (top, left).
 
 b pictures, H x W network input, h x w stored picture. A box is (top, left, height, width) in pixels.
 """
@@ -51,16 +44,14 @@ NO_BOX: Box = (0, 0, 0, 0)
 class Augmentation:
     """How training pictures are varied; each is flipped with probability 0.5, and normalised.
 
-    Args:
-        kind: "ecn" (formulas.md, Training: a random part of the picture, resized bilinearly; erased boxes have the area
-            0.02 .. 0.2 and are filled with ImageNet's mean in the already normalised image, as published) or "pad"
-            (formulas.md, Augmentation of the clustering family: resized bicubically, padded with black by 10 pixels at
-            height 256 in proportion, cropped at random; area 0.02 .. 0.4, filled with the mean).
-        random_erasing: probability of erasing.
+    "ecn" (formulas.md, Training): a random part of the picture, resized bilinearly; erased boxes have the area 0.02 ..
+    0.2 and are filled with ImageNet's mean in the already normalised image, as published. "pad" (formulas.md,
+    Augmentation of the clustering family): resized bicubically, padded with black by 10 pixels at height 256 in
+    proportion, cropped at random; area 0.02 .. 0.4, filled with the mean.
     """
 
     kind: Literal["ecn", "pad"] = "ecn"
-    random_erasing: float = 0.5
+    random_erasing: float = 0.5  # probability
 
     @property
     def erase_fill(self) -> tuple[float, float, float]:
@@ -112,7 +103,7 @@ def augment_into(out_HW3: Tensor, pixels: np.ndarray, draws: Sequence[float], ho
         return
     height, width, _ = out_HW3.shape
     padding = round(PADDING * height)
-    top, left = (int(draws[CROP_TRIES + at] * (2 * padding + 1)) for at in (0, 1))
+    top, left = (int(draw * (2 * padding + 1)) for draw in draws[CROP_TRIES : CROP_TRIES + 2])
     padded_HW3 = out_HW3.new_zeros(height + 2 * padding, width + 2 * padding, 3)
     resize_into(padded_HW3[padding : padding + height, padding : padding + width], pixels, flip=flip)
     out_HW3.copy_(padded_HW3[top : top + height, left : left + width])

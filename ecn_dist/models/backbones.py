@@ -53,14 +53,11 @@ class Backbone(nn.Module):
             arch: `small_resnet`, the name of a torchvision classification network, or `timm/NAME` (timm_networks.py).
             height, width: of the input, in pixels.
             last_stride: of the last stage; 1 keeps its map twice as high and wide (ResNets only).
-            pooling: `avg` (as the library does), or `gem` where the network averages a feature map by a module that
-                can be exchanged.
+            pooling: `avg` (as the library does), or `gem` where the network averages a feature map by a module.
             neck: put a BatchNorm on the pooled feature (`Neck`).
             mean, std: of red, green and blue in 0 .. 1, which the weights were made with; None: ImageNet's.
 
-        Raises:
-            UserError: for an unknown name, a network without a pooled feature at this input size, and options that
-                the network does not have.
+        Raises `UserError` for an unknown name, no pooled feature at this size, and options that the network has not.
         """
         super().__init__()
         self.arch, self.last_stride = arch, last_stride
@@ -85,16 +82,11 @@ class Backbone(nn.Module):
                 f"model.mean: {mean} with model.std {std}; give three numbers of each, std above 0, or none"
             )
         from_imagenet = None
-        if self.has_own_normalisation:
+        if (self.mean, self.std) != (IMAGENET_MEAN, IMAGENET_STD):
             both = torch.tensor([(IMAGENET_MEAN, IMAGENET_STD), (self.mean, self.std)])
             (their_mean, their_std), (own_mean, own_std) = both.view(2, 2, 3, 1, 1)
             from_imagenet = torch.stack([(their_mean - own_mean) / own_std, their_std / own_std])
         self.register_buffer("from_imagenet", from_imagenet, persistent=False)
-
-    @property
-    def has_own_normalisation(self) -> bool:
-        """Whether the weights were made with another mean or deviation than ImageNet's."""
-        return (self.mean, self.std) != (IMAGENET_MEAN, IMAGENET_STD)
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 3, H, W) -> (b, num_features): the pooled feature, after the neck where there is one."""
@@ -115,8 +107,9 @@ class Backbone(nn.Module):
         groups: dict[int, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                below = (last - i for i, stage in enumerate(self.stages) if _is_in(name.removeprefix("body."), stage))
-                groups.setdefault(next(below, 0) if layer_decay != 1 else 0, []).append(parameter)
+                within = (any(f"{name}.".startswith(f"body.{part}.") for part in stage) for stage in self.stages)
+                below = next((last - i for i, is_within in enumerate(within) if is_within), 0)
+                groups.setdefault(below if layer_decay != 1 else 0, []).append(parameter)
         return [
             {"name": f"backbone-{power}" if power else "backbone", "params": group, "lr": lr * layer_decay**power}
             for power, group in groups.items()
@@ -147,10 +140,6 @@ class Backbone(nn.Module):
 
     def _frozen_parts(self) -> list[nn.Module | nn.Parameter]:
         return [attrgetter(name)(self.body) for stage in self.stages[: self._num_frozen] for name in stage]
-
-
-def _is_in(name: str, stage: Sequence[str]) -> bool:
-    return any(name == part or name.startswith(f"{part}.") for part in stage)
 
 
 def _stages(arch: str, body: nn.Module) -> list[list[str]]:

@@ -21,7 +21,6 @@ from ecn_dist.distributed import all_gather_rows, all_reduce, rank, world_size
 from ecn_dist.errors import UserError
 
 BatchNormMode = Literal["sync", "group", "local"]
-_AFTERWARDS = ("drop", "act")  # what timm's BatchNorms that are activations as well do after normalising
 
 
 class _NormalizeOverRanks(torch.autograd.Function):
@@ -107,9 +106,8 @@ class GlobalBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         output = self._normalised(input)
-        for name in _AFTERWARDS:
-            if name in self._modules:
-                output = self._modules[name](output)  # type: ignore[misc]
+        for afterwards in self.children():  # dropout and activation, of timm's BatchNorms that are these as well
+            output = afterwards(output)
         return output
 
     def _normalised(self, input: Tensor) -> Tensor:
@@ -151,18 +149,15 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def convert_batchnorm(module: nn.Module, mode: BatchNormMode, device: torch.device, group: int = 0) -> nn.Module:
-    """Give every BatchNorm in `module` the statistics of `mode`; returns it, or what replaces a lone BatchNorm.
+    """Give every BatchNorm in `module`, which will run on `device`, the statistics of `mode`.
 
-    Args:
-        module: changed in place, its parameters and buffers staying the same tensors; order against `freeze` is free.
-        mode: `sync` for the global batch, `group` for each `group` consecutive images of it, `local` for a rank's part.
-        device: where it will run.
-        group: G, the images of a group; it must divide the global batch of every pass.
+    These are of the global batch (`sync`), of each `group` consecutive images of it, or of a rank's part (`local`).
+    Returns the module, or what replaces a lone BatchNorm; changed in place, its parameters and buffers staying the same
+    tensors. The order against `freeze` is free.
     """
     if mode == "local" or (mode == "sync" and world_size() == 1):
         return module
-    activations = any(hasattr(norm, name) for norm in _batchnorms(module) for name in _AFTERWARDS)
-    if mode == "sync" and device.type != "cpu" and not activations:
+    if mode == "sync" and device.type != "cpu" and not any(any(norm.children()) for norm in _batchnorms(module)):
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for norm in _batchnorms(module):
         norm.__class__ = GlobalBatchNorm  # it has nothing but `group` beyond theirs; hooks and mode stay
@@ -180,20 +175,17 @@ def check_statistics(mode: BatchNormMode, group: int, batch: int, ranks: int) ->
 
     Raises `UserError` on all ranks where `group` does not divide the batch, or the statistics would be of one image.
     """
+    images = {"sync": batch, "group": group, "local": batch // ranks}[mode]
     if mode == "group" and (group < 1 or batch % group):
         fitting = ", ".join(str(size) for size in range(2, batch + 1) if batch % size == 0)
-        raise UserError(
-            f"model.batchnorm_group: {group} does not divide a batch of {batch} pictures; these would do: {fitting}",
-            on_all_ranks=True,
-        )
-    images = {"sync": batch, "group": group, "local": batch // ranks}[mode]
-    if images < 2:
+        problem = f"_group: {group} does not divide a batch of {batch} pictures; these would do: {fitting}"
+    elif images < 2:
+        found = f"need at least 2 pictures, and here they are of {images} ({batch} a pass on {ranks} ranks)"
         remedy = {"sync": "", "group": " or model.batchnorm_group", "local": ", fewer ranks, or sync"}[mode]
-        raise UserError(
-            f"model.batchnorm: {mode} statistics need at least 2 pictures, and here they are of {images} ({batch} a "
-            f"pass on {ranks} ranks); use a larger global_batch_size{remedy}",
-            on_all_ranks=True,
-        )
+        problem = f": {mode} statistics {found}; use a larger global_batch_size{remedy}"
+    else:
+        return
+    raise UserError(f"model.batchnorm{problem}", on_all_ranks=True)
 
 
 @torch.no_grad()

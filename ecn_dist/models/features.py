@@ -40,7 +40,7 @@ def fingerprint_backbone(backbone: Backbone, height: int, width: int) -> str:
     for a run, its export and a checkpoint of the same step, on any device.
     """
     stride = "" if backbone.last_stride == 2 else f" last stride {backbone.last_stride}"  # no weight tells of it
-    own = f" mean {backbone.mean} std {backbone.std}" if backbone.has_own_normalisation else ""
+    own = "" if backbone.from_imagenet is None else f" mean {backbone.mean} std {backbone.std}"
     digest = hashlib.sha256(f"{backbone.arch} {height}x{width}{stride}{own}".encode())
     for name, tensor in sorted(backbone.body.state_dict().items()):
         if not name.endswith(BATCH_COUNT):

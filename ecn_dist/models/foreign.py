@@ -22,7 +22,6 @@ from ecn_dist.errors import UserError
 # What torch.load raises for bytes that are no file of tensors, besides its own errors.
 UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 SEMANTIC_WEIGHT = 0.2  # of SOLIDER's appearance against its semantics, as its authors set it for re-identification
-_HALF = (0.5, 0.5, 0.5)
 _MOCO = "encoder_q."
 _MEMORY = "state_dict_inv"
 _PUBLISHED = {"base": "", "feat": "embedding.linear.", "feat_bn": "embedding.batchnorm.", "classifier": "source_head."}
@@ -44,6 +43,7 @@ class Origin(NamedTuple):
     arch: str
 
 
+_HALF = (0.5, 0.5, 0.5)
 LUPERSON = Origin("MoCo (these are LUPerson's)", (0.3525, 0.3106, 0.3140), (0.2660, 0.2522, 0.2505), "resnet50")
 TRANSREID = Origin("TransReID-SSL", _HALF, _HALF, "timm/vit_small_patch16_224+ics")
 PASS = Origin("PASS", _HALF, _HALF, "timm/vit_small_patch16_224+ics+parts")
@@ -67,12 +67,12 @@ def with_origin(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Origin |
 
 def _with_registers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """PASS's part tokens and the five kinds of positions, as timm's register tokens and one table."""
-    tokens = [f"part_token{part}" for part in (1, 2, 3)]
-    positions = ["cls_pos", "part1_pos", "part2_pos", "part3_pos", "pos_embed"]
-    ours = {key: value for key, value in tensors.items() if key not in (*tokens, *positions)}
-    if all(key in tensors for key in (*tokens, *positions)):  # else they are told as missing
-        ours["reg_token"] = torch.cat([tensors[key] for key in tokens], 1)
-        ours["pos_embed"] = torch.cat([tensors[key] for key in positions], 1)
+    tokens = ["part_token1", "part_token2", "part_token3"]
+    joined = {"reg_token": tokens, "pos_embed": ["cls_pos", "part1_pos", "part2_pos", "part3_pos", "pos_embed"]}
+    theirs = {key for keys in joined.values() for key in keys}
+    ours = {key: value for key, value in tensors.items() if key not in theirs}
+    if theirs <= tensors.keys():  # else they are told as missing
+        ours |= {name: torch.cat([tensors[key] for key in keys], 1) for name, keys in joined.items()}
     return ours
 
 

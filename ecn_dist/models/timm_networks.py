@@ -5,13 +5,11 @@
     +ics        ViT whose patches are cut from three convolutions (TransReID-SSL's, PASS's)
     +parts      ViT with three more tokens, for parts of the body (PASS's); the feature is the class token's
     +semantic   Swin whose downsamplings have a bias, which takes up the semantic embedding (SOLIDER's)
-
-Nothing is fetched: weights come from files.
 """
 
 import difflib
+import functools
 import math
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -44,11 +42,8 @@ class ConvolutionalPatches(nn.Module):
         self.grid_size = img_size[0] // patch_size, img_size[1] // patch_size
         self.patch_size, self.num_patches = (patch_size, patch_size), math.prod(self.grid_size)
         layers: list[nn.Module] = []
-        for given, kernel, norm in (
-            (in_chans, 7, HalfInstanceNorm),
-            (64, 3, HalfInstanceNorm),
-            (64, 3, nn.BatchNorm2d),
-        ):
+        norms = (HalfInstanceNorm, HalfInstanceNorm, nn.BatchNorm2d)
+        for given, kernel, norm in zip((in_chans, 64, 64), (7, 3, 3), norms, strict=True):
             convolution = nn.Conv2d(given, 64, kernel, stride=kernel // 3, padding=kernel // 2, bias=False)
             layers += [convolution, norm(64), nn.ReLU(inplace=True)]
         self.conv = nn.Sequential(*layers)
@@ -59,16 +54,16 @@ class ConvolutionalPatches(nn.Module):
         return self.proj(self.conv(images)).flatten(2).transpose(1, 2)
 
 
-_VARIANTS: dict[str, dict[str, Any]] = {
-    "ics": {"embed_layer": ConvolutionalPatches},
-    "parts": {"reg_tokens": 3},
-    "semantic": {},
-}
+_VARIANTS: dict[str, Any] = {"ics": {"embed_layer": ConvolutionalPatches}, "parts": {"reg_tokens": 3}, "semantic": {}}
 
 
 def build_timm(arch: str, height: int, width: int) -> nn.Module:
     """The network `arch`, with random weights. Raises `UserError` without timm, and for names that it does not know."""
-    timm = _import(arch)
+    try:
+        import timm
+    except ImportError as error:
+        needs = f"needs the package timm ({error}): pip install 'ecn_dist[timm]', or use a network of torchvision"
+        raise UserError(f"model.arch: {arch} {needs}") from error
     name, *variants = arch.removeprefix(TIMM).split("+")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -77,8 +72,12 @@ def build_timm(arch: str, height: int, width: int) -> nn.Module:
     if unknown := set(variants) - _VARIANTS.keys():
         raise UserError(f"model.arch: {arch} ends in +{unknown.pop()}; known are +{', +'.join(_VARIANTS)}")
     options = {key: value for variant in variants for key, value in _VARIANTS[variant].items()}
+    create = functools.partial(timm.create_model, name, pretrained=False, num_classes=0, **options)
     try:
-        body = _create(timm, name, options, {"img_size": (height, width)})
+        try:
+            body: Any = create(img_size=(height, width))
+        except TypeError:  # it depends on no size of its input, and knows no such argument
+            body = create()
         if "semantic" in variants:
             for layer in body.layers[1:]:
                 reduction = layer.downsample.reduction
@@ -86,25 +85,6 @@ def build_timm(arch: str, height: int, width: int) -> nn.Module:
     except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
         raise UserError(f"model.arch: timm does not make {arch} for {height} x {width} pictures ({error})") from error
     return body
-
-
-def _import(arch: str) -> ModuleType:
-    try:
-        import timm
-    except ImportError as error:
-        raise UserError(
-            f"model.arch: {arch} needs the package timm ({error}): pip install 'ecn_dist[timm]', or use a network of "
-            "torchvision"
-        ) from error
-    return timm
-
-
-def _create(timm: ModuleType, name: str, options: dict[str, Any], sized: dict[str, Any]) -> Any:
-    """Networks that depend on the size of their input are told; the others know no such argument."""
-    try:
-        return timm.create_model(name, pretrained=False, num_classes=0, **options, **sized)
-    except TypeError:
-        return timm.create_model(name, pretrained=False, num_classes=0, **options)
 
 
 def fit_to_input(body: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -120,10 +100,9 @@ def fit_to_input(body: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tenso
         if key == "pos_embed" and given.dim() == 3:
             fitted[key] = _interpolate(given, wanted[key].shape[1], body.get_submodule("patch_embed").grid_size)
         elif key.endswith(_BIAS_TABLE):
-            attention: Any = body.get_submodule(key.removesuffix(f".{_BIAS_TABLE}"))
-            height, width = attention.window_size
-            side = math.isqrt(len(given))
-            rows, columns = (slice((side - size) // 2, (side + size) // 2) for size in (2 * height - 1, 2 * width - 1))
+            window: Any = body.get_submodule(key.removesuffix(f".{_BIAS_TABLE}")).window_size
+            side, sizes = math.isqrt(len(given)), (2 * window[0] - 1, 2 * window[1] - 1)
+            rows, columns = (slice((side - size) // 2, (side + size) // 2) for size in sizes)
             if side * side == len(given) and min(rows.start, columns.start) >= 0:
                 fitted[key] = given.view(side, side, -1)[rows, columns].flatten(0, 1)
     return fitted

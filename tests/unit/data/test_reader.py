@@ -146,12 +146,6 @@ def test_a_failing_file_system_is_an_error_in_the_batch(split: SplitIndex, worke
         next(batches)
 
 
-def test_a_style_copy_that_was_not_packed_is_named(split: SplitIndex) -> None:
-    own = int(split.members["camid"][0])
-    with pytest.raises(UserError, match=rf"sample {split.indices[0]} .* no copy in the style of camera {own}"):
-        read(ShardReader(), split, 0, own)
-
-
 def test_few_shards_stay_open(split: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_module, "MAX_OPEN_SHARDS", 2)
     before = len(os.listdir("/proc/self/fd"))

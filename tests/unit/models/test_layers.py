@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ecn_dist.models import GeM, Neck
+from ecn_dist.models.layers import GeM, Neck
 
 
 @pytest.mark.parametrize("p", [1.0, 3.0, 6.5])
