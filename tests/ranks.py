@@ -8,6 +8,7 @@ import ctypes
 import gc
 import multiprocessing
 import queue
+import signal
 import sys
 import tempfile
 import traceback
@@ -25,6 +26,8 @@ def _worker(rank: int, world_size: int, store: str, tasks: Any, results: Any) ->
     import torch
     import torch.distributed as dist
 
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)  # which the fork server ignores
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
@@ -45,7 +48,9 @@ class Ranks:
     """`world_size` processes in one gloo group, one thread each."""
 
     def __init__(self, world_size: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        # From the server that loader workers come from: it imports once what every rank needs.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", "ecn_dist.data.forkserver", "ecn_dist.train"])
         self.world_size = world_size
         self._folder = tempfile.TemporaryDirectory()
         store = str(Path(self._folder.name) / "store")
