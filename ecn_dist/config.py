@@ -19,7 +19,17 @@ from ecn_dist import methods
 from ecn_dist.config_gate import check_yaml
 from ecn_dist.errors import UserError
 from ecn_dist.methods import options as kinds
-from ecn_dist.methods.options import Count, Fraction, LossOptions, MemoryOptions, Natural, NotNegative, Positive, Range
+from ecn_dist.methods.options import (
+    BatchSize,
+    Count,
+    Fraction,
+    LossOptions,
+    MemoryOptions,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+)
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -187,7 +197,7 @@ class Config:
     """of every random choice"""
     epochs: int = 60
     """epochs of the method: passes over the source images, where it says no other length; 0 after source-only ones"""
-    global_batch_size: Annotated[int, Range(least=1, most=2**20)] = 128
+    global_batch_size: BatchSize = 128
     """images of each domain in one step, over all ranks"""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """bf16 and fp16 by autocast (fp16 with loss scaling); fp64 is for tests"""

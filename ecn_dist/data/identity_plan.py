@@ -21,7 +21,7 @@ from ecn_dist.data.draws import Draws
 from ecn_dist.data.plan import STAND_INS, Step
 from ecn_dist.errors import UserError
 
-REMEDY = "pack more of them, or take fewer identities a batch"
+REMEDY = "take fewer identities a batch, or pack more of them"
 
 
 @dataclass(eq=False, repr=False)
@@ -49,8 +49,8 @@ class IdentityPlan:
         rows = rows[np.lexsort((self.indices[rows], self.labels[rows]))]
         self._numbers, starts = np.unique(self.labels[rows], return_index=True)
         if len(self._numbers) < self.identities:
-            found = f"{len(self._numbers)} identities, fewer than the {self.identities} of a batch"
-            raise UserError(f"the {self.domain} has {found}: {self.remedy}")
+            found = f"{len(self._numbers)} identities are fewer than the {self.identities} of a batch"
+            raise UserError(f"{self.domain}: {found}; {self.remedy}")
         self._members = np.split(rows, starts[1:])  # of each identity, by exemplar index
         self._identity_draws = Draws(self.seed, self.domain, "identities")
         self._picture_draws = Draws(self.seed, self.domain, "instances")

@@ -10,6 +10,7 @@ out, others in every pass: N mod S, and what does not fill a batch at the end of
 N samples, B a global batch, S streams, W ranks, L = N // S samples of one stream.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -61,7 +62,8 @@ def check_batch(global_batch_size: int, streams: int, world_size: int = 1) -> No
     """
     if min(global_batch_size, streams) < 1:
         raise UserError(f"global_batch_size ({global_batch_size}) and data.streams ({streams}) must be at least 1")
-    divisors = [d for d in range(1, global_batch_size + 1) if global_batch_size % d == 0]
+    low = [d for d in range(1, math.isqrt(global_batch_size) + 1) if global_batch_size % d == 0]
+    divisors = sorted({*low, *(global_batch_size // d for d in low)})
     if global_batch_size % world_size:
         near, some = max(1, round(global_batch_size / world_size)) * world_size, ", ".join(map(str, divisors))
         problem = f"{global_batch_size} does not divide by {world_size} ranks; {near} would, or use {some} ranks"
@@ -88,6 +90,7 @@ class PassPlan:
     # shards, so that shards are mixed even where they are large.
     window: int = DEFAULT_WINDOW
     labels: np.ndarray | None = None
+    sized_by: str = "global_batch_size"  # the option that sets B, for errors
 
     def __post_init__(self) -> None:
         check_batch(self.global_batch_size, self.streams)
@@ -95,8 +98,8 @@ class PassPlan:
         self.num_samples = int(self._sizes.sum())
         if self.num_samples < self.global_batch_size:
             raise UserError(
-                f"the {self.domain} has {self.num_samples} training pictures, fewer than one global batch of "
-                f"{self.global_batch_size}: lower global_batch_size, or pack more pictures"
+                f"{self.domain}: {self.num_samples} training pictures are fewer than one batch of "
+                f"{self.global_batch_size}; lower {self.sized_by}, or pack more pictures"
             )
         self.stream_length = self.num_samples // self.streams
         mean_shard = -(-self.num_samples // len(self._sizes))

@@ -52,6 +52,8 @@ class Feed:
     """as taken; in the style of a random camera; of a random other one; the picture with all its copies"""
     augmentation: Literal["ecn", "pad"] = "ecn"
     """docs/formulas.md: Training, or Augmentation of the clustering family"""
+    sized_by: str = "global_batch_size"
+    """the option that sets its size, for errors"""
 
 
 @dataclass(frozen=True)

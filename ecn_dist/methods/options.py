@@ -26,6 +26,7 @@ class Range:
 
 
 Count = Annotated[int, Range(least=1, most=10**9)]
+BatchSize = Annotated[int, Range(least=1, most=2**20)]
 Natural = Annotated[int, Range(least=0, most=10**9)]
 Positive = Annotated[float, Range(above=0, most=1e9)]
 NotNegative = Annotated[float, Range(least=0, most=1e9)]

@@ -295,4 +295,4 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output} is a file; name a folder for the shards")
     if (held := _holds_shards(output)) and not overwrite:
         names = first_few(path.name for path in held)
-        raise UserError(f"{output} already holds shards ({names}). Name another folder, or add --overwrite")
+        raise UserError(f"{output} already holds shards ({names}). Remove them (`pack`: --overwrite), or name another")

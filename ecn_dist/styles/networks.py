@@ -117,6 +117,11 @@ class Discriminator(nn.Module):
         return self.patches(features), self.camera(features).flatten(1)
 
 
+def is_finite(network: nn.Module) -> bool:
+    """Whether all tensors of a network are numbers."""
+    return all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values())
+
+
 def save_generator(generator: Generator, path: Path) -> None:
     """Write the generator as safetensors; its card stands in the file's meta data (`format`, `shape` as JSON)."""
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in generator.state_dict().items()}
@@ -125,10 +130,12 @@ def save_generator(generator: Generator, path: Path) -> None:
 
 def _check(shape: Shape) -> None:
     """`ValueError` for what no generator has; the file may come from anybody."""
-    limits = {"height": (4, 2048), "width": (4, 2048), "channels": (1, 1024), "blocks": (0, 64)}
+    limits = {"height": (8, 2048), "width": (8, 2048), "channels": (1, 1024), "blocks": (0, 64)}
     for name, (least, most) in limits.items():
         if type(value := getattr(shape, name)) is not int or not least <= value <= most:
             raise ValueError(f"its {name} is {value!r:.99}")
+    if shape.height % 4 or shape.width % 4:
+        raise ValueError(f"its pictures are of {shape.height} x {shape.width}, no multiples of 4")
     if type(shape.skip) is not bool or not shape.cameras or not all(type(name) is str for name in shape.cameras):
         raise ValueError("its cameras or its skip are none")
 
@@ -150,8 +157,10 @@ def load_generator(path: Path) -> Generator:
                 raise ValueError("its tensors are not of its shape")
             generator = Generator(shape)
             generator.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise UserError(f"there is no {path}; name the {GENERATOR} of a `stylize` run") from error
+            if not is_finite(generator):
+                raise ValueError("its tensors are not finite")
+    except OSError as error:  # safetensors names no file
+        raise UserError(f"{path} cannot be read ({error}); name the {GENERATOR} of a `stylize` run") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({error}); copy it again, or train another") from error
     return generator

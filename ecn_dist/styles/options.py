@@ -13,7 +13,7 @@ from ecn_dist.config_gate import read_yaml
 from ecn_dist.data import SplitIndex
 from ecn_dist.data.reader import ShardReader
 from ecn_dist.errors import UserError
-from ecn_dist.methods.options import Count, Natural, NotNegative, Positive, Range, check_ranges
+from ecn_dist.methods.options import BatchSize, Count, Natural, NotNegative, Positive, Range, check_ranges
 
 DESCRIPTION = "Learn the styles of a shard folder's cameras, and write its pictures with copies in them (docs/use.md)."
 METHOD = "stylize"  # in config.yaml, where a run of `train` has its method
@@ -41,17 +41,17 @@ class Config:
     """run of a re-ID network that is asked how well it finds an original by its copy"""
     steps: Count = 200_000
     """steps of the discriminator"""
-    batch_size: Count = 16
+    batch_size: BatchSize = 16
     """pictures in one step, over all ranks"""
-    height: Natural = 0
+    height: Annotated[int, Range(least=0, most=2048)] = 0
     """of the generator's pictures, a multiple of 4; 0: the median of the data, at most 256"""
-    width: Natural = 0
+    width: Annotated[int, Range(least=0, most=2048)] = 0
     """the same; 0: in proportion to the data's"""
-    generator_channels: Count = 64
+    generator_channels: Annotated[int, Range(least=1, most=1024)] = 64
     """of the generator's first convolution"""
-    discriminator_channels: Count = 64
+    discriminator_channels: Annotated[int, Range(least=1, most=1024)] = 64
     """of the discriminator's first convolution"""
-    blocks: Natural = 6
+    blocks: Annotated[int, Range(least=0, most=64)] = 6
     """residual blocks of the generator"""
     skip: bool = False
     """the generator gives a change of the picture, and not a new one: learns sooner, keeps colours (docs/use.md)"""
@@ -91,8 +91,8 @@ class Config:
                 raise UserError(f"--{key} is not set; name a shard folder")
         check_ranges(self)
         for key in ("height", "width"):
-            if (value := getattr(self, key)) % 4:
-                raise UserError(f"{key}: {value} must be a multiple of 4")
+            if (value := getattr(self, key)) % 4 or value == 4:  # of which the generator would have one position
+                raise UserError(f"{key}: {value} must be a multiple of 4, from 8 on, or 0")
 
 
 def parse(argv: list[str] | None) -> Config:
@@ -144,4 +144,4 @@ def fitting_size(split: SplitIndex, config: Config) -> tuple[int, int]:
 
 
 def _multiple(side: float) -> int:
-    return max(4, round(side / 4) * 4)
+    return max(8, round(side / 4) * 4)

@@ -18,7 +18,7 @@ from ecn_dist.data.draws import Draws
 from ecn_dist.errors import UserError
 from ecn_dist.models import autocast
 from ecn_dist.styles.losses import critic_losses, generator_losses
-from ecn_dist.styles.networks import Discriminator, Generator, Shape, to_unit
+from ecn_dist.styles.networks import Discriminator, Generator, Shape, is_finite, to_unit
 from ecn_dist.styles.options import Config, flatten
 from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, load, read_meta
 from ecn_dist.training.signals import StopRequest
@@ -53,7 +53,14 @@ class StyleTrainer:
             for parameter in optimizer.param_groups[0]["params"]:
                 zeros = (torch.zeros_like(parameter, requires_grad=False) for _ in range(2))
                 optimizer.state[parameter] = dict(zip(ADAM_STATE, (*zeros, torch.zeros(())), strict=True))
-        self.plan = PassPlan(self.split.shard_samples, config.batch_size, config.batch_size, config.seed, "styles")
+        self.plan = PassPlan(
+            self.split.shard_samples,
+            config.batch_size,
+            config.batch_size,
+            config.seed,
+            "styles",
+            sized_by="--batch_size",
+        )
         self.stream = TrainStream(
             self.split,
             self.plan,
@@ -210,6 +217,8 @@ class StyleTrainer:
         at = {"step": self.step - 1, "epoch": (self.step - 1) // self.plan.steps_per_pass}
         tracker.metrics(at | record | {"images_per_second": speed, "data_wait": wait})
         wrong = [f"{name} {value}" for name, value in record.items() if value is not None and not math.isfinite(value)]
+        if not is_finite(self.networks):  # by the newest step
+            wrong.append("weights that are not finite")
         if wrong:
             raise UserError(f"at step {self.step}: {', '.join(wrong)}; lower --lr", on_all_ranks=True)
         figures = "  ".join(f"{name[5:]} {value:.3f}" for name, value in record.items() if value is not None)

@@ -57,7 +57,8 @@ def open_domains(config: Config) -> Domains:
     def load() -> Domains:
         domains, trained = load_domains(config), methods.entry(config.method).domains
         for name, index in domains.items():
-            needed = {"train"} if name in trained else set()
+            # The source's is trained on by whatever method takes one, and few folders have no other use.
+            needed = {"train"} if name in trained or (name == "source" and "train" in index.splits) else set()
             check_shards(*map(index.split, needed | (set(index.splits) - {"train"} if name != "source" else set())))
         return domains
 

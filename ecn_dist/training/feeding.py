@@ -43,7 +43,9 @@ class Feeder:
         self._streams: dict[Feed, TrainStream] = {}
         for feed in dict.fromkeys((*self.alone, *self.feeds)):
             if feed.domain not in splits:
-                raise UserError(f"{feed.domain}: is not set; give it in the --config file or as --{feed.domain}")
+                raise UserError(
+                    f"{feed.domain}: name a shard folder with a split 'train' in --config or as --{feed.domain}"
+                )
             if feed.instances:
                 check_batch(feed.batch_size, feed.batch_size, world_size)
             if not feed.instances or feed.domain == "source":  # else the method has yet to make the labels of its plan
@@ -105,7 +107,7 @@ class Feeder:
             seed=self._config.seed,
             domain=feed.name,
             epoch=epoch,
-            **({} if given is None else {"remedy": self._method.too_few_labels}),
+            remedy=f"lower {feed.sized_by}, or pack more of them" if given is None else self._method.too_few_labels,
         )
 
 
@@ -126,7 +128,9 @@ def adaptation_batches(config: Config, split: SplitIndex, device: torch.device) 
 def _pass_plan(config: Config, feed: Feed, split: SplitIndex) -> PassPlan:
     labels = split.labels if feed.domain == "source" else None
     streams, seed = config.data.streams, config.seed
-    return PassPlan(split.shard_samples, feed.batch_size, streams, seed, feed.name, labels=labels)
+    return PassPlan(
+        split.shard_samples, feed.batch_size, streams, seed, feed.name, labels=labels, sized_by=feed.sized_by
+    )
 
 
 def _new_stream(

@@ -94,6 +94,15 @@ def test_killed_and_resumed_to_the_bit(whole: Config, folder: Path) -> None:
     assert digests(Path(config.output)) == digests(Path(whole.output))
 
 
+def test_a_generator_that_diverges_in_the_last_step_writes_no_copies(folder: Path, capsys) -> None:
+    """The losses are those before that step."""
+    once = {"steps": 1, "critic_steps": 1, "cycle_weight": 1e9, "lr": 1e9}
+    config = narrow(folder, output=str(folder / "diverged"), output_dir=str(folder / "diverged-run"), **once)
+    assert stylize.main(as_options(config)) == 2
+    assert "weights that are not finite; lower --lr" in capsys.readouterr().err
+    assert not (folder / "diverged").exists()
+
+
 def test_with_a_generator_that_is_there(ranks, whole: Config, folder: Path) -> None:
     generator = str(Path(whole.output_dir) / "generator.safetensors")
     again = replace(whole, output=str(folder / "again"), output_dir="", generator=generator)

@@ -4,7 +4,7 @@ Shape letters: b images of a feed here, P source identities.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,8 @@ class CamStyle(SourceHead):
         self.copies_dropout = GlobalDropout(setting.dropout, seed=setting.seed, site=1)
 
     def feeds(self) -> tuple[Feed, ...]:
-        copies = Feed("copies", "source", self.options.copies, style="other" if self.setting.camera_style else "real")
+        style: Literal["other", "real"] = "other" if self.setting.camera_style else "real"
+        copies = Feed("copies", "source", self.options.copies, style=style, sized_by="camstyle.copies")
         return Feed("source", "source", self.setting.global_batch_size), copies
 
     def passes(self, images: Tensors, at: Step) -> dict[str, Tensor]:

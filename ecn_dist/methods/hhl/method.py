@@ -37,8 +37,11 @@ class HHL(SourceHead):
         style: Literal["all", "real"] = "all" if self.setting.camera_style else "real"
         return (
             Feed("source", "source", self.setting.global_batch_size),
-            Feed("identities", "source", options.source_identities * options.instances, options.instances),
-            Feed("target", "target", options.target_pictures, style=style),
+            Feed(
+                *("identities", "source", options.source_identities * options.instances, options.instances),
+                sized_by="hhl.source_identities",
+            ),
+            Feed("target", "target", options.target_pictures, style=style, sized_by="hhl.target_pictures"),
         )
 
     def passes(self, images: Tensors, at: Step) -> dict[str, Tensor]:

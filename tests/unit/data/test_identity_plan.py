@@ -136,7 +136,7 @@ def test_a_stand_in_is_of_the_same_identity() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"identities": 12}, "the target has 11 identities, fewer than the 12 of a batch: pack more"),
+        ({"identities": 12}, "target: 11 identities are fewer than the 12 of a batch; take fewer"),
         ({"instances": 0}, "both must be at least 1"),
     ],
 )

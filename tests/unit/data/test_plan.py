@@ -111,7 +111,7 @@ def test_the_order_is_the_one_of_earlier_versions() -> None:
         (24, 4, 3, "would do: 3, 6, 12, 24"),
         (25, 5, 3, "25 does not divide by 3 ranks; 24 would, or use 1, 5, 25 ranks"),
         (24, 0, 1, "at least 1"),
-        (240, 12, 1, "100 training pictures, fewer than one global batch of 240"),
+        (240, 12, 1, "source: 100 training pictures are fewer than one batch of 240; lower global_batch_size"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named_with_those_that_do(

@@ -199,7 +199,7 @@ def test_a_source_of_unknown_people_and_styles_that_were_not_packed_are_refused(
 def test_sizes_that_do_not_fit_are_refused_before_anything_is_read(small: SplitIndex) -> None:
     with pytest.raises(UserError, match="these would do: 5, 10"):
         train_stream(small, global_batch_size=10, streams=2, world_size=5)
-    with pytest.raises(UserError, match="fewer than one global batch of 60"):
+    with pytest.raises(UserError, match="fewer than one batch of 60"):
         train_stream(small, global_batch_size=60)
 
 

@@ -87,5 +87,23 @@ def test_a_generators_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match="is damaged"):
         load_generator(path)
-    with pytest.raises(UserError, match="there is no"):
-        load_generator(tmp_path / "other")
+    for absent in (tmp_path / "other", tmp_path):
+        with pytest.raises(UserError, match=f"^{absent} cannot be read"):
+            load_generator(absent)
+
+
+@pytest.mark.parametrize("sides", [(18, 8), (16, 10), (4, 4), (16, 4096)])
+def test_a_generator_of_other_sizes_is_refused(sides: tuple[int, int], tmp_path: Path) -> None:
+    generator = Generator(SHAPE)
+    generator.shape = replace(SHAPE, height=sides[0], width=sides[1])
+    save_generator(generator, tmp_path / "generator.safetensors")
+    with pytest.raises(UserError, match="is damaged"):
+        load_generator(tmp_path / "generator.safetensors")
+
+
+def test_a_generator_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    generator = Generator(SHAPE)
+    torch.nn.init.constant_(generator.layers[-1].weight, float("nan"))
+    save_generator(generator, tmp_path / "generator.safetensors")
+    with pytest.raises(UserError, match="its tensors are not finite"):
+        load_generator(tmp_path / "generator.safetensors")

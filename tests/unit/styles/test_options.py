@@ -21,6 +21,10 @@ def test_from_the_command_line() -> None:
     [
         ([], "--output is not set"),
         (["--output", "o", "--height", "30"], "height: 30 must be a multiple of 4"),
+        (["--output", "o", "--width", "4"], "width: 4 must be a multiple of 4, from 8 on"),
+        (["--output", "o", "--blocks", "65"], "blocks: 65 must be at least 0 and at most 64"),
+        (["--output", "o", "--generator_channels", "1028"], "generator_channels: 1028 must be .* at most 1024"),
+        (["--output", "o", "--steps", str(10**20)], "steps: 10* must be at least 1 and at most"),
         (["--output", "o", "--steps", "0"], "steps: 0 must be at least 1"),
         (["--output", "o", "--precision", "fp16"], "precision"),
         (["--output", "o", "--step", "5"], "step"),
