@@ -220,7 +220,11 @@ class Run(AbstractContextManager):
     def _lock_folder(self) -> str:
         """Hold the folder for as long as rank 0's process lives; returns the owner that the lock then names."""
         # `flock` itself: where a file system has none, the file that `filelock` takes instead would outlive a kill.
-        lock = (self.folder / LOCK).open("a+", encoding="utf-8")
+        path, flags = self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            lock = os.fdopen(os.open(path, flags, 0o666), "r+", encoding="utf-8")
+        except OSError as error:  # such as a link, which would have another file emptied
+            raise UserError(f"output_dir: {path} cannot be opened ({error.strerror}); remove it") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -293,6 +293,16 @@ def test_a_file_system_without_locks_is_told(
     assert "no lock keeps a second training out" in caplog.text
 
 
+def test_a_lock_that_leads_elsewhere_empties_nothing(tmp_path: Path) -> None:
+    victim, lock = tmp_path / "victim", tmp_path / "run" / ".lock"
+    victim.write_text("precious")
+    lock.parent.mkdir()
+    lock.symlink_to(victim)
+    with pytest.raises(UserError, match=r"\.lock cannot be opened .*; remove it"):
+        claim(config(tmp_path))
+    assert victim.read_text() == "precious"
+
+
 def test_another_kind_of_device_changes_results(tmp_path: Path) -> None:
     claim(config(tmp_path))
     store = CheckpointStore(tmp_path / "run" / "checkpoints")
