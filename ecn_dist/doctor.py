@@ -1,6 +1,5 @@
 """`doctor`: is everything well where a run is to be started?"""
 
-import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -102,4 +101,4 @@ def _print(everyones: list[tuple[Finding, list[int]]], quiet: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -76,4 +75,4 @@ def find_pictures(folder: Path) -> tuple[list[str], list[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

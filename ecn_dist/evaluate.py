@@ -1,7 +1,6 @@
 """`evaluate`: how well a trained network retrieves on the query and gallery of a shard folder."""
 
 import json
-import sys
 from pathlib import Path
 
 from ecn_dist import distributed
@@ -65,4 +64,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,6 +1,5 @@
 """`export`: a trained model as a file that other programs run, with its model card."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -50,4 +49,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import sys
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
@@ -122,4 +121,4 @@ def _write(path: Path, split: SplitIndex, labels_N: np.ndarray, files: list[str]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,7 +1,6 @@
 """`pack`: turn a folder of pictures into shards."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,4 +89,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,6 +1,5 @@
 """`report`: one self-contained report.html of a run."""
 
-import sys
 from pathlib import Path
 
 from ecn_dist.command import verb
@@ -40,4 +39,4 @@ def main(*, run: Path, output: str | None = None, compare: list[str] | None = No
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

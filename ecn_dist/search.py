@@ -1,7 +1,6 @@
 """`search`: the pictures of a feature file that are nearest to a query picture."""
 
 import hashlib
-import sys
 from pathlib import Path
 
 import torch
@@ -97,4 +96,4 @@ def _gallery_picture(gallery: FeatureFile, row: int, folder: Path) -> Image.Imag
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

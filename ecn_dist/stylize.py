@@ -1,6 +1,5 @@
 """`stylize`: learn how each camera renders, and write shards with copies of each picture in the others' styles."""
 
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -82,4 +81,4 @@ def _write(config: options.Config, index: ShardIndex, generator: Generator, devi
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,6 +1,5 @@
 """`synthesize`: draw a synthetic domain as a Market-1501 style folder."""
 
-import sys
 import time
 from typing import Annotated, Literal
 
@@ -57,4 +56,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,6 +1,5 @@
 """`train`: a method on a source and a target domain; under torchrun every process is one rank."""
 
-import sys
 from pathlib import Path
 
 from ecn_dist import config as configuration
@@ -46,4 +45,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

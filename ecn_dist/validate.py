@@ -31,4 +31,4 @@ def main(folder: str, *, workers: Workers | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,12 +1,12 @@
 """The plan of a run for W ranks, without starting it: steps, batches, memory, traffic, arithmetic, checkpoints."""
 
 import os
-from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 
 import torch
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -29,39 +29,29 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Options:
-    """What `--dry_run` takes beside a run's own options."""
+    """with --dry_run: print the run's plan, start nothing"""
 
-    world_size: int
-    images_per_second: float | None = None
-    gib_per_rank: float | None = None
+    world_size: PositiveInt | None = None
+    """ranks (by default those of torchrun, or 1)"""
+    images_per_second: PositiveFloat | None = None
+    """what all ranks do, as metrics.jsonl has it, to also print the time that the run takes"""
+    gib_per_rank: PositiveFloat | None = None
+    """refuse a plan that needs more device memory"""
 
     @classmethod
     def of(cls, parsed: Namespace) -> "Options | None":
         """From the options of `add_options`; None where no dry run is asked for."""
-        given = {name: getattr(parsed, name) for name in _OPTIONS}
-        if parsed.dry_run:
-            return cls(**given | {"world_size": parsed.world_size or launched("WORLD_SIZE", 1)})
-        for name, value in given.items():
-            if value is not None:
-                raise UserError(f"--{name} belongs to --dry_run; torchrun's --nproc_per_node sets the ranks of a run")
-        return None
-
-
-_SPEED = "what all ranks do, as metrics.jsonl has it, to also print the time that the run takes"
-_OPTIONS = {
-    "world_size": (PositiveInt, "ranks (default: those of torchrun, or 1)"),
-    "images_per_second": (PositiveFloat, _SPEED),
-    "gib_per_rank": (PositiveFloat, "refuse a plan that needs more device memory"),
-}
+        given = {field.name: parsed[field.name] for field in fields(cls) if parsed[field.name] is not None}
+        if given and not parsed.dry_run:
+            raise UserError(f"--{min(given)} belongs to --dry_run; torchrun's --nproc_per_node sets the ranks of a run")
+        return cls(**given) if parsed.dry_run else None
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Give the parser (of jsonargparse) of `train` the dry run's options."""
-    group = parser.add_argument_group("Dry run: print the run's plan, start nothing")
-    about = "print steps, batches, device memory, traffic, arithmetic, checkpoints"
-    group.add_argument("--dry_run", action="store_true", help=about)
-    for name, (kind, text) in _OPTIONS.items():
-        group.add_argument(f"--{name}", type=kind, help=f"with --dry_run: {text}")
+    """Give the parser of `train` the dry run's options."""
+    about = "print steps, batches, device memory, traffic, arithmetic, checkpoints of the run, and start nothing"
+    parser.add_argument("--dry_run", action="store_true", help=about)
+    parser.add_class_arguments(Options, None)
 
 
 @dataclass(frozen=True)
@@ -250,7 +240,7 @@ def describe(plan: Plan, config: Config, options: Options) -> str:
 
 def run(config: Config, options: Options) -> None:
     """Print the plan of `config`, which has passed `check`. Raises `UserError` where it cannot be carried out."""
-    plan = make_plan(config, options.world_size)
+    plan = make_plan(config, options.world_size or launched("WORLD_SIZE", 1))
     if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
         print(describe(plan, config, options), flush=True)
     check_fits(plan, config, options)

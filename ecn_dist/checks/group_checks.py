@@ -51,12 +51,12 @@ def check_shared_folder(config: Config) -> Iterable[Finding]:
     """A file that rank 0 writes into the run folder's place is seen by all ranks."""
     if not config.output_dir:
         return []
-    folder = distributed.broadcast_object(existing_part(Path(config.output_dir)))
-    probe = folder / distributed.broadcast_object(f".doctor-{secrets.token_hex(8)}")
+    folder = existing_part(Path(config.output_dir))
+    probe = distributed.broadcast_object(folder / f".doctor-{secrets.token_hex(8)}")
     try:
         distributed.together(lambda: probe.touch() if distributed.is_main() else None)
     except UserError as error:
-        text = f"rank 0 cannot write into {folder} ({error})"
+        text = f"rank 0 cannot write into {probe.parent} ({error})"
         return [Finding("shared", text, "name a folder that can be written; see the finding on disk")]
     deadline = time.monotonic() + SHARED_FOLDER_SECONDS
     while not (seen := probe.exists()) and time.monotonic() < deadline:
@@ -65,8 +65,8 @@ def check_shared_folder(config: Config) -> Iterable[Finding]:
     if distributed.is_main():
         probe.unlink()
     if not blind:
-        return [Finding("shared", f"all ranks see the same {folder}")]
-    text = f"ranks {', '.join(blind)} do not see what rank 0 writes into {folder}"
+        return [Finding("shared", f"all ranks see the same {probe.parent}")]
+    text = f"ranks {', '.join(blind)} do not see what rank 0 writes into {probe.parent}"
     remedy = "name an output_dir on a file system that all hosts share (in containers: the same volume)"
     return [Finding("shared", text, remedy)]
 

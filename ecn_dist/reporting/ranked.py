@@ -4,7 +4,6 @@ Shape letters: Q queries, G gallery pictures, n chosen queries.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,43 +48,41 @@ class Answers:
         labels = (query.pids, pids, query.camids, camids)
         self.pids_Q, self.pids_G, self.camids_Q, self.camids_G = (values.cpu().numpy() for values in labels)
 
-    def lists(self, queries: Sequence[int], top: int) -> list[RankedList]:
+    def lists(self, queries: list[int], top: int) -> list[RankedList]:
         """The `top` nearest of each of `queries`, and its nearest true match. Equal distances keep gallery order.
 
         Collective: as `nearest_pictures`.
         """
-        if not len(queries):
+        if not queries:
             return []
         result, known = self._evaluation.result, not self._evaluation.camera_free
         junk_nG = self._junk(queries)
-        features, gallery = self._evaluation.query.features[list(queries)], self._evaluation.gallery_part.features
+        features, gallery = self._evaluation.query.features[queries], self._evaluation.gallery_part.features
         _, rows_nk = nearest_pictures(features, gallery, top + int(junk_nG.sum(1).max()), gallery_sharded=True)
 
         def match(query: int, row: int, rank: int) -> Match:
             right = bool(self.pids_G[row] == self.pids_Q[query])
             return Match(row, rank, right, int(self.camids_G[row]) if known else None)
 
-        lists = []
-        for query, rows, junk_G in zip(queries, rows_nk.cpu().numpy(), junk_nG, strict=True):
-            first = int(result.first_match[query])
-            ranked = RankedList(
+        def ranked(query: int, rows_k: np.ndarray, junk_G: np.ndarray) -> RankedList:
+            first, rows = int(result.first_match[query]), rows_k[~junk_G[rows_k]][:top].tolist()
+            return RankedList(
                 query,
                 camid=int(self.camids_Q[query]) if known else None,
                 average_precision=float(result.average_precision[query]),
-                matches=tuple(match(query, row, at + 1) for at, row in enumerate(rows[~junk_G[rows]][:top].tolist())),
+                matches=tuple(match(query, row, rank) for rank, row in enumerate(rows, start=1)),
                 first_right=match(query, first, int(result.first_match_rank[query])) if first >= 0 else None,
                 num_right=int(result.num_matches[query]),
             )
-            lists.append(ranked)
-        return lists
 
-    def _junk(self, queries: Sequence[int]) -> np.ndarray:
+        return list(map(ranked, queries, rows_nk.cpu().numpy(), junk_nG))
+
+    def _junk(self, queries: list[int]) -> np.ndarray:
         """(n, G) who is left out."""
-        chosen = list(queries)
-        same = (self.pids_Q[chosen, None] == self.pids_G) & (self.camids_Q[chosen, None] == self.camids_G)
+        same = (self.pids_Q[queries, None] == self.pids_G) & (self.camids_Q[queries, None] == self.camids_G)
         return same & (not self._evaluation.camera_free)
 
-    def first(self, queries: Sequence[int]) -> dict[str, Any]:
+    def first(self, queries: list[int]) -> dict[str, Any]:
         """Of these queries that have a true match: how many have a wrong first answer, and how many of those are by the
         query's own camera; and the share of the gallery (junk left out) that its camera took, which is chance: a
         network that recognises cameras rather than people puts its own first far more often. Collective."""
@@ -109,12 +106,11 @@ def choose_queries(
     A person comes a second time only when there are no more people. Equal precisions are put in a random order, which
     `seed` fixes.
     """
-    precision = np.asarray(average_precision_Q, dtype=np.float64)
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(~np.isnan(precision)))
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(~np.isnan(average_precision_Q)))
     if kind != "random":
-        order = order[np.argsort(precision[order] * (1 if kind == "worst" else -1), kind="stable")]
+        order = order[np.argsort(average_precision_Q[order] * (1 if kind == "worst" else -1), kind="stable")]
     turns, seen = [], Counter[int]()  # how often a person came before: first all people once, then again
-    for pid in np.asarray(pids_Q)[order].tolist():
+    for pid in pids_Q[order].tolist():
         turns.append(seen[pid])
         seen[pid] += 1
     return order[np.argsort(turns, kind="stable")][:count].tolist()

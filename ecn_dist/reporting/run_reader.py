@@ -49,13 +49,12 @@ def read_run(folder: str | Path) -> RunFolder:
     return RunFolder(path, config, metrics, summary)
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The objects of a metrics.jsonl, as they come; empty where there is no file.
 
     A last line that is cut off, as a kill in mid-write leaves it, is left out. Raises `UserError`, with file and line,
     for any other line that is no JSON object with a number `step`.
     """
-    path = Path(path)
     lines = path.read_bytes().splitlines() if path.is_file() else []
     rows = []
     for at, line in enumerate(lines, start=1):

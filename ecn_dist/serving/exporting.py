@@ -6,12 +6,12 @@ length. A file's bytes are loaded again and checked before they are written. The
 Shape letters: n pictures, C feature length, H x W network input.
 """
 
-import importlib
 import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,14 +113,9 @@ def export(backbone: Backbone, kind: str, path: Path, metadata: Metadata) -> flo
 def check_export(kind: str, path: Path) -> None:
     """Raise `UserError` where a format of `FORMATS` could not be written: wrong name, no folder, a package missing."""
     check_name(path, FORMATS[kind].suffix)
-    if kind == "onnx":
-        try:
-            for package in ("onnx", "onnxruntime", "onnxscript"):
-                importlib.import_module(package)
-        except ImportError as error:
-            raise UserError(
-                f"--format onnx needs the package {error.name}, which is not installed: pip install 'ecn_dist[export]'"
-            ) from error
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if kind == "onnx" and missing:
+        raise UserError(f"--format onnx needs {missing[0]}, which is not installed: pip install 'ecn_dist[export]'")
 
 
 def _largest_difference(network: FeatureNetwork, images: Tensor, exported: Run, kind: str) -> float:
