@@ -69,7 +69,6 @@ class PictureDataset(Dataset[RawBatch]):
         return cache
 
     def batch_bytes(self, samples: int) -> int:
-        """Of a batch of so many samples."""
         return samples * self.views * (FIELD_BYTES + self.height * self.width * 3)
 
     def failed(self, samples: int, error: str) -> RawBatch:
