@@ -69,7 +69,6 @@ class PictureDataset(Dataset[RawBatch]):
         return cache
 
     def batch_bytes(self, samples: int) -> int:
-        """Of a batch of so many samples."""
         return samples * self.views * (FIELD_BYTES + self.height * self.width * 3)
 
     def failed(self, samples: int, error: str) -> RawBatch:
@@ -112,7 +111,7 @@ class PictureDataset(Dataset[RawBatch]):
                 raise error
         fields_np, members_bV = fields.numpy(), np.asarray(self.split.members)[shown_b].repeat(V)
         fields_np[:4] = shown_b.repeat(V), *(members_bV[name] for name in ("pid", "camid", "index"))
-        fields_np[BOX] = self._boxes(draws_bVK, members_bV["index"], occurrences_b, number)
+        fields_np[BOX] = self._boxes(draws_bVK, members_bV["index"], step)
         return int(np.count_nonzero(shown_b != step.rows_b))
 
     def choose(self, rows_b: np.ndarray, occurrences_b: np.ndarray, pass_number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,17 +120,15 @@ class PictureDataset(Dataset[RawBatch]):
         own_b1 = members_b["camid"].astype(np.int64)[:, None]
         addresses = (self._views_of(occurrences_b), members_b["index"].repeat(self.views), pass_number)
         draws_bVK = self._draws.uniforms(transforms.NUM_DRAWS, addresses).reshape(len(rows_b), self.views, -1)
-        real = self.split.num_cameras
+        real, chances_bV = self.split.num_cameras, draws_bVK[:, :, transforms.CAMERA]
         if self.style == "random":  # its own camera's: the real picture
-            slots_bV = transforms.draw_camera(draws_bVK[:, :, transforms.CAMERA], real)
+            slots_bV = transforms.draw_camera(chances_bV, real)
             return np.where(slots_bV == own_b1, real, slots_bV), draws_bVK
-        others_bV = np.arange(self.views - 1)[None]
+        # Numbers of the other cameras; -1 is the real picture, which comes first of all.
+        others_bV = np.arange(-1, self.views - 1)[None]
         if self.style == "other":
-            others_bV = transforms.draw_camera(draws_bVK[:, :, transforms.CAMERA], real - 1)
-        slots_bV = others_bV + (others_bV >= own_b1)
-        if self.style != "other":  # the real picture, then the other cameras' in their order, if any
-            slots_bV = np.concatenate([np.full_like(own_b1, real), slots_bV], axis=1)
-        return slots_bV, draws_bVK
+            others_bV = transforms.draw_camera(chances_bV, real - 1)
+        return np.where(others_bV < 0, real, others_bV + (others_bV >= own_b1)), draws_bVK
 
     def _views_of(self, occurrences_b: np.ndarray) -> np.ndarray:
         """(b V,) the first number of the addresses: each view of each occurrence draws for itself."""
@@ -152,15 +149,13 @@ class PictureDataset(Dataset[RawBatch]):
                 transforms.augment_into(out_HW3, pixels_hw3, draws_K.tolist(), self.augmentation)
         return None
 
-    def _boxes(
-        self, draws_bVK: np.ndarray, indices: np.ndarray, occurrences_b: np.ndarray, pass_number: int
-    ) -> np.ndarray:
+    def _boxes(self, draws_bVK: np.ndarray, indices: np.ndarray, step: Step) -> np.ndarray:
         """(4, b V): what is erased of each picture; zeros for nothing."""
         boxes = np.zeros((len(indices), 4), dtype=np.int64)
         if self.augmentation is not None:
             chances = draws_bVK[:, :, transforms.ERASE].ravel()
             erased = np.flatnonzero(chances < self.augmentation.random_erasing)
-            address = (self._views_of(occurrences_b)[erased], indices[erased], pass_number)
+            address = (self._views_of(step.occurrences_b)[erased], indices[erased], step.pass_number)
             draws = self._erase_draws.uniforms(transforms.NUM_ERASE_DRAWS, address).tolist()
             for at, row in zip(erased, draws, strict=True):
                 boxes[at] = transforms.erase_box(row, self.height, self.width, self.augmentation)

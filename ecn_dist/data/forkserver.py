@@ -1,7 +1,4 @@
-"""Imported by the fork server that loader workers come from, and by nothing else: it must outlive what they outlive.
-
-Workers that lost their fork server would take the training process for gone, and end.
-"""
+"""Imported by the fork server of the loader workers alone, which end where it is gone: it must outlive signals, too."""
 
 import signal
 

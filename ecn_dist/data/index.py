@@ -100,7 +100,6 @@ class SplitIndex:
 
     @property
     def shard_samples(self) -> list[int]:
-        """Samples of each shard."""
         return [shard.samples for shard in self.shards]
 
     @property
@@ -115,7 +114,6 @@ class SplitIndex:
 
     @property
     def has_styles(self) -> bool:
-        """Whether every sample has all its style copies."""
         return self.missing_styles == 0
 
     def shard_path(self, shard: int) -> str:

@@ -83,7 +83,9 @@ def _with_names_of_timm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         stage = re.match(r"stages\.(\d+)\.downsample\.(.*)", key)
         if stage:
-            ours[f"layers.{int(stage[1]) + 1}.downsample.{stage[2]}"] = _in_order_of_timm(tensor)
+            # (..., C x 2 x 2) -> (..., 4 x C), the four neighbours of a downsampling column by column
+            ordered = tensor.unflatten(-1, (-1, 2, 2)).transpose(-1, -3).flatten(-3)
+            ours[f"layers.{int(stage[1]) + 1}.downsample.{stage[2]}"] = ordered
         elif key.startswith(f"norm{last}."):
             ours[key.replace(f"norm{last}", "norm")] = tensor
         elif not re.match(r"semantic_embed|norm\d", key):  # norms of maps that are not used
@@ -91,19 +93,14 @@ def _with_names_of_timm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
                 key = key.replace(theirs, name)
             ours[key] = tensor
     weights_2 = torch.tensor([SEMANTIC_WEIGHT, 1 - SEMANTIC_WEIGHT])
-    for stage_number in range(last):
-        embeddings = [f"semantic_embed_{kind}.{stage_number}" for kind in "wb"]
-        reduction = f"layers.{stage_number + 1}.downsample.reduction"
+    for number in range(last):
+        embeddings = [f"semantic_embed_{kind}.{number}" for kind in "wb"]
+        reduction = f"layers.{number + 1}.downsample.reduction"
         if all(f"{name}.weight" in tensors for name in embeddings) and f"{reduction}.weight" in ours:
             scale_O, shift_O = (tensors[f"{name}.weight"] @ weights_2 + tensors[f"{name}.bias"] for name in embeddings)
             ours[f"{reduction}.weight"] = F.softplus(scale_O)[:, None] * ours[f"{reduction}.weight"]
             ours[f"{reduction}.bias"] = shift_O
     return ours
-
-
-def _in_order_of_timm(tensor: Tensor) -> Tensor:
-    """(..., C x 2 x 2) -> (..., 4 x C), the four neighbours of a downsampling column by column."""
-    return tensor.unflatten(-1, (-1, 2, 2)).permute(*range(tensor.dim() - 1), -1, -2, -3).flatten(-3)
 
 
 def _with_names_of_export(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
