@@ -129,7 +129,7 @@ def _cached_imagenet(arch: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.exists():
         raise UserError(
-            f"model.weights: the ImageNet weights of {arch} are not at {path}, and nothing is downloaded unasked; "
+            f"model.weights: the ImageNet weights of {arch} are not at {path}, and nothing is downloaded; "
             f"fetch them, on every host or with TORCH_HOME on a shared one: curl --create-dirs -o '{path}' {url}"
         )
     return path

@@ -175,5 +175,5 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
 
 def test_imagenet_weights_are_never_fetched_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="nothing is downloaded unasked; fetch them"):
+    with pytest.raises(UserError, match="nothing is downloaded; fetch them"):
         load_weights(new_network("resnet18"), "imagenet")
