@@ -33,15 +33,17 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     height, width = distributed.together(lambda: options.fitting_size(index.split("train"), config))
     config = replace(config, height=height, width=width)
-    with Run(config, fingerprints({"data": index}), device.type, options) as run, stop_on_signals() as stop:
+    with Run(config, fingerprints({"data": index}), device.type, options) as run:
         claimed = run.claim()
         if not claimed and distributed.on_main(lambda: (Path(config.output) / INDEX_NAME).is_file()):
             if distributed.is_main():
                 print(f"{run.folder} holds this very run, finished, and {config.output} its copies")
             return 0
-        distributed.together(lambda: check_output(Path(config.output), overwrite=False))
-        if claimed and not _train(run, index, device, stop):
-            return EXIT_PREEMPTED
+        if not distributed.on_main(lambda: (run.folder / GENERATOR).is_file()):  # else the shards may be this run's
+            distributed.together(lambda: check_output(Path(config.output), overwrite=False))
+        with stop_on_signals() as stop:
+            if claimed and not _train(run, index, device, stop):
+                return EXIT_PREEMPTED
         generator = distributed.together(lambda: load_generator(run.folder / GENERATOR))
         summary = {"world_size": distributed.world_size(), "steps": config.steps}
         summary |= _write(config, index, generator, device)

@@ -3,6 +3,7 @@
 b pictures of a batch, n of a split, C cameras.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -19,14 +20,16 @@ from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.data import Batch, EvaluationStream, ShardIndex, SplitIndex
-from ecn_dist.data.index import ShardInfo
+from ecn_dist.data.index import INDEX_NAME, ShardInfo
 from ecn_dist.data.pictures import encode
 from ecn_dist.data.reader import ShardReader, check_shards
 from ecn_dist.errors import UserError
 from ecn_dist.packing.shards import add_sample, describe_file, new_shards, open_shard, write_index
+from ecn_dist.reporting.model_card import fingerprint
 from ecn_dist.styles.networks import Generator, to_pixels, to_unit
 from ecn_dist.styles.options import Config
 
+MADE_OF = "made_of"  # in index.json
 BATCH_SIZE = 64  # pictures of a rank that get copies at once
 Written = tuple[ShardInfo, np.ndarray]  # a shard, and its rows of the sidecar
 
@@ -50,7 +53,8 @@ def write_copies(index: ShardIndex, generator: Generator, config: Config, device
     """Write the shards of `index` to `config.output`, with each training picture's copies in the other cameras' styles.
 
     The same shards with the same samples, so training plans the same; pictures stay as they are, byte for byte, and
-    copies have the generator's size. Collective; the folder gets all its files, or none.
+    copies have the generator's size. Collective; the folder gets all its files, or none. Where it holds these very
+    shards, of a run that ended before it was finished, nothing is done.
 
     Raises:
         UserError: on all ranks, for a generator of other cameras, pictures that cannot be decoded, and a folder that
@@ -60,6 +64,9 @@ def write_copies(index: ShardIndex, generator: Generator, config: Config, device
         known, there = (", ".join(names) for names in (generator.shape.cameras, index.cameras))
         problem = f"--generator knows the cameras {known}, and {index.folder} has {there}; train one on these data"
         raise UserError(problem, on_all_ranks=True)
+    made_of = _origin(index, generator)
+    if distributed.on_main(lambda: _holds(config.output, made_of)):
+        return
     with ExitStack() as stack:
         folder = distributed.on_main(lambda: stack.enter_context(new_shards(Path(config.output))))
         distributed.together(lambda: _check_seen(folder))
@@ -74,14 +81,27 @@ def write_copies(index: ShardIndex, generator: Generator, config: Config, device
             workers=config.workers,
             device=device,
         )
-        made = distributed.together(lambda: _make_copies(_shown(stream), generator, folder))
+        made = distributed.together(lambda: _make_copies(_shown(stream), generator, folder), config.output)
         places_nC2 = distributed.all_gather_uneven_rows(made).unflatten(1, (-1, 2)).numpy()
         jobs = [(split, shard) for split in map(index.split, index.splits) for shard in range(len(split.shards))]
         own = jobs[distributed.rank() :: distributed.world_size()]
-        written = distributed.together(lambda: [_write_shard(folder, *job, places_nC2) for job in own])
+        written = distributed.together(lambda: [_write_shard(folder, *job, places_nC2) for job in own], config.output)
         parts = distributed.gather_objects(written)
-        distributed.on_main(lambda: _describe(index, folder, [shard for part in parts for shard in part]))
+        shards = [shard for part in parts for shard in part]
+        distributed.on_main(lambda: _describe(index, folder, shards, made_of), config.output)
         distributed.together(stack.close)
+
+
+def _origin(index: ShardIndex, generator: Generator) -> str:
+    """Names pictures and generator, for the index of the shards that are made of them."""
+    digest = hashlib.sha256(fingerprint(index).encode())
+    for tensor in generator.state_dict().values():
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _holds(output: str, made_of: str) -> bool:
+    return (Path(output) / INDEX_NAME).is_file() and ShardIndex.load(output).about.get(MADE_OF) == made_of
 
 
 def _shown(stream: EvaluationStream) -> Iterable[Batch]:
@@ -157,9 +177,9 @@ def _write_shard(folder: Path, split: SplitIndex, shard: int, places_nC2: np.nda
     return ShardInfo(samples=len(members), **describe_file(path)), members
 
 
-def _describe(index: ShardIndex, folder: Path, written: list[Written]) -> None:
+def _describe(index: ShardIndex, folder: Path, written: list[Written], made_of: str) -> None:
     """Write sidecars and index.json, as pack does; remove the copies' files."""
-    about: dict[str, Any] = index.about | {"camera_style": "learnt", "splits": {}}
+    about: dict[str, Any] = index.about | {"camera_style": "learnt", MADE_OF: made_of, "splits": {}}
     found = {info.name: (info, rows) for info, rows in written}
     for name, split in index.splits.items():
         shards = [found[shard.name] for shard in split.shards]

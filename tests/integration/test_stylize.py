@@ -94,6 +94,18 @@ def test_killed_and_resumed_to_the_bit(whole: Config, folder: Path) -> None:
     assert digests(Path(config.output)) == digests(Path(whole.output))
 
 
+def test_a_run_that_ended_before_it_had_judged_its_copies_goes_on(whole: Config, folder: Path) -> None:
+    (Path(whole.output_dir) / "summary.json").rename(folder / "summary.json")
+    before = digests(Path(whole.output))
+    assert stylize.main(as_options(whole)) == 0
+    found, expected = (json.loads((run / "summary.json").read_text()) for run in (Path(whole.output_dir), folder))
+    assert found["styles"] == expected["styles"]
+    assert digests(Path(whole.output)) == before
+    other = replace(whole, output_dir=str(folder / "other-run"), steps=5)
+    assert stylize.main(as_options(other)) == 2  # which did not make these shards
+    assert digests(Path(whole.output)) == before
+
+
 def test_a_generator_that_diverges_in_the_last_step_writes_no_copies(folder: Path, capsys) -> None:
     """The losses are those before that step."""
     once = {"steps": 1, "critic_steps": 1, "cycle_weight": 1e9, "lr": 1e9}
