@@ -52,10 +52,7 @@ def main(
     queries = [read_picture(path) for path in query]
     embedder = Embedder.load(checkpoint, device, config)
     if known.model != embedder.fingerprint:
-        raise UserError(
-            f"{gallery} has features of another model ({known.model[:12]}) than {checkpoint} "
-            f"({embedder.fingerprint[:12]}), and they are not comparable; embed the gallery again with this model"
-        )
+        raise UserError(f"{gallery} is of another model than {checkpoint}; embed the gallery again with this one")
     # Of half precision, features are of unit length but roughly, and the longer ones are not nearer for that.
     asked_QC, known_GC = (normalize(torch.from_numpy(each)) for each in (embedder(queries), known.features))
     distances, rows = nearest_pictures(asked_QC, known_GC, top)

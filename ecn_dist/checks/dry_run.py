@@ -204,9 +204,8 @@ def check_fits(plan: Plan, config: Config, options: Options) -> None:
     if limit is not None and plan.memory_bytes > limit:
         largest = max(plan.memory, key=lambda name: plan.memory[name])
         raise UserError(
-            f"a rank would need {_size(plan.memory_bytes)}, and {where} gives {_size(limit)}; the largest part is "
-            f"{largest} ({_size(plan.memory[largest])}). Use more ranks, a smaller global_batch_size, precision bf16, "
-            "or memory.dtype bf16"
+            f"a rank needs {_size(plan.memory_bytes)}, and {where} gives {_size(limit)}; the largest part is {largest} "
+            f"({_size(plan.memory[largest])}). Use more ranks, a smaller batch, precision bf16 or memory.dtype bf16"
         )
     if (free := free_bytes(Path(config.output_dir))) < plan.disk_bytes:
         raise UserError(

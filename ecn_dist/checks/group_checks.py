@@ -87,10 +87,8 @@ def check_all_reduce(
         seconds = _seconds(device, num_bytes, BANDWIDTH_ROUNDS)
         left -= seconds * (BANDWIDTH_ROUNDS + 1)
     bandwidth = 2 * (1 - 1 / distributed.world_size()) * num_bytes / seconds
-    text = (
-        f"latency {1000 * latency:.2f} ms, bandwidth {bandwidth / 1e6:.0f} MB/s "
-        f"({num_bytes / MIB:.0f} MiB in {1000 * seconds:.1f} ms)"
-    )
+    took = f"{num_bytes / MIB:.0f} MiB in {1000 * seconds:.1f} ms"
+    text = f"latency {1000 * latency:.2f} ms, bandwidth {bandwidth / 1e6:.0f} MB/s ({took})"
     if gradient_bytes:
         text += f"; this run's gradients take about {seconds * gradient_bytes / num_bytes:.3f} s a step"
     remedies = []

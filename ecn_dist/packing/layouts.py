@@ -168,9 +168,7 @@ def _read_msmt17_original(found: _Found) -> None:
                 fits = pid.isdecimal() and len(fields) >= 4 and fields[2].isdecimal()
                 found.add(f"{name}: {line[:200]!r}", split, path, pid, fields[2] if fits else None, folder)
     if not found.splits:
-        raise UserError(
-            f"{found.root} has none of the lists that layout msmt17-original begins with: list_train.txt, ..."
-        )
+        raise UserError(f"{found.root} has none of the lists of layout msmt17-original: list_train.txt, ...")
     _refuse(found.unfit, "are no list entries of msmt17-original (such as 0000/0000_000_01_0303morning_0008_0.jpg 0)")
     found.refuse_missing(f"are listed, but not in {found.root}")
 

@@ -104,16 +104,12 @@ def check_queries(dataset: Dataset) -> int:
     """How many queries have no true match; `UserError` where none has one."""
     if "query" not in dataset.splits:
         return 0
-    query, gallery = (
-        [(record.pid, dataset.camids[record.camera]) for record in dataset.splits[split]]
-        for split in ("query", "gallery")
-    )
+    query, gallery = ([(r.pid, dataset.camids[r.camera]) for r in dataset.splits[of]] for of in ("query", "gallery"))
     without = queries_without_match(query, gallery, len(dataset.cameras))
     if len(without) == len(query):
         raise UserError(
-            f"none of the {len(without)} queries of {dataset.root} has a picture of the same person from another "
-            "camera in the gallery (with one camera: any picture), so nothing could be measured. Check that query and "
-            "gallery belong together, and that pid and camera are read from the right place"
+            f"none of the {len(without)} queries of {dataset.root} has a picture of the person from another camera "
+            "in the gallery (with one camera: any). Check that both belong together, and how pid and camera are read"
         )
     return len(without)
 

@@ -106,8 +106,8 @@ def pack(
             ]
             whole = ShardJob(unfinished, split, 0, samples, len(dataset.cameras), own.tables_CCKV, max_size)
             jobs += _divide(whole, shard_mib, min_shards, seed)
-        processes = choose_workers(workers, sum(map(len, dataset.splits.values())))
-        packed = run_jobs(write_shard, jobs, processes, "shards")
+        pictures = sum(map(len, dataset.splits.values()))
+        packed = run_jobs(write_shard, jobs, choose_workers(workers, pictures), "shards")
         refuse_unreadable([name for _, _, unreadable in packed for name in unreadable])
         index: dict[str, Any] = {
             "format": FORMAT_NAME,
@@ -181,9 +181,7 @@ def _only_packer(output: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         owner = path.read_text(encoding="utf-8") if path.exists() else ""
-        raise UserError(
-            f"{output} is being packed by {owner or 'another process'}. Wait for it, or name another folder"
-        ) from error
+        raise UserError(f"{output} is being packed by {owner or 'another process'}; wait, or name another") from error
     try:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         for left in output.glob(f"{UNFINISHED}*"):

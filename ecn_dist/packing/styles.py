@@ -60,8 +60,7 @@ def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
     """Copies by file name: STEM_fake_1to2 (Market-1501, DukeMTMC-reID) or STEM_fake_2 (MSMT17)."""
     if dataset.styles_folder is None:
         raise UserError(
-            f"{dataset.root} has no folder of style copies. Name it with --styles_folder, make copies with "
-            "--camera_style histogram, or do without with --camera_style none"
+            f"{dataset.root} has no folder of style copies; name --styles_folder, or --camera_style histogram or none"
         )
     folder = dataset.styles_folder
     names = [name for name in map(PurePosixPath, files_below(folder)[0]) if not name.name.startswith(".")]
@@ -91,9 +90,9 @@ def _shipped(dataset: Dataset, wanted: int, allow_missing: bool) -> Styles:
 def _histograms(dataset: Dataset, workers: int | None) -> np.ndarray:
     """(C, K, V) int64: the counts of all training pictures of each camera."""
     records = dataset.splits["train"]
-    processes = choose_workers(workers, len(records))
     jobs = [records[first : first + PICTURES_PER_JOB] for first in range(0, len(records), PICTURES_PER_JOB)]
-    results = run_jobs(partial(_chunk_histograms, dataset.camids), jobs, processes, "camera histograms")
+    chosen = choose_workers(workers, len(records))
+    results = run_jobs(partial(_chunk_histograms, dataset.camids), jobs, chosen, "camera histograms")
     refuse_unreadable([name for _, names in results for name in names])
     histograms_CKV = np.sum([histograms for histograms, _ in results], axis=0)
     if empty := [camera for camera, camid in dataset.camids.items() if not histograms_CKV[camid].any()]:

@@ -37,11 +37,8 @@ def validate(index: ShardIndex, *, workers: int | None = None) -> list[str]:
     """
     problems = [*_check_strays(index), *_check_queries(index)]
     for split in index.splits.values():
-        first = np.cumsum([0, *split.shard_samples])
-        jobs = [
-            (split.shard_path(position), info, np.array(split.members[start : start + info.samples]))
-            for position, (info, start) in enumerate(zip(split.shards, first[:-1], strict=True))
-        ]
+        parts = np.split(np.array(split.members), np.cumsum(split.shard_samples)[:-1])
+        jobs = [(split.shard_path(at), *job) for at, job in enumerate(zip(split.shards, parts, strict=True))]
         processes = choose_workers(workers, int(np.count_nonzero(split.members["length"])))
         found = run_jobs(_check_shard, jobs, processes, f"{split.name} shards")
         problems += [*_check_rows(split, index), *chain(*found)]

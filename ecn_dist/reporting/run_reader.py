@@ -42,10 +42,7 @@ def read_run(folder: str | Path) -> RunFolder:
     config, summary = read_mapping(path / CONFIG, read_yaml) or {}, read_mapping(path / SUMMARY) or {}
     metrics = merge_steps(read_metrics(path / METRICS))
     if not (config or summary or metrics or any((path / FIGURES).glob("*.png"))):
-        raise UserError(
-            f"{path}: is no run folder, as it has none of {CONFIG}, {METRICS}, {SUMMARY} and {FIGURES}/*.png; "
-            "give the --output_dir of `train`"
-        )
+        raise UserError(f"{path}: is no run folder: no {CONFIG}, {METRICS} or {SUMMARY}; give --output_dir of train")
     return RunFolder(path, config, metrics, summary)
 
 

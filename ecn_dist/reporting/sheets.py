@@ -163,9 +163,7 @@ def draw_clusters(labels: np.ndarray, domain: Domain, *, count: int = 3, members
     split = sorted((person for person in parts if parts[person] > 1), key=lambda person: -parts[person])
     shown += [(f"split\nperson {person}", persons[person], "cluster") for person in split[:count]]
     shown += [("outliers", outliers, "person")] if len(outliers) else []
-    subtitle = (
-        f"{len(clusters):,} clusters of {len(labels):,} pictures; {len(outliers):,} of these are outliers, in none."
-    )
+    subtitle = f"{len(clusters):,} clusters of {len(labels):,} pictures; {len(outliers):,} of these are outliers."
     if domain.has_people:
         pure = sum(len(_rows_of(domain.pids[rows])) == 1 for rows in clusters.values())
         subtitle += (

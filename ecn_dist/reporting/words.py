@@ -127,8 +127,7 @@ def collapse(evaluation: Mapping[str, float]) -> str:
         return ""
     return (
         f"{collapsed:,.0f} of {queries:,.0f} queries have all gallery pictures at one distance: the features have "
-        "collapsed, or the pictures are all alike. The trapezoid mAP then says nothing (it is above 50 percent); look "
-        "at the step-wise one, at the loss and at the pictures."
+        "collapsed, or the pictures are alike. The trapezoid mAP then says nothing; see the step-wise one and the loss."
     )
 
 

@@ -97,11 +97,9 @@ def export(backbone: Backbone, kind: str, path: Path, metadata: Metadata) -> flo
         try:
             data = form.write(network, images[:TRACED_BATCH], metadata)
         except Exception as error:  # exporters raise errors of their own, of many types, for what they cannot express
-            reason = next(iter(str(error).strip().splitlines()), "no reason given")
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             others = " or ".join(name for name in FORMATS if name != kind)
-            raise UserError(
-                f"--format {kind} cannot express {backbone.arch} ({type(error).__name__}: {reason}); try {others}"
-            ) from error
+            raise UserError(f"--format {kind} cannot express {backbone.arch} ({reason}); try {others}") from error
         exported, found = form.load(data)
         if found != json.loads(json.dumps(metadata)):
             raise UserError(f"--format {kind}: the metadata did not come back from the file as they were written")

@@ -35,9 +35,7 @@ class FeatureFile:
         check_name(path, SUFFIX)
         names = json.dumps(self.files)
         if len(names) > NAMES_LIMIT:
-            raise UserError(
-                f"{path}: the names of {len(self.files)} pictures are too long for one file; embed their folders apart"
-            )
+            raise UserError(f"{path}: names of {len(self.files)} pictures are too long for one file; embed fewer")
         about = {"format": FORMAT, "version": VERSION, "model": self.model, "folder": self.folder, "files": names}
         arrays = {"features": self.features, "sha256": self.sha256}
         write_atomically(path, save({key: np.ascontiguousarray(array) for key, array in arrays.items()}, about))
