@@ -65,10 +65,9 @@ class _Stream:
             raise ValueError(f"style {self.style!r} is none of {', '.join(styles)}")
         if self.style != "real" and not split.has_styles:
             raise UserError(
-                f"{shown(split.folder)} lacks {split.missing_styles} style copies of its split {split.name!r}, and "
-                "pictures are to be shown in other cameras' styles (data.camera_style): pack it with --camera_style "
-                "histogram, or with the complete copies that ship with the data set; or train without: "
-                "--data.camera_style false"
+                f"{shown(split.folder)} lacks {split.missing_styles} style copies of its split {split.name!r}, which "
+                "are to be shown: pack it with --camera_style histogram, or with the complete copies that ship with "
+                "the data set; or train without: --data.camera_style false"
             )
         if self.style == "other" and split.num_cameras < 2:
             raise UserError(f"{shown(split.folder)} has one camera: no picture has a copy in the style of another")

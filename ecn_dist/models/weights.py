@@ -143,9 +143,8 @@ def _cached_imagenet(arch: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.exists():
         raise UserError(
-            f"model.weights: the ImageNet weights of {arch} are not at {path}, and nothing is downloaded unasked; "
-            f"put the file {url} there (on every host, or set TORCH_HOME to a shared folder), "
-            f"or pass --model.weights {url}"
+            f"model.weights: the ImageNet weights of {arch} are not at {path}, and nothing is downloaded unasked; put "
+            f"the file {url} there (on every host, or set TORCH_HOME to a shared folder), or pass --model.weights {url}"
         )
     return path
 
