@@ -254,6 +254,4 @@ def _write(chunks: Iterator[bytes | memoryview], descriptor: int, size: int, sha
             written = os.pwrite(descriptor, rest, position)
             rest, position = rest[written:], position + written
     if (position, found := checksum.hexdigest()) != (size, sha256):
-        raise FetchError(
-            f"{position} bytes with sha256 {found[:12]}..., where {size} with {sha256[:12]}... were packed"
-        )
+        raise FetchError(f"{position} bytes, sha256 {found[:12]}..., where {size}, {sha256[:12]}..., were packed")

@@ -187,9 +187,8 @@ def check_shared_memory(batch_bytes: int, workers: int) -> None:
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise UserError(
-            f"{workers} data workers need {needed >> 20} MiB of shared memory, and {SHARED_MEMORY} has "
-            f"{free >> 20} MiB free: give the container more (docker run --ipc=host, or --shm-size=8g), or lower "
-            "--data.workers"
+            f"{workers} data workers need {needed >> 20} MiB of shared memory, and {SHARED_MEMORY} has {free >> 20} "
+            "MiB free: give the container more (docker run --ipc=host, or --shm-size=8g), or lower --data.workers"
         )
 
 
