@@ -1,7 +1,7 @@
 """k-reciprocal re-ranking as its paper defines it, with tables of all pictures by all pictures.
 
 Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding (CVPR 2017), in float64, one picture at a
-time: what `rerank_distances` is held against. Letters: Q queries, G gallery, A = Q + G, D feature length.
+time: what re-ranking is held against. Letters: Q queries, G gallery, A = Q + G, D feature length.
 """
 
 import numpy as np

@@ -5,20 +5,19 @@ Also with camera-aware neighbourhoods (CA-Jaccard, CVPR 2024). Exact, sparse, di
 Letters: N pictures, n of them on this rank, D feature length, C clusters.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from scipy import sparse
 from torch import Tensor
 
-from ecn_dist.clustering.codes import Codes, make_codes
+from ecn_dist.clustering.codes import make_codes
 from ecn_dist.clustering.density import dbscan
 from ecn_dist.clustering.neighbors import Ranking
-from ecn_dist.clustering.pictures import Pictures
 from ecn_dist.errors import UserError
 from ecn_dist.ranking import reciprocal
+from ecn_dist.ranking.distances import MEMORY_BUDGET
 
-MEMORY_BUDGET = 256 * 2**20
 MARGIN = 1e-7  # on eps: as means of a few codes give round numbers, Jaccard distances often fall on it
 
 
@@ -27,19 +26,6 @@ class Clusters:
     """Which cluster each picture is in."""
 
     labels: Tensor  # (N,) int64 on the CPU: 0..C-1, by the lowest core picture; -1: an outlier
-
-    @property
-    def num_clusters(self) -> int:
-        return int(self.labels.max()) + 1
-
-    @property
-    def num_outliers(self) -> int:
-        return int((self.labels < 0).sum())
-
-    @property
-    def sizes(self) -> Tensor:
-        """(C,) int64: how many pictures each cluster has."""
-        return torch.bincount(self.labels[self.labels >= 0])
 
 
 def find_clusters(
@@ -55,13 +41,13 @@ def find_clusters(
     k2_inter: int = 4,
     sharded: bool = False,
     *,
-    device: torch.device | str | None = None,
     memory_budget: int = MEMORY_BUDGET,
 ) -> Clusters:
     """Clusters of pictures by their features, the same on any number of ranks.
 
     Args:
         features: (N, D) floats of unit length, the same on all ranks; with `sharded` each rank's part, in rank order.
+            Products and distances are computed on their device, codes and graph on the CPU.
         k1: nearest pictures, the picture itself among them, of which the mutual ones make the neighbourhood.
         k2: nearest pictures, the picture itself among them, whose codes are averaged; at most k1.
         eps: Jaccard distance up to which pictures are near; above 0 and below 1.
@@ -73,11 +59,7 @@ def find_clusters(
         k2_intra: of the picture's camera, itself among them, how many are averaged; at most k1_intra + 1.
         k2_inter: of the other cameras, how many are averaged; at most k1_inter.
         sharded: the features are in parts and stay so: they are sent round, a chunk at a time.
-        device: of products and distances; None: that of the features. Codes and graph are on the CPU.
         memory_budget: bytes for blocks of products and of the graph; neighbour lists and codes come on top.
-
-    Returns:
-        The clusters, on every rank.
 
     Raises:
         UserError: on all ranks, if an argument is out of range, or features are not of unit length on any.
@@ -89,17 +71,11 @@ def find_clusters(
     if min_samples < 1:
         raise UserError(f"min_samples {min_samples} must be at least 1", on_all_ranks=True)
     rankings = _rankings(k1, k2, camids, k1_intra, k1_inter, k2_intra, k2_inter)
-    codes = _codes(features, rankings, camids, sharded, device, memory_budget)
+    codes, own = make_codes(features, rankings, camids, sharded, memory_budget)
     jaccard = min(eps + MARGIN, 1.0)
-    overlaps = reciprocal.Overlaps(codes.all, 2 * (1 - jaccard) / (2 - jaccard), memory_budget // 2)
-    labels = dbscan(
-        lambda block: overlaps.of(codes.own[block]),
-        overlaps.blocks(codes.own),
-        codes.first,
-        codes.all.shape[0],
-        min_samples,
-        memory_budget // 2,
-    )
+    overlaps = reciprocal.Overlaps(codes, 2 * (1 - jaccard) / (2 - jaccard), memory_budget // 2)
+    blocks = [slice(own.start + block.start, own.start + block.stop) for block in overlaps.blocks(codes[own])]
+    labels = dbscan(lambda block: overlaps.of(codes[block]), blocks, codes.shape[0], min_samples, memory_budget // 2)
     return Clusters(torch.from_numpy(labels))
 
 
@@ -116,7 +92,6 @@ def jaccard_similarities(
     k2_inter: int = 4,
     sharded: bool = False,
     *,
-    device: torch.device | str | None = None,
     memory_budget: int = MEMORY_BUDGET,
 ) -> sparse.csr_array:
     """1 less the Jaccard distance, where it is not 0: (N, N) float64 on every rank. For tests and small N.
@@ -124,10 +99,8 @@ def jaccard_similarities(
     Takes what `find_clusters` takes; `eps` and `min_samples` have no part in it. Collective: as there.
     """
     rankings = _rankings(k1, k2, camids, k1_intra, k1_inter, k2_intra, k2_inter)
-    codes = _codes(features, rankings, camids, sharded, device, memory_budget)
-    overlaps = reciprocal.Overlaps(codes.all, 0.0, memory_budget)
-    blocks = [overlaps.of(codes.own[block]) for block in overlaps.blocks(codes.own)]
-    rows = sparse.vstack(blocks, format="csr") if blocks else codes.own
+    codes, own = make_codes(features, rankings, camids, sharded, memory_budget)
+    rows = reciprocal.Overlaps(codes, 0.0, memory_budget).of_all(codes[own])
     rows.data = reciprocal.similarity(rows.data)
     return reciprocal.gather_rows(rows)
 
@@ -135,32 +108,15 @@ def jaccard_similarities(
 def _rankings(
     k1: int, k2: int, camids: Tensor | None, k1_intra: int, k1_inter: int, k2_intra: int, k2_inter: int
 ) -> list[Ranking]:
-    given = {"k1": (k1, "k2", k2, 1, k1)}
-    if camids is not None:
-        given = {
-            "k1_intra": (k1_intra, "k2_intra", k2_intra, 1, k1_intra + 1),
-            "k1_inter": (k1_inter, "k2_inter", k2_inter, 0, k1_inter),
-        }
-    for name, (k, head_name, head, least, most) in given.items():
-        if k < 1 or not least <= head <= most:
-            message = f"{name} {k}, {head_name} {head}: {name} must be at least 1, {head_name} {least} to {most}"
-            raise UserError(message, on_all_ranks=True)
     if camids is None:
+        _check_range("", k1, k2, 1, k1)
         return [Ranking(k1, k2)]
+    _check_range("_intra", k1_intra, k2_intra, 1, k1_intra + 1)
+    _check_range("_inter", k1_inter, k2_inter, 0, k1_inter)
     return [Ranking(k1_intra + 1, k2_intra, "same"), Ranking(k1_inter, k2_inter, "others")]
 
 
-def _codes(
-    features: Tensor,
-    rankings: list[Ranking],
-    camids: Tensor | None,
-    sharded: bool,
-    device: torch.device | str | None,
-    memory_budget: int,
-) -> Codes:
-    with torch.no_grad():
-        features = torch.as_tensor(features)
-        pictures = Pictures(features, sharded, torch.device(device) if device is not None else features.device)
-        # Of more than there are, all are near; memory is laid out for those that there are.
-        rankings = [replace(r, k=min(r.k, pictures.total), head=min(r.head, pictures.total)) for r in rankings]
-        return make_codes(pictures, rankings, camids, memory_budget)
+def _check_range(kind: str, k1: int, k2: int, least: int, most: int) -> None:
+    if k1 < 1 or not least <= k2 <= most:
+        rule = f"k1{kind} must be at least 1, k2{kind} {least} to {most}"
+        raise UserError(f"k1{kind} {k1}, k2{kind} {k2}: {rule}", on_all_ranks=True)

@@ -18,16 +18,15 @@ BYTES_PER_EDGE = 64  # at work on one
 def dbscan(
     near: Callable[[slice], sparse.csr_array],
     blocks: list[slice],
-    first: int,
     num_pictures: int,
     min_samples: int,
     memory_budget: int,
 ) -> np.ndarray:
     """(N,) int64 labels on every rank: clusters by their lowest core picture, -1 for outliers.
 
-    `near` gives some of this rank's n rows (of N) of the symmetric matrix of near pairs, each picture near itself; a
-    block's rows come again where all do not fit into `memory_budget`. `first` is the number of the rank's first
-    picture. Collectives: gathers of the number of near pictures and of at most N edges a rank.
+    `near` gives rows of the symmetric matrix (N, N) of near pairs, each picture near itself, in those blocks that are
+    this rank's; a block's rows come again where all do not fit into `memory_budget`. Collectives: gathers of the number
+    of near pictures and of at most N edges a rank.
     """
     kept: list[sparse.csr_array | None] = []
     counts, borders, free = [np.empty(0, dtype=np.int64)], [], memory_budget // 2
@@ -35,24 +34,22 @@ def dbscan(
         rows = near(block)
         count = np.diff(rows.indptr).astype(np.int64)
         counts.append(count)
-        borders.append(_edges(rows, first + block.start, count < min_samples))  # fewer than min_samples each
+        borders.append(_edges(rows, block.start, count < min_samples))  # fewer than min_samples each
         free -= rows.nnz * 16
         kept.append(rows if free >= 0 else None)
-    own_counts = torch.from_numpy(np.concatenate(counts))
-    core = distributed.all_gather_uneven_rows(own_counts).numpy() >= min_samples
+    core = distributed.all_gather_uneven_rows(torch.from_numpy(np.concatenate(counts))).numpy() >= min_samples
 
-    forest = _forest(np.empty((0, 2), dtype=np.int64), num_pictures)
-    waiting: list[np.ndarray] = []
+    forest, waiting = np.empty((0, 2), dtype=np.int64), []
     for block, rows in zip(blocks, kept, strict=True):
         rows = near(block) if rows is None else rows
-        edges = _edges(rows, first + block.start, core[first + block.start : first + block.stop])
+        edges = _edges(rows, block.start, core[block])
         waiting.append(edges[core[edges[:, 1]]])
         if sum(map(len, waiting)) * BYTES_PER_EDGE > memory_budget // 2:
             forest, waiting = _forest(np.concatenate([forest, *waiting]), num_pictures), []
     forest = _forest(np.concatenate([forest, *waiting]), num_pictures)
     forest = distributed.all_gather_uneven_rows(torch.from_numpy(forest)).numpy()
     labels = np.full(num_pictures, -1, dtype=np.int64)
-    labels[core] = _in_order(_components(forest, num_pictures)[core])
+    labels[core] = np.unique(_lowest_joined(forest, num_pictures)[core], return_inverse=True)[1]
 
     border = np.concatenate([np.empty((0, 2), dtype=np.int64), *borders])
     border = border[core[border[:, 1]]]
@@ -69,21 +66,17 @@ def _edges(rows: sparse.csr_array, first: int, wanted: np.ndarray) -> np.ndarray
     return np.stack([first + row[taken], rows.indices[taken]], axis=1).astype(np.int64)
 
 
-def _components(edges: np.ndarray, num_pictures: int) -> np.ndarray:
-    """(N,) the number of each picture's component."""
+def _lowest_joined(edges: np.ndarray, num_pictures: int) -> np.ndarray:
+    """(N,) the lowest number in each picture's component."""
     ones = np.ones(len(edges), dtype=np.int8)
     graph = sparse.csr_array((ones, (edges[:, 0], edges[:, 1])), shape=(num_pictures, num_pictures))
-    return connected_components(graph, directed=False)[1]
+    components = connected_components(graph, directed=False)[1]
+    _, first, component = np.unique(components, return_index=True, return_inverse=True)
+    return first[component]
 
 
 def _forest(edges: np.ndarray, num_pictures: int) -> np.ndarray:
     """At most N edges (E, 2) with the same components: from a component's first picture to each other."""
-    _, first, component = np.unique(_components(edges, num_pictures), return_index=True, return_inverse=True)
-    joined = np.flatnonzero(first[component] != np.arange(num_pictures))
-    return np.stack([first[component][joined], joined], axis=1)
-
-
-def _in_order(components: np.ndarray) -> np.ndarray:
-    """Numbered anew in the order in which they first come."""
-    _, first, component = np.unique(components, return_index=True, return_inverse=True)
-    return first.argsort().argsort()[component]
+    lowest = _lowest_joined(edges, num_pictures)
+    joined = np.flatnonzero(lowest != np.arange(num_pictures))
+    return np.stack([lowest[joined], joined], axis=1)

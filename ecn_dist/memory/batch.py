@@ -56,15 +56,9 @@ class GatheredBatch:
     def loss(self, num_neighbors: int = 0) -> Tensor:
         """The target loss of formulas.md, the mean over this rank's own batch rows.
 
-        Without neighbours it is the cross entropy of a softmax over all rows at the memory's temperature.
-
-        Args:
-            num_neighbors: k, 0 for the picture's own row alone.
-
-        Raises:
-            UserError: On all ranks, for indices outside 0..N-1 (an accelerator asserts instead), and for k above N.
-
-        Collective: as `losses.target_loss`.
+        Without neighbours it is the cross entropy of a softmax over all rows at the memory's temperature. Raises
+        `UserError`, on all ranks, for indices outside 0..N-1 (an accelerator asserts instead), and for more than N
+        neighbours. Collective: as `losses.target_loss`.
         """
         return self._differentiable(target_loss, num_neighbors)
 
@@ -77,10 +71,8 @@ class GatheredBatch:
             positives_bD: (b, D), the momentum encoder's features of the same pictures; no gradient goes there.
             num_neighbors: k, so many of the largest rows are positives too, weighted by the softmax among them.
 
-        Raises:
-            UserError: As `loss`, and for positives of another shape than the features.
-
-        Collective: as `losses.bank_loss`.
+        Raises `UserError` as `loss`, and for positives of another shape than the features. Collective: as
+        `losses.bank_loss`.
         """
         given, wanted = tuple(positives_bD.shape), tuple(self._own_features_bD.shape)
         if given != wanted:
@@ -98,9 +90,7 @@ class GatheredBatch:
             most_own: At least the longest of all ranges, the same on all ranks: the number of cameras will do.
             num_others: How many of the other proxies take part, the most similar ones.
 
-        Raises:
-            UserError: As `loss`, and so for ranges that are empty, longer than `most_own` or outside the rows.
-
+        Raises `UserError` as `loss`, and so for ranges that are empty, longer than `most_own` or outside the rows.
         Collective: as `losses.proxy_loss`.
         """
         return self._differentiable(proxy_loss, own_b2, camids_b, most_own, num_others)
@@ -113,12 +103,9 @@ class GatheredBatch:
         not finite (or too large for its norm to be), changes no row on any rank and is counted.
 
         Args:
-            momentum: m, in [0, 1).
+            momentum: m, in [0, 1), else a `UserError`.
             skip: Whether this step was not taken, a bool or a scalar tensor; one rank's word counts for all.
             hardest: Each row once, by the picture least similar to it before the update, equals by their order.
-
-        Raises:
-            UserError: For a momentum outside [0, 1), and for indices as `loss`.
 
         Collective: an all-reduce of one number. Of the device the host only awaits what `_rounds` says.
         """

@@ -5,9 +5,9 @@ Shape letters: b batch rows here, B on all ranks, M memory rows here, N in all, 
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, TypedDict
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,18 +20,6 @@ from ecn_dist.memory.losses import BatchDiagnostics
 from ecn_dist.memory.rows_pass import RowsSummary, default_chunk_bytes, summarize_rows
 
 ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-class MemoryHealth(TypedDict, total=False):
-    """Only `own_similarity` and the neighbour figures may be missing: before a loss, without neighbours or ids."""
-
-    rows_never_written: int
-    mean_staleness: float  # updates since a row was last written, the mean over written rows; 0 just after
-    steps_skipped: int  # steps on which some rank said skip
-    steps_not_finite: int  # steps with a feature that was not finite on some rank
-    own_similarity: float  # x_i . v_{y_i} in the latest loss, the mean over the global batch
-    neighbor_precision: float  # of the latest neighbours, the own row left out, the share with the own row's pid
-    neighbor_cross_camera: float  # of those with the same pid, the share from another camera
 
 
 class ExemplarMemory:
@@ -88,18 +76,13 @@ class ExemplarMemory:
         self.num_updates = 0
         self.refused = torch.zeros(2, dtype=torch.int64, device=self.rows.device)  # steps: skipped, not finite
         self.set_identities(None)
-        self.latest: BatchDiagnostics | None = None
+        self.latest: BatchDiagnostics | None = None  # of the latest loss
 
     def gather(self, features: Tensor, indices: Tensor) -> GatheredBatch:
         """Begin to bring the batch parts of all ranks together; what is done before the loss hides the transfer.
 
-        Args:
-            features: (b, D) of any floating type, equal b on all ranks; the loss is differentiable in them.
-            indices: (b,) int64, the global numbers of the pictures' rows.
-
-        Raises:
-            UserError: For shapes that do not fit.
-
+        `features` are (b, D) of any floating type, equal b on all ranks; the loss is differentiable in them. `indices`
+        are (b,) int64, the global numbers of the pictures' rows. Raises `UserError` for shapes that do not fit.
         Collective: two all-gathers.
         """
         return GatheredBatch(self, features, indices)
@@ -145,11 +128,6 @@ class ExemplarMemory:
             rows_BD = self.rows.index_select(0, local_B).to(gradient_BD.dtype)
             gradient_BD.addcmul_(rows_BD, weight_B.masked_fill(~is_here_B, 0.0).unsqueeze(1), value=-1.0)
 
-    @property
-    def neighbors(self) -> Tensor | None:
-        """(b, k) global rows, the latest loss's neighbours, nearest first; None before the first loss."""
-        return self.latest.neighbors_bk if self.latest else None
-
     def set_identities(self, pids: Tensor | None, camids: Tensor | None = None) -> None:
         """Give the exemplars' (N,) integer pids and camids, for `health` alone; they stay on their device."""
         for name, ids in (("pids", pids), ("camids", camids)):
@@ -157,8 +135,15 @@ class ExemplarMemory:
                 raise UserError(f"memory: {name} of shape {tuple(ids.shape)} for {self.num_exemplars} exemplars")
         self.pids, self.camids = pids, camids
 
-    def health(self) -> MemoryHealth:
+    def health(self) -> dict[str, float]:
         """Diagnostics of rows and latest loss, for the log; waits for the device.
+
+        Returns:
+            `rows_never_written`; `mean_staleness`, updates since a row was last written, the mean over written rows;
+            `steps_skipped` and `steps_not_finite`, on which some rank said skip or had a feature that was not finite.
+            After a loss, of the global batch: `own_similarity`, the mean of x_i . v_{y_i}. With neighbours and pids:
+            `neighbor_precision`, the share with the own row's pid, that row left out; with camids
+            `neighbor_cross_camera`, of those the share from another camera.
 
         Collective: one all-reduce, of the same size on every rank whatever is known there.
         """
@@ -180,7 +165,7 @@ class ExemplarMemory:
         packed = torch.tensor([float(value) for value in sums] + [0.0] * (8 - len(sums)), dtype=torch.float64)
         rows, written, staleness, seen, similarity, others, same, across = distributed.all_reduce(packed).tolist()
 
-        health = MemoryHealth(rows_never_written=int(rows - written), mean_staleness=staleness / max(written, 1.0))
+        health = {"rows_never_written": int(rows - written), "mean_staleness": staleness / max(written, 1.0)}
         health["steps_skipped"], health["steps_not_finite"] = self.refused.tolist()
         if seen:
             health["own_similarity"] = similarity / seen
@@ -190,23 +175,17 @@ class ExemplarMemory:
             health["neighbor_cross_camera"] = across / same
         return health
 
-    def local_state(self) -> dict[str, Tensor]:
-        """What belongs to this rank's rows, each (M, ...) and cut as `RowPartition`."""
-        return {"rows": self.rows, "written": self.written}
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint to write, or to fill in place: what belongs to rows as DTensors, cut as `RowPartition`."""
+        divided = {"rows": self.rows, "written": self.written}
+        state = {name: distributed.as_row_sharded(tensor, self.num_exemplars) for name, tensor in divided.items()}
+        return state | {"num_updates": torch.tensor(self.num_updates), "refused": self.refused}
 
-    def load_local_state(self, state: dict[str, Tensor]) -> None:
-        """Copy in what `local_state` gave, for the same part of the rows."""
-        _copy_all(self.local_state(), state)
-
-    def global_state(self) -> dict[str, Tensor]:
-        """What is the same on all ranks: the number of updates and of refused steps."""
-        return {"num_updates": torch.tensor(self.num_updates), "refused": self.refused}
-
-    def load_global_state(self, state: dict[str, Tensor]) -> None:
-        """Copy in what `global_state` gave, on any number of ranks."""
-        own = self.global_state()
-        _copy_all(own, state)
-        self.num_updates = int(own["num_updates"])
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned, of this number of ranks, once it was filled."""
+        for name, tensor in {"rows": self.rows, "written": self.written, "refused": self.refused}.items():
+            tensor.copy_(distributed.own_part(state[name]))
+        self.num_updates = int(state["num_updates"])
 
     def load_full(self, rows: Tensor) -> None:
         """Take all (N, D) rows as given, the same on every rank; those not zero count as written. For small N."""
@@ -218,14 +197,9 @@ class ExemplarMemory:
     def load_means(self, features_nD: Tensor, row_n: Tensor) -> None:
         """Set each row to the normalised mean of the features that ranks give for it; a row without any becomes zero.
 
-        Args:
-            features_nD: (n, D) features on this rank, any n.
-            row_n: (n,) int64, the global row of each, below N; a negative one gives to no row.
-
-        Raises:
-            UserError: For shapes that do not fit.
-
-        Collective: reduce-scatters of about `chunk_bytes` each.
+        `features_nD` are (n, D) on this rank, any n, and `row_n` (n,) int64 the global row of each, below N; a negative
+        one gives to no row. Raises `UserError` for shapes that do not fit. Collective: reduce-scatters of about
+        `chunk_bytes` each.
         """
         if features_nD.shape != (len(row_n), self.dim):
             raise UserError(f"memory: features {tuple(features_nD.shape)} for {len(row_n)} rows of length {self.dim}")
@@ -246,10 +220,8 @@ class ExemplarMemory:
         self.written.copy_(torch.where(self.rows.any(dim=1), max(self.num_updates - 1, 0), -1))
 
     def full(self) -> Tensor:
-        """All (N, D) rows, on every rank. For tests and small N. Collective: one all-gather."""
-        padded = self.rows.new_zeros(self.partition.rows_per_rank, self.dim)
-        padded[: len(self.rows)] = self.rows
-        return distributed.all_gather_rows(padded)[: self.num_exemplars].clone()
+        """All (N, D) rows, on every rank. For tests and small N. Collective: two all-gathers."""
+        return distributed.all_gather_uneven_rows(self.rows).clone()
 
 
 def _backend(name: str, rows_MD: Tensor) -> Callable[..., RowsSummary]:
@@ -269,11 +241,3 @@ def _backend(name: str, rows_MD: Tensor) -> Callable[..., RowsSummary]:
         return importlib.import_module("ecn_dist.memory.rows_pass_triton").summarize_rows
     except ModuleNotFoundError as error:
         raise UserError("memory.backend: triton is not installed (pip install triton); or use torch") from error
-
-
-def _copy_all(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    wanted, found = ({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (own, given))
-    if wanted != found:
-        raise UserError(f"memory: state {found} does not fit this memory's {wanted}")
-    for name, tensor in own.items():
-        tensor.copy_(given[name])

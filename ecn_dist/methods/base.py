@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecn_dist import distributed
 from ecn_dist.data import Batch
 from ecn_dist.memory import ExemplarMemory
 from ecn_dist.methods.options import LossOptions, MemoryOptions
@@ -233,23 +232,19 @@ class Method(nn.Module):
 
     def state(self) -> dict[str, Tensor]:
         """What is kept beside the weights, for a checkpoint to write or to fill in place; DTensors where divided."""
-        state: dict[str, Tensor] = {}
-        for name, memory in self.memories().items():
-            for key, rows in memory.local_state().items():
-                state[f"{name}.{key}"] = distributed.as_row_sharded(rows, memory.num_exemplars)
-            state |= {f"{name}.{key}": tensor for key, tensor in memory.global_state().items()}
-        return state
+        memories = self.memories().items()
+        return {f"{name}.{key}": tensor for name, memory in memories for key, tensor in memory.state().items()}
 
     def load_state(self, state: Tensors) -> None:
         """Take over what `state` returned, once it was filled."""
         for name, memory in self.memories().items():
-            memory.load_local_state({key: distributed.own_part(state[f"{name}.{key}"]) for key in memory.local_state()})
-            memory.load_global_state({key: state[f"{name}.{key}"] for key in memory.global_state()})
+            own = f"{name}."
+            memory.load_state({key.removeprefix(own): tensor for key, tensor in state.items() if key.startswith(own)})
 
     def health(self) -> dict[str, float]:
         """Figures for the log, named as in metrics.jsonl. Collective."""
         memory = self.memories().get("memory")
-        return {f"memory_{name}": cast(float, value) for name, value in (memory.health() if memory else {}).items()}
+        return {f"memory_{name}": value for name, value in (memory.health() if memory else {}).items()}
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:

@@ -50,16 +50,13 @@ class TrueMatches:
         order = facts[:, 1].argsort()
         for key in (scores, facts[:, 0]):
             order = order[key[order].argsort(stable=True)]
-        place, position, camera = facts[order].unbind(1)
+        place, *others = facts[order].unbind(1)
         count = torch.bincount(place, minlength=len(queries))
-        column = place_in_row(place, count)
-
-        def padded(values: Tensor, padding: float) -> Tensor:
-            table = values.new_full((len(queries), int(count.max())), padding)
-            table[place, column] = values
-            return table
-
-        return cls(padded(scores[order], float("inf")), padded(position, 0), padded(camera, 0), count)
+        shape = len(queries), int(count.max())
+        at = place, place_in_row(place, count)
+        sorted_scores = scores.new_full(shape, torch.inf).index_put(at, scores[order])
+        position, camera = (place.new_zeros(shape).index_put(at, values) for values in others)
+        return cls(sorted_scores, position, camera, count)
 
     def of_camera(self, camera: int, counts: Tensor) -> tuple["TrueMatches", Tensor]:
         """Those that one camera has seen, in order, and the `counts` (3, R, T) that belong to them."""
@@ -68,41 +65,14 @@ class TrueMatches:
         kept = (~mine).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(count.max())]
         score, position, seen_by = (values.gather(1, kept) for values in (self.score, self.position, self.camera))
         matches = TrueMatches(score, position, seen_by, count)
-        return matches, torch.stack([values.gather(1, kept) for values in counts])
-
-
-class Gallery:
-    """This rank's gallery in the order in which it is scanned: chunk after chunk, each of one group."""
-
-    def __init__(self, groups: Tensor, num_groups: int, chunk: int, first_position: int) -> None:
-        """Chunks of at most `chunk` pictures, each of one of the `groups` (G,) 0..C-1."""
-        self.num_groups, self.first_position = num_groups, first_position  # place of its first picture in the whole
-        self.order = groups.argsort(stable=True)  # (G,) rows in the order of the scan
-        self._place = self.order.argsort()
-        ends = torch.bincount(groups, minlength=num_groups).cumsum(0).tolist()
-        self.chunks = [  # group, first place, one past the last
-            (group, at, min(at + chunk, end))
-            for group, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
-            for at in range(start, end, chunk)
-        ]
-
-    def cut(self, pairs: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """For each chunk, of pairs of something and gallery rows (P,), the something and the place in the scan."""
-        places, order = self._place[pairs[1]].sort()
-        others = pairs[0][order]
-        bounds = torch.tensor([span[1:] for span in self.chunks], dtype=torch.int64, device=places.device)
-        cuts = torch.searchsorted(places, bounds.reshape(-1, 2)).tolist()
-        return [(others[start:stop], places[start:stop]) for start, stop in cuts]
+        return matches, torch.stack([table.gather(1, kept) for table in counts])
 
 
 class Buckets:
     """The lines of a block's queries, cut at its true matches; a distance² x lies at MARGIN + scale (x - origin).
 
-    Args:
-        squared: the true matches' squared distances (R, T).
-        valid: (R, T) which of them are no padding.
-        error: the product's (R,).
-        num_buckets: B, the length of every line.
+    Of the true matches' squared distances (R, T), those of them that are `valid`, the product's error (R,), and B, the
+    length of every line.
     """
 
     def __init__(self, squared: Tensor, valid: Tensor, error: Tensor, num_buckets: int) -> None:
@@ -147,44 +117,49 @@ class Buckets:
 Watch = Callable[[Tensor, Buckets, Tensor, Tensor], None]
 
 
-@dataclass(frozen=True)
-class CloserCounter:
-    """Counts pictures of this rank before the true matches of queries.
+class GalleryScan:
+    """This rank's gallery in the order in which it is multiplied with queries: chunk after chunk, each of one group."""
 
-    `watch` is shown every product: places on the lines (R, n), infinite where there is no pair to count; the lines;
-    gallery rows; query rows (R,).
-    """
+    def __init__(self, space: ProductSpace, score: PairDistances, groups: Tensor, num_groups: int, first: int) -> None:
+        """A gallery whose pictures are in `groups` (G,) 0..C-1, `first` being the place of its first in the whole."""
+        self.space, self.score, self.num_groups, self.first = space, score, num_groups, first
+        order = groups.argsort(stable=True)
+        self._place = order.argsort()  # (G,) of each row in the order of the chunks
+        by_group = order.split(torch.bincount(groups, minlength=num_groups).tolist())
+        chunks = ((group, rows) for group, all_rows in enumerate(by_group) for rows in all_rows.split(space.chunk))
+        self._chunks = [(group, rows) for group, rows in chunks if len(rows)]
 
-    space: ProductSpace
-    score: PairDistances
-    gallery: Gallery
-    watch: Watch | None = None
-
-    def count(self, queries: Tensor, matches: TrueMatches, left_out: tuple[Tensor, Tensor], num_buckets: int) -> Tensor:
+    def count(
+        self, queries: Tensor, matches: TrueMatches, left_out: tuple[Tensor, Tensor], watch: Watch | None
+    ) -> Tensor:
         """For each true match of `queries` (R,), this rank's pictures of each group before it: (3, C, R, T) int64.
 
         Counted three ways: closer; as close or closer; closer, or as close and earlier in the gallery. `left_out` are
-        places in `queries` and gallery rows, both (P,): the true matches themselves and the junk.
+        places in `queries` and gallery rows, both (P,): the true matches themselves and the junk. `watch` is shown
+        every product: places on the lines (R, n), infinite where there is no pair to count; the lines; gallery rows;
+        query rows (R,).
         """
-        space, gallery = self.space, self.gallery
-        squared = self.score.squared_distance(queries, matches.score) * space.factor**2
+        out_row, out_place = left_out[0], self._place[left_out[1]]
+        squared = self.score.squared_distance(queries, matches.score) * self.space.factor**2
         # Beside the product's error, the rounding of a large origin and of a lowered place.
         largest = squared.masked_fill(~matches.valid, 0.0).abs().amax(1)
-        error = space.error_bound(queries) + 4 * UNIT_ROUNDOFF * largest
-        lines = Buckets(squared, matches.valid, error, num_buckets)
-        left = space.query_side(queries, lines.origin, lines.scale, MARGIN)
-        shape = (gallery.num_groups, len(queries))
+        error = self.space.error_bound(queries) + 4 * UNIT_ROUNDOFF * largest
+        lines = Buckets(squared, matches.valid, error, num_buckets(matches.score.shape[1]))
+        left = self.space.query_side(queries, lines.origin, lines.scale, MARGIN)
+        shape = (self.num_groups, len(queries))
         codes = squared.new_zeros((shape[0], shape[1] * lines.codes_per_row), dtype=torch.int64)
         exact = squared.new_zeros((3, *shape, lines.num_matches + 1), dtype=torch.int64)
-        for (group, first, last), out in zip(gallery.chunks, gallery.cut(left_out), strict=True):
-            pictures = gallery.order[first:last]
-            line = space.multiply(left, pictures)
+        last = 0
+        for group, pictures in self._chunks:
+            first, last = last, last + len(pictures)
+            line = self.space.multiply(left, pictures)
             lowering = self.score.lowering(queries, pictures)
             if lowering is not None:
-                line[:, : last - first] -= lowering * (space.factor**2 * lines.scale[:, None])
-            line[out[0], out[1] - first] = torch.inf
-            if self.watch is not None:
-                self.watch(line, lines, pictures, queries)
+                line[:, : len(pictures)] -= lowering * (self.space.factor**2 * lines.scale[:, None])
+            is_here = (out_place >= first) & (out_place < last)
+            line[out_row[is_here], out_place[is_here] - first] = torch.inf
+            if watch is not None:
+                watch(line, lines, pictures, queries)
             code = lines.lookup(line)
             codes[group] += torch.bincount(code, minlength=codes.shape[1])
             unsure = code.bitwise_and_(1).bool().nonzero().squeeze(1)
@@ -196,10 +171,15 @@ class CloserCounter:
                 row, column = row[near], (entries - row * line.shape[1])[near]
                 picture = pictures[column]
                 scores = self.score.of_pairs(queries[row], picture)
-                _add_exact(exact[:, group], matches, row, scores, gallery.first_position + picture)
+                _add_exact(exact[:, group], matches, row, scores, self.first + picture)
         # An even code is that of pictures between matches; odd ones were placed by their exact score.
         sure = codes.view(*shape, -1)[:, :, ::2]
         return (exact + sure).cumsum(3)[..., :-1]
+
+
+def num_buckets(num_true: int) -> int:
+    """Some for each true match, so that few pictures fall into a bucket that is near one."""
+    return min(2**15, max(2**10, 2 ** (32 * num_true - 1).bit_length()))
 
 
 def _add_exact(counts: Tensor, matches: TrueMatches, row: Tensor, scores: Tensor, position: Tensor) -> None:

@@ -47,9 +47,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
 class PairDistances:
     """Exact Euclidean distances of chosen pairs: float64, from differences, equal to the last bit for equal features.
 
-    The pairs go through one buffer of fixed shape, so that a pair's bits do not depend on which pairs it is asked
-    with: any rank, chunk or order gives the same number. A gallery is ranked by `of_pairs`, the lower the better: the
-    distances, or in a subclass what rises with a squared distance that some pairs have lowered.
+    The pairs go through one buffer of fixed shape, so that a pair's bits depend on no rank, chunk or order. A gallery
+    is ranked by `of_pairs`, the lower the better: the distances, or in a subclass what rises with a squared distance
+    that some pairs have lowered.
     """
 
     def __init__(self, query_features: Tensor, gallery_features: Tensor, device: torch.device) -> None:
@@ -59,21 +59,18 @@ class PairDistances:
         slots = (2**20 if device.type == "cpu" else 2**27) // (8 * width) or 1  # in the processor's cache
         self._rows = [source.new_empty((slots, dim)) for source in self._sources]
         self._difference = torch.zeros((slots, width), dtype=torch.float64, device=device)
-        self._dim = dim
 
     def __call__(self, queries: Tensor, pictures: Tensor) -> Tensor:
         """Query rows (P,) and gallery rows (P,), int64 -> distances (P,) float64 on the device of computation."""
-        distances = self._difference.new_empty(len(queries))
-        slots = len(self._difference)
+        distances, slots = self._difference.new_empty(len(queries)), len(self._difference)
         for start in range(0, len(queries), slots):
             part = slice(start, start + slots)
-            size = len(queries[part])
-            for source, chosen, rows in zip(self._sources, (queries, pictures), self._rows, strict=True):
-                torch.index_select(source, 0, chosen[part].to(source.device), out=rows[:size])
-            difference = self._difference[:size, : self._dim]
-            difference.copy_(self._rows[0][:size])
-            difference.sub_(self._rows[1][:size].to(difference.device))
-            distances[part] = torch.linalg.vector_norm(self._difference, dim=1)[:size]
+            left, right = (rows[: len(queries[part])] for rows in self._rows)
+            for source, chosen, rows in zip(self._sources, (queries, pictures), (left, right), strict=True):
+                torch.index_select(source, 0, chosen[part].to(source.device), out=rows)
+            difference = self._difference[: len(left), : left.shape[1]]
+            difference.copy_(left).sub_(right.to(difference.device))
+            distances[part] = torch.linalg.vector_norm(self._difference, dim=1)[: len(left)]
         return distances
 
     def of_pairs(self, queries: Tensor, pictures: Tensor) -> Tensor:
@@ -93,14 +90,14 @@ class ProductSpace:
     """Features shifted to about mean 0 and scaled to norms of at most 1, for squared distances by a product.
 
     What all features share only costs precision. A distance times `factor` is one in these units. At most `max_queries`
-    meet at most `chunk` pictures in a product. Collectives: two small all-reduces when it is made; where features are
-    not finite every rank raises a `UserError`.
+    meet at most `chunk` pictures in a product: buffers and `bytes_per_query` of what a caller keeps stay within a
+    `budget` of bytes. Collectives: two small all-reduces when it is made; where features are not finite every rank
+    raises a `UserError`.
     """
 
     def __init__(
         self, query_features: Tensor, gallery_features: Tensor, device: torch.device, bytes_per_query: int, budget: int
     ) -> None:
-        """Buffers and `bytes_per_query` of what a caller keeps stay within a `budget` of bytes."""
         self._query_features, self._gallery_features, self._device = query_features, gallery_features, device
         self.dim = query_features.shape[1]
         self.max_queries = max(1, min(MAX_BLOCK, budget // 2 // (bytes_per_query + 16 * self.dim)))
@@ -109,13 +106,18 @@ class ProductSpace:
         self._side = torch.zeros((self.chunk, self.dim + 2), dtype=torch.float32, device=device)
         self._product = torch.zeros(self.max_queries * self.chunk, dtype=torch.float32, device=device)
         sample = gallery_features[:: len(gallery_features) // SAMPLE + 1].to(device)
-        total = torch.cat([sample.sum(0, dtype=torch.float64), sample.new_tensor([len(sample)], dtype=torch.float64)])
+        total = torch.nn.functional.pad(sample.sum(0, dtype=torch.float64), (0, 1), value=len(sample))
         total = distributed.all_reduce(total)
         self._offset = total[:-1] / total[-1]
         self._query_norms, self._gallery_norms = self._norms(query_features), self._norms(gallery_features)
         largest = torch.stack([norms.max() for norms in (self._query_norms, self._gallery_norms) if len(norms)]).max()
         if distributed.any_rank(not torch.isfinite(largest)):
-            _raise_not_finite(query_features, gallery_features)
+            bad = None
+            for name, features in (("gallery", gallery_features), ("query", query_features)):
+                if len(rows := (~torch.isfinite(features).all(1)).nonzero()):
+                    bad = f"{name} features are not finite, first in row {int(rows[0])}; check the network"
+            distributed.raise_together(bad)
+            distributed.raise_together("features are so large that their distances overflow")
         largest = distributed.all_reduce(largest, "max")
         self.factor = 1.0 / float(largest) if largest > 0 else 1.0
 
@@ -126,8 +128,7 @@ class ProductSpace:
         return torch.sub(features, self._offset.to(features.dtype), out=out)
 
     def _norms(self, features: Tensor) -> Tensor:
-        norms = []
-        whole = self.dim // NORM_TERMS * NORM_TERMS
+        norms, whole = [], self.dim // NORM_TERMS * NORM_TERMS
         for part in features.split(self.chunk):
             shifted = self._shift(part)
             terms = shifted[:, :whole].unflatten(1, (whole // NORM_TERMS, NORM_TERMS)), shifted[:, None, whole:]
@@ -178,13 +179,3 @@ class ProductSpace:
         gamma = 1.0 / (1.0 / (num_roundings * UNIT_ROUNDOFF) - 1.0)
         of_norms = (NORM_TERMS + 2) * UNIT_ROUNDOFF * (norms.square() + 1.0)
         return 2.0 * gamma * norms + of_norms + ROUNDINGS * UNIT_ROUNDOFF * (norms + 1.0).square()
-
-
-def _raise_not_finite(query_features: Tensor, gallery_features: Tensor) -> None:
-    """Say which features are not finite. Collective."""
-    bad = None
-    for name, features in (("gallery", gallery_features), ("query", query_features)):
-        if len(rows := (~torch.isfinite(features).all(1)).nonzero()):
-            bad = f"{name} features are not finite, first in row {int(rows[0])}; check the network"
-    distributed.raise_together(bad)
-    distributed.raise_together("features are so large that their distances overflow")

@@ -37,8 +37,7 @@ class FeatureSet:
 
     def gathered(self) -> "FeatureSet":
         """All ranks' pictures on every rank, in rank order. Collective."""
-        parts = (self.features, self.pids, self.camids)
-        return FeatureSet(*(distributed.all_gather_uneven_rows(part) for part in parts))
+        return FeatureSet(*map(distributed.all_gather_uneven_rows, (self.features, self.pids, self.camids)))
 
 
 def extract_split(
@@ -56,9 +55,7 @@ def extract_split(
     Args:
         network: a backbone, whose pooled features in evaluation mode are scaled to length 1 (it returns to its mode
             afterwards), or any function from images to features, called as it is.
-        split: any split of a shard folder.
-        size: how pictures are read.
-        device: where to compute.
+        split, size, device: which pictures, how they are read, and where to compute.
         precision: as in the configuration: fp32, bf16, fp16 or fp64.
         stream: of `part_stream`, to be read again; without it, one is made of `stream_options`.
         stream_options: more arguments of `EvaluationStream`. With `style="all"` a picture's feature is the mean over
@@ -92,7 +89,12 @@ def extract_features(embed: Embed, batches: Iterable[Batch], *, device: torch.de
     Several views of a picture, side by side in a batch with one number in its `indices`, give one feature: their mean,
     scaled to length 1. A rank may have no batch. Collective: the length and type of features are agreed on at the end.
     """
-    parts = [_of_pictures(embed(batch.images), batch) for batch in batches]
+    parts = []
+    for batch in batches:
+        features, num_views = embed(batch.images), int((batch.indices == batch.indices[0]).sum())
+        if num_views > 1:
+            features = torch.nn.functional.normalize(features.unflatten(0, (-1, num_views)).mean(1), dim=1)
+        parts.append((features, batch.pids[::num_views], batch.camids[::num_views]))
     facts = torch.tensor([(part[0].shape[1], part[0].dtype == torch.float64) for part in parts[:1]] or [(0, 0)])
     length, is_double = distributed.all_reduce(facts[0].long(), "max").tolist()
     dtype = torch.float64 if is_double else torch.float32
@@ -100,11 +102,3 @@ def extract_features(embed: Embed, batches: Iterable[Batch], *, device: torch.de
     nothing = torch.empty((0, length), dtype=dtype, device=device), no_label, no_label
     features, pids, camids = (torch.cat(column) for column in zip(nothing, *parts, strict=True))
     return FeatureSet(features.to(dtype), pids, camids)
-
-
-def _of_pictures(features: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, pids and camids with one row a picture."""
-    num_views = int((batch.indices == batch.indices[0]).sum())
-    if num_views > 1:
-        features = torch.nn.functional.normalize(features.unflatten(0, (-1, num_views)).mean(1), dim=1)
-    return features, batch.pids[::num_views], batch.camids[::num_views]

@@ -4,6 +4,8 @@ Shape letters: Q queries, R queries of a block, G gallery pictures (from `Labels
 C cameras, P pairs.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,23 +24,23 @@ def check_features(query: Tensor, gallery: Tensor, gallery_sharded: bool) -> tup
     error = None
     for name, features in (("gallery", gallery), ("query", query)):
         if features.ndim != 2 or not features.is_floating_point():
-            error = f"{name} features must be floats of shape (pictures, length), not {_described(features)}"
+            error = f"{name} features must be floats of shape (pictures, length), not {described(features)}"
     if error is None and query.shape[1] != gallery.shape[1]:
         error = f"query features are {query.shape[1]} long and gallery features {gallery.shape[1]}"
     if error is None and len(query) == 0:
         error = "there are no queries"
     distributed.raise_together(error)
     _check_same_queries((f"{len(query)} queries", f"length {query.shape[1]}"))
-    part = slice(0, len(gallery)) if gallery_sharded else own_share(len(gallery))
+    gallery = gallery if gallery_sharded else gallery[own_share(len(gallery))]
     if not distributed.any_rank(len(gallery) > 0):
         raise UserError("the gallery has no pictures", on_all_ranks=True)
-    return query, gallery[part], first_of_part(part.stop - part.start)
+    return query, gallery, first_of_part(len(gallery))
 
 
 def own_share(size: int) -> slice:
     """This rank's rows of something that all ranks have."""
-    partition = RowPartition(size, distributed.world_size())
-    return slice(partition.start(distributed.rank()), partition.stop(distributed.rank()))
+    partition, rank = RowPartition(size, distributed.world_size()), distributed.rank()
+    return slice(partition.start(rank), partition.stop(rank))
 
 
 def first_of_part(size: int) -> int:
@@ -46,69 +48,63 @@ def first_of_part(size: int) -> int:
     return sum(distributed.gather_objects(size)[: distributed.rank()])
 
 
-def _described(values: Tensor) -> str:
+def described(values: Tensor) -> str:
+    """Type and shape, for errors."""
     return f"{str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}"
 
 
-def _check_same_queries(facts: tuple) -> None:
+def _check_same_queries(facts: tuple[str, str]) -> None:
     given = distributed.gather_objects(facts)
     if len(set(given)) > 1:
         shown = "; ".join(f"rank {at}: {facts}" for at, facts in enumerate(given))
         raise UserError(f"every rank must give the same queries, but they differ: {shown}", on_all_ranks=True)
 
 
-Given = tuple[int, Tensor, Tensor | None]
-
-
 class Labels:
     """Who is who among the queries and this rank's gallery, on the device of computation.
 
     query_pids, query_cameras (Q,); gallery_pids, gallery_cameras (G,); camids (C,): the camids, ascending, whose places
-    are the cameras' numbers on all ranks. Without camids (None) all queries are of one camera and the gallery of
-    another, so that nothing is junk, and `camids` is empty. Query and gallery are given as the number of features, pids
-    and camids; what does not fit is a `UserError` on every rank. Collectives: gathers of errors and camids.
+    are the cameras' numbers on all ranks; num_true (Q,): pictures on all ranks with the query's pid and another camera.
+    Without camids (None) all queries are of one camera and the gallery of another, so that nothing is junk.
     """
 
-    def __init__(self, query: Given, gallery: Given, gallery_sharded: bool, device: torch.device) -> None:
+    def __init__(
+        self, ids: Sequence[Tensor | None], sizes: tuple[int, int], gallery_sharded: bool, device: torch.device
+    ) -> None:
+        """Of the query pids and camids, and the gallery's, for features of these `sizes`, that this rank was given.
+
+        What does not fit is a `UserError` on every rank. Collectives: gathers of errors and camids, a sum of (Q,).
+        """
         error = None
-        if (query[2] is None) != (gallery[2] is None):
+        if (ids[1] is None) != (ids[3] is None):
             error = "camids are given for only one of query and gallery; give both, or None for both"
-        for name, (size, *given) in (("query", query), ("gallery", gallery)):
-            for what, values in zip(("pids", "camids"), given, strict=True):
-                values = values if values is None else torch.as_tensor(values)
-                if values is not None and (values.is_floating_point() or values.shape != (size,)):
-                    needed = f"{name} {what} must be integers, one for each of {size} features"
-                    error = error or f"{needed}, not {_described(values)}"
+        given = []
+        for place, what in enumerate(("query pids", "query camids", "gallery pids", "gallery camids")):
+            values, size = ids[place], sizes[place // 2]
+            values = torch.full((size,), place) if values is None else torch.as_tensor(values)
+            if values.is_floating_point() or values.shape != (size,):
+                rule = f"must be integers, one for each of {size} features"
+                error = error or f"{what} {rule}, not {described(values)}"
+            given.append(values)
         distributed.raise_together(error)
-
-        def tensor(values: Tensor, part: slice = slice(None)) -> Tensor:
-            return torch.as_tensor(values)[part].to(device, torch.int64)
-
-        part = slice(None) if gallery_sharded else own_share(gallery[0])
-        self.query_pids, self.gallery_pids = tensor(query[1]), tensor(gallery[1], part)
-        _check_same_queries((f"{len(self.query_pids)} queries", f"sum of pids {int(self.query_pids.sum())}"))
-        if query[2] is None or gallery[2] is None:
-            self.query_cameras, self.camids = torch.zeros_like(self.query_pids), self.query_pids[:0]
-            self.gallery_cameras = torch.ones_like(self.gallery_pids)
-        else:
-            camids = tensor(query[2]), tensor(gallery[2], part)
-            known = distributed.gather_objects(torch.cat(camids).unique().tolist())
-            self.camids = torch.tensor(sorted(set().union(*known)), dtype=torch.int64, device=device)
-            self.query_cameras, self.gallery_cameras = (torch.searchsorted(self.camids, values) for values in camids)
+        own = slice(None) if gallery_sharded else own_share(sizes[1])
+        self.query_pids, query_camids, *of_gallery = (values.to(device, torch.int64) for values in given)
+        self.gallery_pids, gallery_camids = (values[own] for values in of_gallery)
+        _check_same_queries((f"{sizes[0]} queries", f"sum of pids {int(self.query_pids.sum())}"))
+        known = distributed.gather_objects(torch.cat([query_camids, gallery_camids]).unique().tolist())
+        self.camids = torch.tensor(sorted(set().union(*known)), dtype=torch.int64, device=device)
+        self.query_cameras = torch.searchsorted(self.camids, query_camids)
+        self.gallery_cameras = torch.searchsorted(self.camids, gallery_camids)
         self._sorted_pids, self._order = torch.sort(self.gallery_pids, stable=True)
-
-    def count_true(self) -> Tensor:
-        """(Q,) gallery pictures on all ranks with the query's pid and another camera. Collective."""
         # One key for each pair of pid and camera, so that the junk is counted by a search as well.
         known, pids = torch.unique(torch.cat([self.query_pids, self.gallery_pids]), return_inverse=True)
         keys = torch.cat([self.query_cameras, self.gallery_cameras]) * len(known) + pids
-        num_queries = len(self.query_pids)
-        same = _count_equal(pids[num_queries:], pids[:num_queries])
-        return distributed.all_reduce(same - _count_equal(keys[num_queries:], keys[:num_queries]))
+        same, junk = (_count_equal(*values.tensor_split([len(self.query_pids)])) for values in (pids, keys))
+        self.num_true = distributed.all_reduce(same - junk)
 
     def count_different(self) -> Tensor:
         """(Q,) gallery pictures on all ranks with another pid than the query's. Collective."""
-        return distributed.all_reduce(len(self.gallery_pids) - _count_equal(self.gallery_pids, self.query_pids))
+        return distributed.all_reduce(len(self.gallery_pids) - _count_equal(self.query_pids, self.gallery_pids))
 
     def same_pairs(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """All pairs of one identity: places in `queries` (P,) ascending, and gallery rows of this rank (P,)."""
@@ -124,6 +120,6 @@ def place_in_row(row: Tensor, count: Tensor) -> Tensor:
     return torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
 
 
-def _count_equal(values: Tensor, wanted: Tensor) -> Tensor:
+def _count_equal(wanted: Tensor, values: Tensor) -> Tensor:
     values = values.sort().values
     return torch.searchsorted(values, wanted, right=True) - torch.searchsorted(values, wanted)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ecn_dist import distributed
 from ecn_dist.ranking.counting import MARGIN, Buckets, TrueMatches
@@ -20,11 +21,10 @@ def measure(matches: TrueMatches, counts: Tensor, num_levels: int = 2) -> tuple[
     Between the points of two true matches recall stands still while precision falls: the trapezoid that ends at a true
     match begins at the precision just before it. The curve begins at precision 1 if the first picture is true, else 0.
 
-    Returns:
-        Of each query (4, R) float64, NaN where it has no true match: the area by the trapezoid rule (scikit-learn's
-        precision_recall_curve and auc); that by steps (its average_precision_score); the true matches over the rank of
-        the last one (Ye et al., TPAMI 2021); the rank of the first one, from 1. And (R, L) the highest precision at
-        each of `num_levels` recall levels or beyond.
+    Returns of each query (4, R) float64, NaN where it has no true match: the area by the trapezoid rule (scikit-learn's
+    precision_recall_curve and auc); that by steps (its average_precision_score); the true matches over the rank of the
+    last one (Ye et al., TPAMI 2021); the rank of the first one, from 1. And (R, L) the highest precision at each of
+    `num_levels` recall levels or beyond.
     """
     strictly, or_equal, in_order = counts.double().unbind(0)
     valid, score, count, none = matches.valid, matches.score, matches.count.double(), matches.count == 0
@@ -33,10 +33,9 @@ def measure(matches: TrueMatches, counts: Tensor, num_levels: int = 2) -> tuple[
         return score.new_full((4, rows), torch.nan), score.new_full((rows, num_levels), torch.nan)
     column = torch.arange(width, device=score.device)
     step = score[:, 1:] != score[:, :-1]
-    edge = step.new_ones((rows, 1))
     # True matches at one distance are one point of the curve, which stands at the last of them.
-    point = valid & (torch.cat([step, edge], dim=1) | (column == matches.count[:, None] - 1))
-    before = torch.where(torch.cat([edge, step], dim=1), column, 0).cummax(1).values.double()
+    point = valid & (pad(step, (0, 1), value=True) | (column == matches.count[:, None] - 1))
+    before = torch.where(pad(step, (1, 0), value=True), column, 0).cummax(1).values.double()
     found = column.double() + 1
     at = found / (found + or_equal)
     just_before = torch.where(before + strictly > 0, before / (before + strictly), 1.0)
@@ -52,15 +51,23 @@ def measure(matches: TrueMatches, counts: Tensor, num_levels: int = 2) -> tuple[
     return torch.stack(figures).masked_fill(none, torch.nan), best.masked_fill(none[:, None], torch.nan)
 
 
-class ClosestFalsePairs:
-    """The `num_kept` closest false pairs (junk apart) of this rank, by the products that go by; 60 bytes for each."""
+class Verification:
+    """True positive rates at false positive rates, over all pairs but junk. The points of scikit-learn's `roc_curve`.
 
-    def __init__(self, num_kept: int, num_pictures: int, device: torch.device) -> None:
+    Keeps the closest false pairs of this rank, by the products that go by: 60 bytes for each that the largest rate
+    accepts. `true_distances` are those of all true pairs, (P,) each.
+    """
+
+    def __init__(self, rates: Sequence[float], num_false: int, num_pictures: int, device: torch.device) -> None:
+        """At least one of `rates`; of `num_false` pairs on all ranks, with `num_pictures` on this one."""
+        self._num_accepted = {rate: int(rate * num_false * (1 + 1e-12)) for rate in rates}
+        num_kept = max(self._num_accepted.values()) + 1
         # Some more than needed, so that the product's error cannot push out one that belongs here.
         self._capacity, self._threshold = num_kept + max(1024, num_kept // 16), float("inf")
-        self._num_pictures = num_pictures
+        self._num_false, self._num_pictures = num_false, num_pictures
         self._squared = torch.empty(0, dtype=torch.float64, device=device)
         self._pairs = torch.empty(0, dtype=torch.int64, device=device)  # query row * num_pictures + gallery row
+        self.true_distances: list[Tensor] = []
 
     def watch(self, line: Tensor, lines: Buckets, pictures: Tensor, queries: Tensor) -> None:
         """Take the close ones of a product (R, n) of places on `lines`; infinite places are not pairs."""
@@ -81,40 +88,20 @@ class ClosestFalsePairs:
                 self._pairs = self._pairs[kept]
                 self._threshold = float(self._squared.max())
 
-    def first_beyond(self, num_accepted: int, distances: PairDistances, error: float) -> float:
-        """The exact distance of the first false pair beyond the `num_accepted` closest of all ranks; there must be one.
+    def true_positive_rates(self, distances: PairDistances, error: float) -> dict[float, float]:
+        """For each false positive rate, the largest share of true pairs that a threshold of such a rate accepts.
 
-        `error` bounds that of the product. Collectives: all-gathers of at most the pairs kept.
+        `error` bounds that of the product. Collectives: all-gathers of at most the pairs kept, for each rate.
         """
-        squared = distributed.all_gather_uneven_rows(self._squared)
-        pivot = squared.sort().values[num_accepted]
-        pairs = self._pairs[(self._squared - pivot).abs() <= 2 * error]
-        exact = distances(pairs // self._num_pictures, pairs % self._num_pictures)
-        exact = distributed.all_gather_uneven_rows(exact).sort().values
-        surely_closer = int((squared - pivot < -2 * error).sum())
-        return float(exact[num_accepted - surely_closer])
-
-
-def num_accepted(rate: float, num_false: int) -> int:
-    """How many of `num_false` false pairs a false positive rate of at most `rate` accepts."""
-    return int(rate * num_false * (1 + 1e-12))
-
-
-def true_positive_rates(
-    rates: Sequence[float],
-    closest: ClosestFalsePairs,
-    num_false: int,
-    true_distances: Tensor,
-    distances: PairDistances,
-    error: float,
-) -> dict[float, float]:
-    """For each false positive rate, the largest share of `true_distances` (P,) that a threshold of such a rate accepts.
-
-    The points of scikit-learn's `roc_curve`, without interpolation. Collective.
-    """
-    shares = {}
-    for rate in rates:
-        accepted = num_accepted(rate, num_false)
-        limit = closest.first_beyond(accepted, distances, error) if accepted < num_false else float("inf")
-        shares[rate] = float((true_distances < limit).double().mean())
-    return shares
+        true_distances, shares = torch.cat(self.true_distances), {}
+        for rate, num_accepted in self._num_accepted.items():
+            limit = torch.inf
+            if num_accepted < self._num_false:  # the exact distance of the first false pair that is not accepted
+                squared = distributed.all_gather_uneven_rows(self._squared)
+                pivot = squared.sort().values[num_accepted]
+                pairs = self._pairs[(self._squared - pivot).abs() <= 2 * error]
+                exact = distances(pairs // self._num_pictures, pairs % self._num_pictures)
+                exact = distributed.all_gather_uneven_rows(exact).sort().values
+                limit = float(exact[num_accepted - int((squared - pivot < -2 * error).sum())])
+            shares[rate] = float((true_distances < limit).double().mean())
+        return shares

@@ -7,7 +7,6 @@ Shape letters: Q queries, R rows of a block, G gallery pictures, n pictures of a
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,6 @@ def nearest_pictures(
     num_neighbors: int,
     *,
     gallery_sharded: bool = False,
-    device: torch.device | str | None = None,
     memory_budget: int = MEMORY_BUDGET,
 ) -> tuple[Tensor, Tensor]:
     """The `num_neighbors` (or all G, if fewer) nearest gallery pictures of each query, nearest first, on every rank.
@@ -40,43 +38,31 @@ def nearest_pictures(
     """
     if num_neighbors < 1:
         raise UserError(f"the {num_neighbors} nearest pictures are asked for; at least 1 is needed", on_all_ranks=True)
-    device = torch.device(device) if device is not None else torch.as_tensor(gallery_features).device
+    device = torch.as_tensor(gallery_features).device
     with full_precision(device):
         query, gallery, first = check_features(query_features, gallery_features, gallery_sharded)
         num_neighbors = min(num_neighbors, int(distributed.all_reduce(torch.tensor(len(gallery)))))
         search = NeighborSearch(query, gallery, num_neighbors, device, memory_budget)
         distances, pictures, _ = search.of(torch.arange(len(query), device=device))
-        # Each rank's nearest side by side; ranks are in gallery order.
+        # Each rank's nearest side by side.
         missing = (0, num_neighbors - distances.shape[1])
         distances = torch.nn.functional.pad(distances, missing, value=torch.inf)
         pictures = torch.nn.functional.pad(pictures + first, missing)
         parts = (distributed.all_gather_rows(values[None]) for values in (distances, pictures))
         distances, pictures = (values.transpose(0, 1).flatten(1) for values in parts)
-        distances, order = distances.sort(dim=1, stable=True)
-        return distances[:, :num_neighbors], pictures.gather(1, order)[:, :num_neighbors]
+        return in_order(distances, pictures, num_neighbors)
 
 
 def expand_queries(
-    query_features: Tensor,
-    gallery_features: Tensor,
-    num_neighbors: int = 5,
-    *,
-    normalize: bool = True,
-    gallery_sharded: bool = False,
-    device: torch.device | str | None = None,
-    memory_budget: int = MEMORY_BUDGET,
+    query_features: Tensor, gallery_features: Tensor, num_neighbors: int = 5, *, gallery_sharded: bool = False
 ) -> Tensor:
     """Average query expansion (Chum et al., ICCV 2007): each query becomes the mean of itself and its nearest pictures.
 
-    Features are (Q, D) and (G, D) floats; returns (Q, D) in the query's type and on its device, for `evaluate_ranking`
-    with the same gallery. `normalize` scales the means to length 1, as evaluation features are. Labels are not looked
-    at: pictures of the query's own camera count like others. `gallery_sharded`, `device` and `memory_budget` as in
-    `evaluate_ranking`. Collectives: gathers of each rank's nearest, a sum of (Q, D).
+    Features are (Q, D) and (G, D) floats; returns (Q, D) of length 1 in the query's type and on its device, for
+    `evaluate_ranking` with the same gallery. Labels are not looked at: pictures of the query's own camera count like
+    others. `gallery_sharded`, errors and collectives as in `nearest_pictures`; with it, a sum of (Q, D) as well.
     """
-    if num_neighbors < 1:
-        raise UserError(f"query expansion by {num_neighbors} neighbours; at least 1 is needed", on_all_ranks=True)
-    given: Any = {"gallery_sharded": gallery_sharded, "device": device, "memory_budget": memory_budget}
-    _, places = nearest_pictures(query_features, gallery_features, num_neighbors, **given)
+    _, places = nearest_pictures(query_features, gallery_features, num_neighbors, gallery_sharded=gallery_sharded)
     query_features, gallery_features = torch.as_tensor(query_features), torch.as_tensor(gallery_features)
     first = first_of_part(len(gallery_features)) if gallery_sharded else 0
     places = places.to(gallery_features.device) - first
@@ -88,7 +74,7 @@ def expand_queries(
     if gallery_sharded:
         total = distributed.all_reduce(total)
     mean = (total + query_features) / (1 + places.shape[1])
-    return (torch.nn.functional.normalize(mean) if normalize else mean).to(query_features.dtype)
+    return torch.nn.functional.normalize(mean).to(query_features.dtype)
 
 
 class Nearest:
@@ -119,13 +105,11 @@ class Nearest:
             if not len(row):
                 continue
             count = torch.bincount(row, minlength=len(best))
-            place = place_in_row(row, count)
-            new = best.new_full((len(best), int(count.max())), torch.inf)
-            new_numbers = kept.new_full(new.shape, -1)
-            new[row, place], new_numbers[row, place] = found, number
-            self.values[rows], self.numbers[rows] = in_order(
-                torch.cat([best, new], dim=1), torch.cat([kept, new_numbers], dim=1), best.shape[1]
-            )
+            place, width = place_in_row(row, count) + best.shape[1], int(count.max())
+            values = torch.nn.functional.pad(best, (0, width), value=torch.inf)
+            all_numbers = torch.nn.functional.pad(kept, (0, width), value=-1)
+            values[row, place], all_numbers[row, place] = found, number
+            self.values[rows], self.numbers[rows] = in_order(values, all_numbers, best.shape[1])
 
 
 def in_order(values: Tensor, numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -152,8 +136,8 @@ class NeighborSearch:
 
         And the gallery row of the farthest picture (R,), by a product.
         """
-        blocks = [self._block(block) for block in queries.split(self._space.max_queries)]
-        distances, rows, farthest = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        blocks = zip(*map(self._block, queries.split(self._space.max_queries)), strict=True)
+        distances, rows, farthest = map(torch.cat, blocks)
         return distances, rows, farthest
 
     def _block(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:

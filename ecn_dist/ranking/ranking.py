@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
-from ecn_dist.ranking.counting import CloserCounter, Gallery, TrueMatches
+from ecn_dist.ranking.counting import GalleryScan, TrueMatches, num_buckets
 from ecn_dist.ranking.distances import MEMORY_BUDGET, PairDistances, ProductSpace, full_precision
 from ecn_dist.ranking.inputs import Labels, check_features
-from ecn_dist.ranking.measures import ClosestFalsePairs, measure, num_accepted, true_positive_rates
-from ecn_dist.ranking.reranking import Encodings, KReciprocal, RerankedScore
+from ecn_dist.ranking.measures import Verification, measure
+from ecn_dist.ranking.reranking import KReciprocal, RerankedScore
 
-MIN_CMC = 50
+CMC_RANKS = 50
 NUM_RECALL_LEVELS = 101
 
 
@@ -79,7 +79,6 @@ def evaluate_ranking(
     gallery_camids: Tensor | None,
     *,
     gallery_sharded: bool = False,
-    max_rank: int = MIN_CMC,
     false_positive_rates: Sequence[float] = (1e-3, 1e-4),
     camera_pairs: bool = False,
     rerank: KReciprocal | None = None,
@@ -98,9 +97,9 @@ def evaluate_ranking(
     own part of the gallery, in rank order, at times empty. `device` is where to compute, by default where the
     gallery's features are; features may lie elsewhere and are moved in chunks. `memory_budget` (bytes) bounds the
     chunks' memory; the false positive rates need about 60 bytes more for each pair that the largest of them accepts.
-    `camera_pairs` adds the table of rankings by camera. The CMC has max(max_rank, 50) entries. With `rerank` the
-    gallery is ranked by k-reciprocal re-ranking; every rank then needs all features (a gallery in parts is gathered),
-    and there are no true positive rates, since such distances of two queries do not compare.
+    `camera_pairs` adds the table of rankings by camera. With `rerank` the gallery is ranked by k-reciprocal re-ranking;
+    every rank then needs all features (a gallery in parts is gathered), and there are no true positive rates, since
+    such distances of two queries do not compare.
 
     Raises `UserError`, on every rank: features and labels that do not fit each other, features that are not finite, no
     query with a true match. Collectives: of the labels' facts, then for each block of queries a gather of its true
@@ -110,125 +109,101 @@ def evaluate_ranking(
     with full_precision(device):
         sizes = len(query_features), len(gallery_features)
         query, gallery, first = check_features(query_features, gallery_features, gallery_sharded)
-        labels = Labels(
-            (sizes[0], query_pids, query_camids), (sizes[1], gallery_pids, gallery_camids), gallery_sharded, device
-        )
-        if camera_pairs and not len(labels.camids):
+        labels = Labels((query_pids, query_camids, gallery_pids, gallery_camids), sizes, gallery_sharded, device)
+        if camera_pairs and query_camids is None:
             raise UserError("a table of camera pairs needs camids", on_all_ranks=True)
-        evaluation = _Evaluation(query, gallery, first, labels, camera_pairs, memory_budget)
-        if rerank is None:
-            return evaluation.run(PairDistances(query, gallery, device), max(max_rank, MIN_CMC), false_positive_rates)
-        whole = distributed.all_gather_uneven_rows(gallery) if gallery_sharded else torch.as_tensor(gallery_features)
-        encodings = Encodings(query, whole, rerank, device, memory_budget)
-        score = RerankedScore(encodings, query, gallery, device, first)
-        return evaluation.run(score, max(max_rank, MIN_CMC), ())
-
-
-class _Evaluation:
-    """One call of `evaluate_ranking`: what its blocks of queries share."""
-
-    def __init__(
-        self, query: Tensor, gallery: Tensor, first_position: int, labels: Labels, by_camera: bool, budget: int
-    ) -> None:
-        self.device, self.labels, self.budget = labels.query_pids.device, labels, budget
-        self.num_cameras = len(labels.camids) if by_camera else 0
-        self.num_true = labels.count_true()
-        if not self.num_true.any():
+        if not labels.num_true.any():
             raise UserError(
                 f"none of the {len(query)} queries has a true match (same pid, other camid) in the gallery; "
                 "check that pids and camids of both come from the same data set",
                 on_all_ranks=True,
             )
-        self.space = ProductSpace(query, gallery, self.device, self._bytes_per_query(1), budget)
-        groups = labels.gallery_cameras if by_camera else torch.zeros_like(labels.gallery_cameras)
-        self.gallery = Gallery(groups, max(self.num_cameras, 1), self.space.chunk, first_position)
-
-    def run(self, score: PairDistances, num_ranks: int, false_positive_rates: Sequence[float]) -> RankingResult:
-        valid, num_different = self.num_true > 0, self.labels.count_different()
-        num_valid, num_false = int(valid.sum()), int(num_different[valid].sum())
-        figures = torch.full((4, len(valid)), torch.nan, dtype=torch.float64, device=self.device)
-        first_match = torch.full((len(valid),), -1, device=self.device)
-        collapsed = torch.zeros((), dtype=torch.int64, device=self.device)
-        precision = figures.new_zeros(NUM_RECALL_LEVELS)
-        pair_sums = figures.new_zeros((3, self.num_cameras, self.num_cameras))
-        true_distances = []
-        num_kept = max((num_accepted(rate, num_false) + 1 for rate in false_positive_rates), default=0)
-        closest = ClosestFalsePairs(num_kept, len(self.labels.gallery_pids), self.device)
-        counter = CloserCounter(self.space, score, self.gallery, closest.watch if num_kept else None)
-
-        for queries in self._blocks():
-            pairs = self.labels.same_pairs(queries)
-            matches = TrueMatches.gather(self.labels, queries, pairs, score, self.gallery.first_position)
-            counts = distributed.all_reduce(
-                counter.count(queries, matches, pairs, _num_buckets(matches.score.shape[1]))
-            )
-            figures[:, queries], at_levels = measure(matches, counts.sum(1), NUM_RECALL_LEVELS)
-            precision += at_levels.sum(0)
-            first_match[queries] = matches.position[:, 0]
-            collapsed += _is_collapsed(matches, counts.sum(1), num_different[queries]).sum()
-            if num_kept:
-                true_distances.append(matches.score[matches.valid])
-            for camera in range(self.num_cameras):  # areas, first places and number of queries with a match there
-                (area, _, _, first), _ = measure(*matches.of_camera(camera, counts[:, camera]))
-                counted = ~area.isnan()
-                values = torch.stack([area, (first == 1).double(), counted.double()])[:, counted]
-                pair_sums[:, :, camera].index_add_(1, self.labels.query_cameras[queries][counted], values)
-
-        rates = {}
-        if num_kept:
-            error = float(self.space.error_bound(valid.nonzero().squeeze(1)).max())
-            rates = true_positive_rates(
-                false_positive_rates, closest, num_false, torch.cat(true_distances), score, error
-            )
-        average_precision, stepwise, inverse_penalty, first_rank = figures.cpu().numpy()
-        accepted = np.searchsorted(np.sort(first_rank[np.isfinite(first_rank)]), np.arange(num_ranks) + 1, side="right")
-        return RankingResult(
-            mAP=float(np.nanmean(average_precision)),
-            mAP_stepwise=float(np.nanmean(stepwise)),
-            mINP=float(np.nanmean(inverse_penalty)),
-            cmc=accepted / num_valid,
-            num_valid_queries=num_valid,
-            average_precision=average_precision,
-            first_match_rank=first_rank,
-            first_match=first_match.cpu().numpy(),
-            num_matches=self.num_true.cpu().numpy(),
-            collapsed_queries=int(collapsed),
-            recall_levels=np.linspace(0.0, 1.0, NUM_RECALL_LEVELS),
-            precision_at_recall=(precision / num_valid).cpu().numpy(),
-            true_positive_rates=rates,
-            camera_pairs=_camera_pairs(self.labels.camids, pair_sums) if self.num_cameras else None,
-        )
-
-    def _blocks(self) -> Iterator[Tensor]:
-        """Queries with true matches (R,), fewest matches first, in blocks whose tables keep to the budget."""
-        order = self.num_true.argsort(stable=True)
-        order = order[self.num_true[order] > 0]
-        num_true = self.num_true[order].tolist()
-        start = 0
-        while start < len(order):
-            size = min(self.space.max_queries, len(order) - start)
-            while size > 1 and size * self._bytes_per_query(num_true[start + size - 1]) > self.budget // 2:
-                size //= 2
-            yield order[start : start + size]
-            start += size
-
-    def _bytes_per_query(self, num_true: int) -> int:
-        return 24 * _num_buckets(num_true) + (128 + 96 * max(self.num_cameras, 1)) * (num_true + 1)
+        num_cameras = len(labels.camids) if camera_pairs else 0
+        space = ProductSpace(query, gallery, device, _bytes_per_query(1, num_cameras), memory_budget)
+        score = PairDistances(query, gallery, device)
+        if rerank is not None:
+            whole, false_positive_rates = torch.as_tensor(gallery_features), ()
+            whole = distributed.all_gather_uneven_rows(gallery) if gallery_sharded else whole
+            score = RerankedScore(query, whole, slice(first, first + len(gallery)), rerank, device, memory_budget)
+        groups = labels.gallery_cameras if num_cameras else torch.zeros_like(labels.gallery_cameras)
+        scan = GalleryScan(space, score, groups, max(num_cameras, 1), first)
+        return _measured(scan, labels, num_cameras, false_positive_rates, memory_budget)
 
 
-def _camera_pairs(camids: Tensor, sums: Tensor) -> CameraPairs:
-    area, first, count = sums.cpu().numpy()
-    divisor = np.where(count > 0, count, np.nan)
-    return CameraPairs(camids.cpu().numpy(), area / divisor, first / divisor, count.astype(np.int64))
+def _measured(
+    scan: GalleryScan, labels: Labels, num_cameras: int, rates: Sequence[float], budget: int
+) -> RankingResult:
+    """The figures of all queries. Collective."""
+    num_true, num_different = labels.num_true, labels.count_different()
+    valid, device = num_true > 0, num_true.device
+    num_valid, num_false = int(valid.sum()), int(num_different[valid].sum())
+    figures = torch.full((4, len(valid)), torch.nan, dtype=torch.float64, device=device)
+    first_match, collapsed = torch.full_like(num_true, -1), torch.zeros_like(num_true[0])
+    precision = figures.new_zeros(NUM_RECALL_LEVELS)
+    pair_sums = figures.new_zeros((3, num_cameras, num_cameras))
+    verification = Verification(rates, num_false, len(labels.gallery_pids), device) if rates else None
+
+    for queries in _blocks(num_true, num_cameras, scan.space.max_queries, budget):
+        pairs, others = labels.same_pairs(queries), num_different[queries]
+        matches = TrueMatches.gather(labels, queries, pairs, scan.score, scan.first)
+        counts = scan.count(queries, matches, pairs, verification.watch if verification else None)
+        counts = distributed.all_reduce(counts)
+        in_all = counts.sum(1)
+        figures[:, queries], at_levels = measure(matches, in_all, NUM_RECALL_LEVELS)
+        precision += at_levels.sum(0)
+        first_match[queries] = matches.position[:, 0]
+        last = matches.score.gather(1, (matches.count - 1)[:, None]).squeeze(1)
+        all_equal = (matches.score[:, 0] == last) & (in_all[0, :, 0] == 0) & (in_all[1, :, 0] == others)
+        collapsed += (all_equal & (others > 0)).sum()
+        if verification:
+            verification.true_distances.append(matches.score[matches.valid])
+        for camera in range(num_cameras):  # areas, first places and number of queries with a match there
+            (area, _, _, first), _ = measure(*matches.of_camera(camera, counts[:, camera]))
+            counted = ~area.isnan()
+            values = torch.stack([area, (first == 1).double(), counted.double()])[:, counted]
+            pair_sums[:, :, camera].index_add_(1, labels.query_cameras[queries][counted], values)
+
+    true_positive_rates, of_pairs = {}, None
+    if verification:
+        error = float(scan.space.error_bound(valid.nonzero().squeeze(1)).max())
+        true_positive_rates = verification.true_positive_rates(scan.score, error)
+    if num_cameras:
+        area, first, count = pair_sums.cpu().numpy()
+        divisor = np.where(count > 0, count, np.nan)
+        of_pairs = CameraPairs(labels.camids.cpu().numpy(), area / divisor, first / divisor, count.astype(np.int64))
+    average_precision, stepwise, inverse_penalty, first_rank = figures.cpu().numpy()
+    first_ranks = np.sort(first_rank[np.isfinite(first_rank)])
+    return RankingResult(
+        mAP=float(np.nanmean(average_precision)),
+        mAP_stepwise=float(np.nanmean(stepwise)),
+        mINP=float(np.nanmean(inverse_penalty)),
+        cmc=np.searchsorted(first_ranks, np.arange(CMC_RANKS) + 1, side="right") / num_valid,
+        num_valid_queries=num_valid,
+        average_precision=average_precision,
+        first_match_rank=first_rank,
+        first_match=first_match.cpu().numpy(),
+        num_matches=num_true.cpu().numpy(),
+        collapsed_queries=int(collapsed),
+        recall_levels=np.linspace(0.0, 1.0, NUM_RECALL_LEVELS),
+        precision_at_recall=(precision / num_valid).cpu().numpy(),
+        true_positive_rates=true_positive_rates,
+        camera_pairs=of_pairs,
+    )
 
 
-def _is_collapsed(matches: TrueMatches, counts: Tensor, num_different: Tensor) -> Tensor:
-    """(R,) whether all true matches and all other pictures, where there are any, are at one distance."""
-    last = matches.score.gather(1, (matches.count - 1)[:, None]).squeeze(1)
-    all_equal = (matches.score[:, 0] == last) & (counts[0, :, 0] == 0) & (counts[1, :, 0] == num_different)
-    return all_equal & (num_different > 0)
+def _blocks(num_true: Tensor, num_cameras: int, max_queries: int, budget: int) -> Iterator[Tensor]:
+    """Queries with true matches (R,), fewest matches first, in blocks whose tables keep to the budget."""
+    order = num_true.argsort(stable=True)
+    order = order[num_true[order] > 0]
+    most = num_true[order].tolist()
+    start = 0
+    while start < len(order):
+        size = min(max_queries, len(order) - start)
+        while size > 1 and size * _bytes_per_query(most[start + size - 1], num_cameras) > budget // 2:
+            size //= 2
+        yield order[start : start + size]
+        start += size
 
 
-def _num_buckets(num_true: int) -> int:
-    """Some for each true match, so that few pictures fall into a bucket that is near one."""
-    return min(2**15, max(2**10, 2 ** (32 * num_true - 1).bit_length()))
+def _bytes_per_query(num_true: int, num_cameras: int) -> int:
+    return 24 * num_buckets(num_true) + (128 + 96 * max(num_cameras, 1)) * (num_true + 1)

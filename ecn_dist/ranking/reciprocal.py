@@ -80,10 +80,7 @@ class Overlaps:
     """
 
     def __init__(self, all_codes: sparse.csr_array, at_least: float, memory_budget: int) -> None:
-        """Meets `all_codes` (M, N), which are put in order of their columns.
-
-        Sums below `at_least` are left out, and so are pairs that share nothing.
-        """
+        """With `all_codes` (M, N), which are put in order of their columns; without sums of 0 or below `at_least`."""
         all_codes.sort_indices()  # for elementwise work in one pass
         self._codes, self._at_least, self._budget = all_codes, at_least, memory_budget
         self._roots = all_codes.sqrt().T.tocsr()
@@ -91,9 +88,8 @@ class Overlaps:
 
     def blocks(self, rows: sparse.csr_array) -> list[slice]:
         """`rows` (R, N) in blocks that fit into the budget."""
-        starts = rows.indptr
         meetings = np.concatenate([[0], self._holders[rows.indices].cumsum()])
-        return cut(np.diff(meetings[starts]), self._budget // BYTES_PER_ENTRY)
+        return cut(np.diff(meetings[rows.indptr]), self._budget // BYTES_PER_ENTRY)
 
     def of(self, rows: sparse.csr_array) -> sparse.csr_array:
         """The sums (R, M) for one block of codes (R, N)."""
@@ -110,6 +106,11 @@ class Overlaps:
         kept = (values >= self._at_least) & (values > 0)
         shape = (rows.shape[0], self._codes.shape[0])
         return sparse.csr_array((values[kept], (row[kept], column[kept])), shape=shape)
+
+    def of_all(self, rows: sparse.csr_array) -> sparse.csr_array:
+        """The sums (R, M) for codes (R, N), block by block."""
+        parts = [self.of(rows[block]) for block in self.blocks(rows)]
+        return sparse.vstack([sparse.csr_array((0, self._codes.shape[0])), *parts], format="csr")
 
 
 def similarity(overlap: np.ndarray) -> np.ndarray:

@@ -52,17 +52,12 @@ class Looked:
 def judge(
     index: ShardIndex, folder: Path, asked: tuple[Backbone, TrainConfig] | None, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Figures of a shard folder with learnt copies, by kind of picture; draws figures/ in `folder`. For one rank.
+    """Figures of what `write_copies` wrote, by kind of picture. For one rank.
 
-    Args:
-        index: what `write_copies` wrote.
-        folder: its metrics.jsonl, if any, gives the losses.
-        asked: a re-ID network and the configuration it was trained with, for `original`.
-        device: where to compute.
-
-    Returns:
-        `camera`: the share of pictures in which a small classifier, trained on other real ones, sees the wanted camera
-        (of real pictures, theirs); `original`: the share of copies whose original the network finds nearest of all.
+    Draws figures/ in `folder`, with the losses of its metrics.jsonl, if any. Returns `camera`: the share of pictures in
+    which a small classifier, trained on other real ones, sees the wanted camera (of real pictures, theirs); and where a
+    re-ID network is `asked`, with the configuration it was trained with, `original`: the share of copies whose original
+    it finds nearest of all.
     """
     looked = look_at(index)
     figures = {"camera": see_cameras(looked, device)}
@@ -110,18 +105,15 @@ def look_at(index: ShardIndex, seed: int = 0) -> Looked:
 
 def see_cameras(looked: Looked, device: torch.device) -> dict[str, float]:
     """By kind, the share of pictures in which a classifier, trained on the other half of the real ones, is right."""
-    pictures, half = {kind: looked.pictures(kind) for kind in looked.shows}, len(looked.rows_n) // 2
-    width, height = pictures[LEARNT][0][0].size
-    scale = min(1.0, TALLEST / height)
+    shown = {kind: looked.pictures(kind) for kind in looked.shows}
+    width, height = shown[LEARNT][0][0].size
+    scale, half = min(1.0, TALLEST / height), len(looked.rows_n) // 2
     size = round(height * scale), round(width * scale)
-    images = {kind: _normalised(of, *size).to(device) for kind, (of, _) in pictures.items()}
-    camids = {kind: torch.from_numpy(of).to(device) for kind, (_, of) in pictures.items()}
+    images = {kind: _normalised(pictures, *size).to(device) for kind, (pictures, _) in shown.items()}
+    camids = {kind: torch.from_numpy(camids_n).to(device) for kind, (_, camids_n) in shown.items()}
     classifier = _train_classifier(images[REAL][:half], camids[REAL][:half], looked.split.num_cameras)
     with torch.inference_mode():
-        return {
-            kind: (classifier(images[kind][half:]).argmax(1) == camids[kind][half:]).float().mean().item()
-            for kind in looked.shows
-        }
+        return {kind: _share(classifier(images[kind][half:]).argmax(1) == camids[kind][half:]) for kind in shown}
 
 
 def find_originals(looked: Looked, backbone: Backbone, config: TrainConfig, device: torch.device) -> dict[str, float]:
@@ -135,10 +127,11 @@ def find_originals(looked: Looked, backbone: Backbone, config: TrainConfig, devi
         return torch.cat([normalized_features(backbone, part) for part in images.split(CLASSIFIER_BATCH)])
 
     originals_nD, own_n = features(REAL), torch.arange(len(looked.rows_n), device=device)
-    return {
-        kind: ((features(kind) @ originals_nD.T).argmax(1) == own_n).float().mean().item()
-        for kind in (HISTOGRAM, LEARNT)
-    }
+    return {kind: _share((features(kind) @ originals_nD.T).argmax(1) == own_n) for kind in (HISTOGRAM, LEARNT)}
+
+
+def _share(right_n: Tensor) -> float:
+    return right_n.float().mean().item()
 
 
 def _normalised(pictures: Sequence[Image.Image], height: int, width: int) -> Tensor:
@@ -178,11 +171,8 @@ def draw_sheet(looked: Looked, words: str = "") -> bytes:
         for row in fresh[:1]:
             seen.add(int(split.pids[row]))
             for kind, show in looked.shows.items():
-                shown = [(camid, show(row, camid)) for camid in cameras]
-                cells = [
-                    Cell(picture, "" if picture else "none", "query" if camid == own else "")
-                    for camid, picture in shown
-                ]
+                shown = [show(row, camid) for camid in cameras]
+                cells = [Cell(shown[c], "" if shown[c] else "none", "query" if c == own else "") for c in cameras]
                 lines.append(Row(f"camera {own}\n{kind}" if kind == REAL else kind, cells))
     subtitle = f"Framed: the original; beside it, the same person as other cameras took it, and its copies. {words}"
     heads = [f"cam {camid}" for camid in cameras]

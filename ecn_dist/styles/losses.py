@@ -13,17 +13,11 @@ from ecn_dist.styles.networks import Discriminator, Generator
 def critic_losses(
     discriminator: Discriminator, real_b3HW: Tensor, fake_b3HW: Tensor, camids_b: Tensor, mixing_b: Tensor
 ) -> dict[str, Tensor]:
-    """Of the discriminator.
+    """Of the discriminator, on pictures and what the generator made of them (without its graph).
 
-    Args:
-        discriminator: in training.
-        real_b3HW, fake_b3HW: pictures, and what the generator made of them (without its graph).
-        camids_b: (b,) int64, who took the real ones.
-        mixing_b: (b,) in 0..1, the share of the real picture in the mixture whose gradient is penalised.
-
-    Returns:
-        `critic`: E[D(fake)] - E[D(real)]; `penalty`: E[(|grad D(mixture)| - 1)^2], the gradient being of the sum over
-        patches; `camera_real`: cross-entropy of the camera of real pictures.
+    `camids_b` are int64, who took the real ones; `mixing_b` in 0..1 is the share of the real picture in the mixture
+    whose gradient is penalised. Returns `critic`: E[D(fake)] - E[D(real)]; `penalty`: E[(|grad D(mixture)| - 1)^2], the
+    gradient being of the sum over patches; `camera_real`: cross-entropy of the camera of real pictures.
     """
     real, cameras = discriminator(real_b3HW)
     fake, _ = discriminator(fake_b3HW)
@@ -44,9 +38,8 @@ def generator_losses(
 ) -> dict[str, Tensor]:
     """Of the generator.
 
-    Returns:
-        `generator`: -E[D(copy)]; `camera`: cross-entropy of the wanted camera in the copies; `cycle`: mean absolute
-        difference between the pictures and what comes back when the copies are taken to their own cameras' style.
+    `generator`: -E[D(copy)]; `camera`: cross-entropy of the wanted camera in the copies; `cycle`: mean absolute
+    difference between the pictures and what comes back when the copies are taken to their own cameras' style.
     """
     copy_b3HW = generator(real_b3HW, wanted_b)
     patches, cameras = discriminator(copy_b3HW)

@@ -38,34 +38,26 @@ class StyleTrainer:
         self.split = index.split("train")
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         torch.manual_seed(config.seed)
-        shape = Shape(index.cameras, config.height, config.width, config.generator_channels, config.blocks, config.skip)
+        height, width = config.height, config.width
+        shape = Shape(index.cameras, height, width, config.generator_channels, config.blocks, config.skip)
         self.generator = Generator(shape)
-        self.discriminator = Discriminator(
-            index.num_cameras, config.height, config.width, config.discriminator_channels
-        )
+        self.discriminator = Discriminator(index.num_cameras, height, width, config.discriminator_channels)
         self.networks = nn.ModuleDict({"generator": self.generator, "discriminator": self.discriminator})
         self.networks.to(device, self.dtype)
-        self.optimizers = {
-            network: torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.5, 0.999))
-            for network in (self.generator, self.discriminator)
-        }
-        for optimizer in self.optimizers.values():  # what its first step would make, for a checkpoint to fill
-            for parameter in optimizer.param_groups[0]["params"]:
+        self.optimizers = {}
+        for network in (self.generator, self.discriminator):
+            optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.5, 0.999))
+            for parameter in network.parameters():  # what its first step would make, for a checkpoint to fill
                 zeros = (torch.zeros_like(parameter, requires_grad=False) for _ in range(2))
                 optimizer.state[parameter] = dict(zip(ADAM_STATE, (*zeros, torch.zeros(())), strict=True))
-        self.plan = PassPlan(
-            self.split.shard_samples,
-            config.batch_size,
-            config.batch_size,
-            config.seed,
-            "styles",
-            sized_by="--batch_size",
-        )
+            self.optimizers[network] = optimizer
+        shards, size = self.split.shard_samples, config.batch_size
+        self.plan = PassPlan(shards, size, size, config.seed, "styles", sized_by="--batch_size")
         self.stream = TrainStream(
             self.split,
             self.plan,
-            height=config.height,
-            width=config.width,
+            height=height,
+            width=width,
             augmentation=None,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -77,18 +69,17 @@ class StyleTrainer:
         self.checkpoints = CheckpointStore(Path(config.output_dir) / "checkpoints")
         self.step = 0
         self.saved_step: int | None = None
-        self.interval = self._new_interval()
+        num_losses = len(CRITIC) + len(GENERATOR) + 1
+        self.interval = Interval(torch.zeros(num_losses, dtype=self.dtype, device=device))
 
     def fit(self, stop: StopRequest) -> bool:
         """Train from the present position to the end; False where any rank was asked to `stop`: that is saved.
 
         Collective. Raises `UserError` on all ranks for bad data, losses that are not finite, and a full disk.
         """
-        config, total = self.config, self.config.steps
-        folder = Path(config.output_dir)
-        tracker = distributed.together(
-            lambda: Tracker(folder, first_step=self.step, total_steps=total, tensorboard=False)
-        )
+        config, total, folder = self.config, self.config.steps, Path(self.config.output_dir)
+        sizes = {"first_step": self.step, "total_steps": total}
+        tracker = distributed.together(lambda: Tracker(folder, **sizes, tensorboard=False))
         batches = self.stream.batches(self.step, total)
         try:
             while self.step < total:
@@ -119,8 +110,7 @@ class StyleTrainer:
     def train_step(self, images_b3HW: Tensor) -> Tensor:
         """One step of the discriminator on this rank's pictures, and every `critic_steps`-th one of the generator.
 
-        Returns:
-            The losses `CRITIC` and `GENERATOR` and whether the generator took a step, as Interval adds them up.
+        Returns the losses `CRITIC` and `GENERATOR` and whether the generator took a step, as `Interval` adds them up.
         """
         config, step = self.config, self.step
         rows_b = self.plan.step(step, distributed.rank(), distributed.world_size()).rows_b
@@ -148,10 +138,9 @@ class StyleTrainer:
 
     def wanted(self, step: int) -> np.ndarray:
         """(b,) int64: this rank's part of a permutation of the global batch's cameras."""
-        rank, ranks = distributed.rank(), distributed.world_size()
         camids_B = self.split.camids[self.plan.step(step).rows_b]
         wanted_B = camids_B[self._wanted_draws.permutation(len(camids_B), (0, 0, step))]
-        return np.split(wanted_B, ranks)[rank]
+        return np.split(wanted_B, distributed.world_size())[distributed.rank()]
 
     def _on_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.device)
@@ -203,17 +192,15 @@ class StyleTrainer:
         state[f"{OF_RANKS}interval"] = distributed.as_row_sharded(interval[None], distributed.world_size())
         return state
 
-    def _new_interval(self) -> Interval:
-        return Interval(torch.zeros(len(CRITIC) + len(GENERATOR) + 1, dtype=self.dtype, device=self.device))
-
     def _report(self, tracker: Tracker, ends: bool) -> None:
         """Write one line of metrics, and begin another interval. Collective."""
-        *losses, turns = self.interval.mean_losses()
+        interval = self.interval
+        *losses, turns = interval.mean_losses()
         record: dict[str, Any] = {f"loss_{name}": value for name, value in zip(CRITIC, losses, strict=False)}
         for name, value in zip(GENERATOR, losses[len(CRITIC) :], strict=True):
             record[f"loss_{name}"] = value / turns if turns else None
-        speed = self.interval.steps_here * self.config.batch_size / (time.monotonic() - self.interval.started)
-        wait = self.interval.data_wait / max(self.interval.steps_here, 1)
+        speed = interval.steps_here * self.config.batch_size / (time.monotonic() - interval.started)
+        wait = interval.data_wait / max(interval.steps_here, 1)
         at = {"step": self.step - 1, "epoch": (self.step - 1) // self.plan.steps_per_pass}
         tracker.metrics(at | record | {"images_per_second": speed, "data_wait": wait})
         wrong = [f"{name} {value}" for name, value in record.items() if value is not None and not math.isfinite(value)]
@@ -223,4 +210,4 @@ class StyleTrainer:
             raise UserError(f"at step {self.step}: {', '.join(wrong)}; lower --lr", on_all_ranks=True)
         figures = "  ".join(f"{name[5:]} {value:.3f}" for name, value in record.items() if value is not None)
         tracker.progress(self.step - 1, "styles", f"{figures}  {speed:.0f} images/s", epoch_ended=ends)
-        self.interval = self._new_interval()
+        self.interval = Interval(torch.zeros_like(interval.losses))

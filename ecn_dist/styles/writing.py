@@ -19,12 +19,13 @@ from rich.progress import track
 from torch import Tensor
 
 from ecn_dist import distributed
-from ecn_dist.data import Batch, EvaluationStream, ShardIndex, SplitIndex
+from ecn_dist.data import Batch, ShardIndex, SplitIndex
 from ecn_dist.data.index import INDEX_NAME, ShardInfo
 from ecn_dist.data.pictures import encode
 from ecn_dist.data.reader import ShardReader, check_shards
 from ecn_dist.errors import UserError
 from ecn_dist.packing.shards import add_sample, describe_file, new_shards, open_shard, write_index
+from ecn_dist.ranking.features import EvaluationInput, part_stream
 from ecn_dist.reporting.model_card import fingerprint
 from ecn_dist.styles.networks import Generator, to_pixels, to_unit
 from ecn_dist.styles.options import Config
@@ -42,10 +43,8 @@ def open_data(folder: str) -> ShardIndex:
         raise UserError(f"{folder} has one camera: no picture has a copy in the style of another")
     if without := sorted(set(range(index.num_cameras)) - set(index.split("train").camids.tolist())):
         names = ", ".join(index.cameras[camid] for camid in without[:5])
-        raise UserError(
-            f"{folder} has no training picture of camera {names}, so its style cannot be learnt. Add some, or pack "
-            "without that camera"
-        )
+        problem = f"{folder} has no training picture of camera {names}, so its style cannot be learnt"
+        raise UserError(f"{problem}. Add some, or pack without that camera")
     return index
 
 
@@ -70,18 +69,11 @@ def write_copies(index: ShardIndex, generator: Generator, config: Config, device
     with ExitStack() as stack:
         folder = distributed.on_main(lambda: stack.enter_context(new_shards(Path(config.output))))
         distributed.together(lambda: _check_seen(folder))
-        train = index.split("train")
-        stream = EvaluationStream(
-            train,
-            height=generator.shape.height,
-            width=generator.shape.width,
-            batch_size=BATCH_SIZE,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            workers=config.workers,
-            device=device,
-        )
-        made = distributed.together(lambda: _make_copies(_shown(stream), generator, folder), config.output)
+        size = EvaluationInput(generator.shape.height, generator.shape.width, BATCH_SIZE, config.workers)
+        stream, console = part_stream(index.split("train"), size, device=device), Console(stderr=True)
+        hidden = not (distributed.is_main() and console.is_terminal)
+        batches = track(stream, "copies", len(stream), console=console, disable=hidden)
+        made = distributed.together(lambda: _make_copies(batches, generator, folder), config.output)
         places_nC2 = distributed.all_gather_uneven_rows(made).unflatten(1, (-1, 2)).numpy()
         jobs = [(split, shard) for split in map(index.split, index.splits) for shard in range(len(split.shards))]
         own = jobs[distributed.rank() :: distributed.world_size()]
@@ -104,29 +96,19 @@ def _holds(output: str, made_of: str) -> bool:
     return (Path(output) / INDEX_NAME).is_file() and ShardIndex.load(output).about.get(MADE_OF) == made_of
 
 
-def _shown(stream: EvaluationStream) -> Iterable[Batch]:
-    """The batches, with a bar on rank 0's terminal."""
-    console = Console(stderr=True)
-    hidden = not (distributed.is_main() and console.is_terminal)
-    return track(stream, "copies", len(stream), console=console, disable=hidden)
-
-
 def _check_seen(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"rank {distributed.rank()} does not see {folder}: name an --output that all hosts share")
 
 
 def _file_of(folder: Path, rank: int) -> Path:
-    """Where a rank keeps the copies that it made, until they are in shards."""
     return folder / f"copies-{rank}"
 
 
 @torch.inference_mode()
 def _make_copies(batches: Iterable[Batch], generator: Generator, folder: Path) -> Tensor:
     """Write the copies of this rank's pictures to its file; (n, 2 C) int64 offset and length there, by camera."""
-    num_cameras = len(generator.shape.cameras)
-    parts = [torch.empty((0, 2 * num_cameras), dtype=torch.int64)]
-    failure = None
+    parts, failure = [torch.empty((0, 2 * len(generator.shape.cameras)), dtype=torch.int64)], None
     with _file_of(folder, distributed.rank()).open("wb") as file:
         for batch in batches:  # to its end on every rank, which is a collective
             try:
@@ -163,9 +145,8 @@ def _write_shard(folder: Path, split: SplitIndex, shard: int, places_nC2: np.nda
     reader, path = ShardReader(), folder / split.shards[shard].name
     with ExitStack() as stack:
         tar = stack.enter_context(open_shard(path))
-        files = {
-            rank: stack.enter_context(_file_of(folder, rank).open("rb")) for rank in range(distributed.world_size())
-        }
+        ranks = range(distributed.world_size())
+        files = [stack.enter_context(_file_of(folder, rank).open("rb")) for rank in ranks]
         for row, member in enumerate(members, start):
             pictures = {split.num_cameras: reader.read_batch(split, [row], [split.num_cameras])[0]}
             if split.name == "train":

@@ -56,7 +56,7 @@ def check_steps(num_exemplars: int, num_neighbors: int, dtype: torch.dtype, tole
         torch.testing.assert_close(own_features.grad.double(), wanted, rtol=0, atol=20 * tolerance)
         if dtype == torch.float64:
             wanted_neighbors = own_part(reference.neighbors(features, expected_rows, num_neighbors))
-            assert torch.equal(memory.neighbors, wanted_neighbors)
+            assert torch.equal(memory.latest.neighbors_bk, wanted_neighbors)
 
         memory.update(own_features.detach(), own_part(indices), momentum)
         expected_rows = reference.update(expected_rows, features, indices, momentum)
@@ -109,7 +109,7 @@ def check_ties(num_exemplars: int, num_neighbors: int) -> None:
             memory = ExemplarMemory(num_exemplars, 4, dtype=dtype, chunk_bytes=chunk_bytes)
             memory.load_full(rows.to(dtype))
             memory.loss(own_part(features), own_part(indices), num_neighbors)
-            assert torch.equal(memory.neighbors, own_part(reference.neighbors(features, rows, num_neighbors)))
+            assert torch.equal(memory.latest.neighbors_bk, own_part(reference.neighbors(features, rows, num_neighbors)))
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
@@ -121,7 +121,7 @@ def test_equal_similarities_go_to_the_lower_row(ranks, world_size: int) -> None:
 def check_zero_rows_give_lowest_indices() -> None:
     memory = ExemplarMemory(40, 8)
     memory.loss(torch.ones(GLOBAL_BATCH // distributed.world_size(), 8), own_part(torch.arange(GLOBAL_BATCH)), 6)
-    assert (memory.neighbors == torch.arange(6)).all()
+    assert (memory.latest.neighbors_bk == torch.arange(6)).all()
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
@@ -225,10 +225,11 @@ def check_state_moves() -> None:
     memory, copy = ExemplarMemory(13, 8), ExemplarMemory(13, 8)
     memory.update(own_part(unit_rows(GLOBAL_BATCH, 8).float()), own_part(indices), 0.0)
     memory.update(own_part(unit_rows(GLOBAL_BATCH, 8).float()), own_part(indices), 0.0, skip=True)
-    for name, tensor in memory.local_state().items():
-        assert len(tensor) == memory.partition.size(distributed.rank()), name
-    copy.load_local_state({name: tensor.clone() for name, tensor in memory.local_state().items()})
-    copy.load_global_state({name: tensor.clone() for name, tensor in memory.global_state().items()})
+    state = {name: tensor.clone() for name, tensor in memory.state().items()}
+    for name in ("rows", "written"):
+        assert len(state[name]) == 13
+        assert len(distributed.own_part(state[name])) == memory.partition.size(distributed.rank()), name
+    copy.load_state(state)
     assert torch.equal(copy.full(), memory.full())
     assert copy.health() == memory.health()
     assert copy.health()["mean_staleness"] == 1.0

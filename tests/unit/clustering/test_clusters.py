@@ -26,7 +26,7 @@ def test_equal_the_dense_definition(camera_aware: bool) -> None:
         np.testing.assert_array_equal(result.labels, expected, err_msg=f"case {seed}")
         in_blocks = find_clusters(case.features, **options, memory_budget=SMALL_BUDGET)
         np.testing.assert_array_equal(in_blocks.labels, expected, err_msg=f"case {seed}, in blocks")
-        some += result.num_clusters > 1
+        some += int(result.labels.max()) > 0
     assert some > 10
 
 
@@ -73,8 +73,6 @@ def test_graphs_that_do_not_fit_are_made_twice() -> None:
     for budget in (SMALL_BUDGET, 2**28):
         result = find_clusters(copies, k1=10, k2=6, memory_budget=budget)
         np.testing.assert_array_equal(result.labels, expected)
-    assert result.num_clusters == len(result.sizes)
-    assert int(result.sizes.sum()) + result.num_outliers == len(copies)
 
 
 def test_one_picture() -> None:

@@ -17,6 +17,6 @@ def test_labels_are_those_of_scikit_learn(budget: int) -> None:
         near = near | near.T | np.eye(size, dtype=bool)
         graph = sparse.csr_array(near.astype(float))
         blocks = [slice(start, min(start + 7, size)) for start in range(0, size, 7)]
-        found = dbscan(lambda block, graph=graph: graph[block], blocks, 0, size, min_samples, budget)
+        found = dbscan(lambda block, graph=graph: graph[block], blocks, size, min_samples, budget)
         expected = DBSCAN(eps=0.5, min_samples=min_samples, metric="precomputed").fit_predict(1.0 - near)
         np.testing.assert_array_equal(found, expected, err_msg=f"case {seed}")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ecn_dist.clustering.neighbors import Ranking, chunk_size, nearest
+from ecn_dist.clustering.neighbors import Ranking, nearest
 from ecn_dist.clustering.pictures import Pictures, exact_products
 from tests.reference_clusters import random_case, squared_distances
 
@@ -14,9 +14,9 @@ def test_nearest_are_those_of_a_sort(among: str, budget: int) -> None:
     for seed in range(20):
         case = random_case(seed)
         distances, cameras = squared_distances(case.features), case.camids.numpy()
-        pictures = Pictures(case.features, False, torch.device("cpu"))
-        (found,) = nearest(pictures, [Ranking(7, among=among)], case.camids, budget)
-        for i, (numbers, values) in enumerate(zip(found.numbers, found.distances, strict=True)):
+        pictures = Pictures(case.features, False, budget)
+        ((distances_nk, numbers_nk),) = nearest(pictures, [Ranking(7, among=among)], case.camids)
+        for i, (numbers, values) in enumerate(zip(numbers_nk, distances_nk, strict=True)):
             there = [
                 j for j in range(len(cameras)) if among == "all" or (cameras[j] == cameras[i]) == (among == "same")
             ]
@@ -29,11 +29,10 @@ def test_all_distances_of_many_copies() -> None:
     features = torch.nn.functional.normalize(
         torch.ones(700, 12) + torch.arange(2).repeat(350)[:, None] * torch.eye(12)[0]
     )
-    pictures = Pictures(features, False, torch.device("cpu"))
-    (found,) = nearest(pictures, [Ranking(5)], None, 50_000)
+    ((_, numbers_nk),) = nearest(Pictures(features, False, 50_000), [Ranking(5)], None)
     for i in (0, 1, 2, 399, 698, 699):
         others = [j for j in range(i % 2, 20, 2) if j != i]
-        assert found.numbers[i].tolist() == [i, *others[:4]]
+        assert numbers_nk[i].tolist() == [i, *others[:4]]
 
 
 def test_exact_products_do_not_depend_on_the_order_of_sums() -> None:
@@ -46,5 +45,6 @@ def test_exact_products_do_not_depend_on_the_order_of_sums() -> None:
 
 
 def test_chunks_keep_to_the_budget() -> None:
-    assert chunk_size(2048, 2**28) * (4 * 2048 + 4 * 2048) < 2**28
-    assert chunk_size(2048, 1) == 16
+    features = torch.eye(1, 2048)
+    assert Pictures(features, False, 2**28).chunk_size * (4 * 2048 + 4 * 2048) < 2**28
+    assert Pictures(features, False, 1).chunk_size == 16
