@@ -139,7 +139,11 @@ def _check_members(path: str, members: np.ndarray, file: IO[bytes]) -> Iterator[
     """Each member of the tar as tarfile finds it, against what the sidecar says."""
     file.seek(0)
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        found = {member.name: (member.offset_data, member.size) for member in tar}
+        found = {}
+        for member in tar:
+            if member.size < 0:  # which older Pythons follow backwards, without end
+                raise tarfile.ReadError(f"{member.name} has a size of {member.size}")
+            found[member.name] = (member.offset_data, member.size)
     for row in members:
         key, num_cameras = f"{row['index']:08d}", len(row["offset"]) - 1
         expected = {f"{key}.json": (int(row["json_offset"]), int(row["json_length"]))}

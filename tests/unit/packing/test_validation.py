@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +117,16 @@ def test_a_shard_that_is_no_archive(shards: Path) -> None:
     changed, unreadable = problems_of(shards)
     assert "has changed" in changed
     assert f"{SHARD} cannot be read: ReadError" in unreadable
+
+
+@pytest.mark.timeout(60)
+def test_a_member_of_negative_size(shards: Path) -> None:
+    """Python up to 3.11.13 reads its header again and again."""
+    header = tarfile.TarInfo("00000000.jpg")
+    header.size = -512
+    path = shards / SHARD
+    path.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + path.read_bytes()[512:])
+    assert any("has a size of -512" in problem for problem in problems_of(shards))
 
 
 def test_missing_shard(shards: Path) -> None:
