@@ -140,6 +140,8 @@ class SplitIndex:
             }
             wrong = {name: (rows[name] < least) | (rows[name] > most) for name, (least, most) in ranges.items()}
             wrong["offset"] &= rows["length"] > 0  # of a copy that is not there nothing is read
+            own = np.arange(len(rows)), rows["camid"].clip(0, self.num_cameras - 1)
+            wrong["length"][own] |= rows["length"][own] > 0  # of the picture's own camera there is no copy
             wrong["pid"] = ~np.isin(rows["pid"], pids)
             for column, is_wrong in wrong.items():
                 if is_wrong.any():

@@ -155,7 +155,7 @@ def picture_error(split: SplitIndex, row: int, slot: int, error: Exception) -> U
     path = shown(split.shard_path(int(split.members["shard"][row])))
     return UserError(
         f"{path}: {split.members['index'][row]:08d}{style}.jpg ({_sample(split, row)}) cannot be decoded: {error}. "
-        "Repair the picture and pack again, or let up to N bad pictures be replaced: --data.max_bad_samples N"
+        "Repair the picture and pack again (`train --data.max_bad_samples N` replaces up to N of them)"
     )
 
 

@@ -55,7 +55,7 @@ def _check_rows(split: SplitIndex, index: ShardIndex) -> Iterator[str]:
         if about.get(key) != value:
             yield f"{split.name}: index.json says {key} {about.get(key)!r}, and the pictures' are {value!r}"
     copies = int(np.count_nonzero(members["length"][:, : split.num_cameras]))
-    if split.missing_styles and (copies or about.get("missing_styles") not in (None, split.missing_styles)):
+    if split.missing_styles > 0 and (copies or about.get("missing_styles") not in (None, split.missing_styles)):
         yield f"{split.name}: {split.missing_styles} of {copies + split.missing_styles} style copies are missing"
     if not np.array_equal(np.sort(split.indices), np.arange(len(split))):
         yield f"{split.name}: the indices are not 0..{len(split) - 1}, each once"

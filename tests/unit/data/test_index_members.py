@@ -48,6 +48,14 @@ def test_the_place_of_a_copy_that_is_not_there_is_not_looked_at(folder: Path) ->
     assert len(ShardIndex.load(str(folder)).split("train")) == 4
 
 
+def test_a_copy_of_a_pictures_own_camera_is_refused(folder: Path) -> None:
+    members = np.load(folder / "train.members.npy")
+    members["length"][0, 0] = members["length"][0, -1]
+    rewrite_sidecar(folder, members)
+    with pytest.raises(UserError, match=r"train\.members\.npy is damaged: length of sample 0 is"):
+        ShardIndex.load(str(folder)).split("train")
+
+
 def test_shards_may_be_larger_than_32_bits_count(folder: Path) -> None:
     members, index = np.load(folder / "train.members.npy"), read_json(folder)
     index["splits"]["train"]["shards"][0]["bytes"] = 2**33
