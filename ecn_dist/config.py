@@ -145,10 +145,8 @@ class CheckpointConfig:
 
     def check(self, section: str) -> None:
         if self.keep_best and not self.validation:
-            raise UserError(
-                f"{section}.keep_best: the best is not chosen by the test's people; name a shard folder with query and "
-                f"gallery of others as {section}.validation, or keep epochs by {section}.keep_epochs"
-            )
+            others = f"name a shard folder with query and gallery of others as {section}.validation"
+            raise UserError(f"{section}.keep_best: the best is not chosen by the test's people; {others}")
 
 
 @dataclass(frozen=True)
@@ -238,8 +236,9 @@ class Config:
                 section.check(name)
         if self.epochs < 0 or self.epochs + self.optim.source_only_epochs < 1:
             raise UserError(f"epochs: {self.epochs} must be above 0, or 0 after source-only epochs")
-        for epoch in self.checkpoint.keep_epochs:  # those on the source alone are -1 and before
-            kinds.check_range("checkpoint.keep_epochs", epoch, least=-self.optim.source_only_epochs)
+        least = -self.optim.source_only_epochs  # those on the source alone are -1 and before
+        if (first := min(self.checkpoint.keep_epochs, default=least)) < least:
+            raise UserError(f"checkpoint.keep_epochs: {first} must be at least {least}")
         default = flatten(Config())
         for key, value in flatten(self).items():
             if methods.unread(self.method, key) and value != default[key]:
@@ -266,7 +265,7 @@ class _ConfigFile(ActionConfigFile):
 
 
 def build_parser(prog: str, description: str) -> ArgumentParser:
-    """A parser of every option of `Config`; callers may add their own beside them, and read both with `from_parsed`."""
+    """A parser of every option of `Config`; callers may add their own beside them, and read both with `parse_with`."""
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=_ConfigFile, help="YAML file of options; may be given more than once")
     parser.add_class_arguments(Config, None, skip={"own"})
@@ -276,10 +275,7 @@ def build_parser(prog: str, description: str) -> ArgumentParser:
 
 
 def parse_with(parser: ArgumentParser, argv: list[str] | None) -> tuple[Config, Namespace]:
-    """The configuration, and all that the `parser` of `build_parser` read.
-
-    Raises `UserError`: for an unknown key with the nearest known one, for a value of the wrong type with the key.
-    """
+    """The configuration, and all else `parser` read. `UserError` names an unknown key with the nearest known one."""
     try:
         namespace = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
@@ -329,8 +325,7 @@ def _with_nearest_key(message: str) -> str:
     if match is None:
         return message
     key, known = ".".join(filter(None, match.groups())), list(flatten(Config()))
-    by_last = {name.rpartition(".")[2]: name for name in known}
-    near = difflib.get_close_matches(key, known, n=1) or [
-        by_last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1)
-    ]
-    return f"unknown option {key!r}; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}")
+    names = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
+    near = difflib.get_close_matches(key, names, n=1)
+    hint = f"did you mean {names[near[0]]}?" if near else f"known keys: {', '.join(known)}"
+    return f"unknown option {key!r}; {hint}"

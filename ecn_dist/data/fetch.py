@@ -99,7 +99,7 @@ def _chunks(url: str, patience: Patience, limit: int | None) -> Generator[bytes]
                 begun = time.monotonic()
     except (TimeoutError, TimeoutExpired) as error:
         raise FetchError(f"nothing arrived for {patience.stall_seconds:g} s") from error
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # the last: a redirect to what is no address
         raise FetchError(str(error) or type(error).__name__) from error
 
 
@@ -108,7 +108,8 @@ def _source(url: str, seconds: float) -> Generator[bytes]:
     if url.startswith("pipe:"):
         yield from _command(url.removeprefix("pipe:"), seconds)
     elif url.startswith(("http://", "https://")):
-        with urllib.request.urlopen(url, timeout=seconds) as answer:
+        ascii_url = urllib.parse.quote(url, safe="%" + "".join(map(chr, range(33, 127))))
+        with urllib.request.urlopen(ascii_url, timeout=seconds) as answer:
             while data := answer.read1(CHUNK_BYTES):
                 yield data
             if answer.length:

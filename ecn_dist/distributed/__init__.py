@@ -23,9 +23,7 @@ from ecn_dist.distributed.collectives import (
     start_all_gather_rows,
     together,
 )
-from ecn_dist.distributed.liveness import EXIT_RANK_LOST
-from ecn_dist.distributed.partition import RowPartition
-from ecn_dist.distributed.position import at_step, entering
+from ecn_dist.distributed.liveness import EXIT_RANK_LOST, at_step, entering
 from ecn_dist.distributed.process_group import (
     end,
     is_distributed,
@@ -37,4 +35,4 @@ from ecn_dist.distributed.process_group import (
     start,
     world_size,
 )
-from ecn_dist.distributed.storage import PendingSave, as_row_sharded, checksum, load_sharded, own_part
+from ecn_dist.distributed.storage import PendingSave, RowPartition, as_row_sharded, checksum, load_sharded, own_part

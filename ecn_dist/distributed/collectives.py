@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ecn_dist.distributed.position import entering
+from ecn_dist.distributed.liveness import entering
 from ecn_dist.distributed.process_group import is_main, world_size
 from ecn_dist.errors import UserError
 
@@ -167,14 +167,14 @@ def raise_together(error: str | None) -> None:
 def together(action: Callable[[], T], what: str = "") -> T:
     """This rank's result of `action`; a `UserError` or an `OSError` of any rank is raised on all ranks. Collective.
 
-    `what` names the file, or what is done, for those errors that do not: a `write` that finds the disk full.
+    `what` names the file, or what is done: the error of a `write` that finds the disk full does not.
     """
     result, error = None, None
     try:
         result = action()
     except (UserError, OSError) as failure:
         error = str(failure) or type(failure).__name__
-        if isinstance(failure, OSError) and failure.filename is None and what:
+        if isinstance(failure, OSError) and what:
             error = f"{what}: {error}"
         if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
             error += ". Free space on that disk, and start again"

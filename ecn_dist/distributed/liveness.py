@@ -11,14 +11,14 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
-from ecn_dist.distributed.position import position
 from ecn_dist.errors import printable_lines
 
 EXIT_RANK_LOST = 69  # EX_UNAVAILABLE of sysexits.h
@@ -34,12 +34,38 @@ _ANNOUNCED = "announced"  # the store's key for the first failure that a rank an
 log = logging.getLogger("ecn_dist")
 
 
+@dataclass
+class Position:
+    """Where this rank is, for the error of whoever misses it. Cheap to write, at every collective."""
+
+    collective: str = "the start"  # the newest one
+    count: int = 0  # of collectives: the same on all ranks that are equally far
+    step: int | None = None  # of training
+
+    def __str__(self) -> str:
+        return self.collective if self.step is None else f"{self.collective} at step {self.step}"
+
+
+position = Position()
+
+
+def entering(collective: str) -> None:
+    """Note the collective that comes next. For those that run outside `collectives`, such as a gradient exchange."""
+    position.collective = collective
+    position.count += 1
+
+
+def at_step(step: int) -> None:
+    """Note the training step that begins."""
+    position.step = step
+
+
 @dataclass(frozen=True)
 class Failure:
     """What the first rank that found one tells the others."""
 
     text: str
-    silent: tuple[int, ...] = ()  # the ranks that it misses
+    silent: Sequence[int] = ()  # the ranks that it misses
 
 
 @dataclass(frozen=True)
@@ -58,10 +84,7 @@ class Heartbeats:
     """This rank's heartbeat, and its watch over the others. On one rank there is nothing to make one for."""
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> None:
-        """`store` is used by a thread of its own from here on.
-
-        Where the next rank or the store is silent beyond the time-out, this process is ended, whatever it waits for.
-        """
+        """`store` is for a thread of its own. A time-out's silence of it or of the next rank ends this process."""
         self.rank, self.world_size, self.timeout_seconds, self._store = rank, world_size, timeout_seconds, store
         self._store.set_timeout(timedelta(seconds=STORE_SECONDS))
         self._interval = INTERVAL_SECONDS * max(1.0, world_size / RANKS_AN_INTERVAL)
@@ -81,8 +104,7 @@ class Heartbeats:
 
     def stop(self) -> None:
         """Say farewell: this rank ends as it should, or as it has announced."""
-        if self._state == _RUNNING:
-            self._state = _ENDED
+        self._state = _ENDED if self._state == _RUNNING else self._state
         self._stop.set()
         self._exchange_thread.join(timeout=2 * self._interval)
 
@@ -120,12 +142,17 @@ class Heartbeats:
             silent = [r for r in first if first[r].state == _RUNNING and now[r].count == first[r].count]
             if len(silent) <= 1 and waited > SURE_SECONDS:
                 break
-        return self._lost_ranks(sorted(silent)) if silent else self._late_rank()
+        if silent:
+            return self._lost_ranks(sorted(silent))
+        fewest = min((beat.collectives for beat in self._beats.values()), default=0)
+        late = [r for r, beat in sorted(self._beats.items()) if beat.collectives == fewest]
+        places = [f"rank {r} on host {self._beats[r].host}, not beyond {self._beats[r].where}" for r in late[:4]]
+        return Failure(f"all other ranks send heartbeats, and late or hanging is: {'; '.join(places)}")
 
     def _lost_ranks(self, silent: list[int]) -> Failure:
         more = f"; and {len(silent) - 4} more" if len(silent) > 4 else ""
         heard = "; ".join(map(self._last_heard, silent[:4]))
-        return Failure(f"no heartbeat comes any more from {heard}{more}", tuple(silent))
+        return Failure(f"no heartbeat comes any more from {heard}{more}", silent)
 
     def _lost_store(self) -> Failure:
         place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
@@ -134,12 +161,6 @@ class Heartbeats:
             f"the store at {place} (MASTER_ADDR, the host of rank 0) has not answered for {seconds:.0f} s: that host "
             f"or the way to it is lost. Of the next rank was heard: {self._last_heard(self._next)}"
         )
-
-    def _late_rank(self) -> Failure:
-        fewest = min((beat.collectives for beat in self._beats.values()), default=0)
-        late = [r for r, beat in sorted(self._beats.items()) if beat.collectives == fewest]
-        places = [f"rank {r} on host {self._beats[r].host}, not beyond {self._beats[r].where}" for r in late[:4]]
-        return Failure(f"all other ranks send heartbeats, and late or hanging is: {'; '.join(places)}")
 
     def _last_heard(self, rank: int) -> str:
         if beat := self._beats.get(rank):
@@ -169,17 +190,17 @@ class Heartbeats:
         if self._announcement and not self._store.check([_ANNOUNCED]):
             self._store.set(_ANNOUNCED, json.dumps(asdict(self._announcement)))
         all_ranks = self._reads_all
-        read = {}
-        for rank in range(self.world_size) if all_ranks else (self._next,):
-            if rank != self.rank and self._store.check([f"beat-{rank}"]):
-                read[rank] = Beat(**json.loads(self._store.get(f"beat-{rank}")))
-        if self._next in read and read[self._next] != self._beats.get(self._next):
+        others = set(range(self.world_size)) - {self.rank} if all_ranks else {self._next}
+        read = {rank: Beat(**told) for rank in others if (told := self._read(f"beat-{rank}"))}
+        if read.get(self._next) not in (None, self._beats.get(self._next)):
             self._next_heard = time.monotonic()
         self._beats = self._beats | read
-        if self._told is None and self._store.check([_ANNOUNCED]):
-            told = json.loads(self._store.get(_ANNOUNCED))
-            self._told, self._told_at = Failure(told["text"], tuple(told["silent"])), time.monotonic()
+        if self._told is None and (told := self._read(_ANNOUNCED)):
+            self._told, self._told_at = Failure(**told), time.monotonic()
         self._rounds += all_ranks
+
+    def _read(self, key: str) -> Any:
+        return json.loads(self._store.get(key)) if self._store.check([key]) else None
 
     def _judge_always(self) -> None:
         while not self._stop.wait(self._interval):
@@ -191,16 +212,13 @@ class Heartbeats:
             if (next_lost or store_lost or told) and self._ending.acquire(blocking=False):
                 # Where the store is silent no heartbeat can come: that the next rank's did not tells nothing.
                 no_store = store_lost or self._store_is_silent()
-                failure = self._lost_store() if no_store else self._lost_ranks([self._next])
-                self._give_up(self._told or failure)
-
-    def _give_up(self, failure: Failure) -> None:
-        """End this process, whose main thread waits for something that will not come."""
-        self._announcement = failure
-        self._stop.set()
-        self._exchange_thread.join(timeout=2 * self._interval)
-        report(f"rank {self.rank} gave up waiting in {position}: {failure.text}", to_console=self._speaks(failure))
-        exit_at_once(EXIT_RANK_LOST)
+                failure = self._told or (self._lost_store() if no_store else self._lost_ranks([self._next]))
+                self._announcement = failure
+                self._stop.set()
+                self._exchange_thread.join(timeout=2 * self._interval)
+                text = f"rank {self.rank} gave up waiting in {position}: {failure.text}"
+                report(text, to_console=self._speaks(failure))
+                exit_at_once(EXIT_RANK_LOST)
 
 
 def exit_at_once(status: int) -> NoReturn:

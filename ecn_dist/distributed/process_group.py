@@ -22,8 +22,7 @@ _heartbeats: Heartbeats | None = None
 def resolve_device(name: str = "auto") -> torch.device:
     """The device of this rank: `auto` (the accelerator if there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, ...
 
-    Raises:
-        UserError: For what is no device name, and for an accelerator that is not there.
+    Raises `UserError` for what is no device name, and for an accelerator that is not there.
     """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
@@ -35,27 +34,22 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device.type == "cpu":
         return device
     if accelerator is None or accelerator.type != device.type:
-        raise UserError(
-            f"device: {name!r} was asked for, but torch {torch.__version__} sees no such accelerator on this host; "
-            "check the driver and the torch build, or pass --device cpu"
-        )
-    index = local_rank() if device.index is None else device.index
-    if index >= torch.accelerator.device_count():
-        raise UserError(
-            f"device: rank {rank()} needs {device.type}:{index}, but this host has {torch.accelerator.device_count()}; "
-            "lower torchrun's --nproc_per_node"
-        )
+        found = f"{name!r} was asked for, but torch {torch.__version__} sees no such accelerator on this host"
+        raise UserError(f"device: {found}; check the driver and the torch build, or pass --device cpu")
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    if index >= (count := torch.accelerator.device_count()):
+        needs = f"rank {rank()} needs {device.type}:{index}, but this host has {count}"
+        raise UserError(f"device: {needs}; lower torchrun's --nproc_per_node")
     device = torch.device(device.type, index)
     torch.accelerator.set_device_index(index)
     return device
 
 
 def keep_freed_memory() -> None:
-    """Let the C library give large blocks out again after they are freed, instead of asking the kernel each time.
+    """Let the C library (glibc; others do nothing) give freed large blocks out again, without asking the kernel.
 
     On the CPU every feature map is such a block, and to have its pages mapped and cleared anew costs a step a quarter
-    of its time, and an evaluation in large batches more than half (MobileNetV2). For the whole process, from now on;
-    nothing happens where the C library is not glibc.
+    of its time, and an evaluation in large batches more than half (MobileNetV2). For the whole process, from now on.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -66,31 +60,37 @@ def keep_freed_memory() -> None:
 def start(device: torch.device, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
     """Join the process group that torchrun's environment describes; without that environment, stay one process.
 
-    On the CPU this process keeps freed memory from then on (`keep_freed_memory`).
-
-    Args:
-        device: Decides the backend: gloo for the CPU, and beside it the accelerator's own (nccl on CUDA).
-        timeout_seconds: A collective that waits longer fails, and a rank not heard of for so long ends the others.
-
-    Raises:
-        UserError: Where the environment is not as torchrun makes it, or the ranks cannot be connected in that time.
+    The backend is gloo, and beside it an accelerator's own (nccl on CUDA). A collective that waits longer than the
+    time-out fails, and a rank not heard of for so long ends the others. On the CPU freed memory is kept from then on.
+    Raises `UserError` where the environment is not as torchrun makes it, or the ranks cannot be connected in time.
     """
+    global _heartbeats
     if device.type == "cpu":
         keep_freed_memory()
     if dist.is_initialized() or not {"RANK", "WORLD_SIZE"} & os.environ.keys():
         return
     _check_environment()
+    on_cpu, timeout = device.type == "cpu", timedelta(seconds=timeout_seconds)
+    backend = "gloo" if on_cpu else f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     try:
-        _join(device, timeout_seconds)
+        store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # The launcher's store outlives the ranks: after a restart they must not meet what those before them left.
+            store = dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        group, device_id = dist.PrefixStore("group", store), None if on_cpu else device
+        dist.init_process_group(backend, None, timeout, world_size, rank, group, device_id=device_id)
+        if world_size > 1:
+            own_connection = dist.PrefixStore("liveness", store).clone()  # type: ignore[attr-defined]
+            _heartbeats = Heartbeats(own_connection, rank, world_size, timeout_seconds)
     except RuntimeError as error:
         if not _is_of_communication(error):
             raise
-        own_rank, host = os.environ["RANK"], socket.gethostname()
+        own_rank, address, port = (os.environ[name] for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
         raise UserError(
-            f"rank {own_rank} on host {host} could not be connected with the others at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']} within {timeout_seconds:g} s ({_one_line(error)}). Start all ranks, look for "
-            "an error of another one, give every host the same address, open all TCP ports between the hosts, name the "
-            "network device between them in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, or raise timeout_seconds"
+            f"rank {own_rank} on host {socket.gethostname()} could not be connected at {address}:{port} "
+            f"within {timeout_seconds:g} s ({_one_line(error)}). Start all ranks, look for another one's error, give "
+            "every host the same address, open all TCP ports between the hosts, name the network device between them "
+            "in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, or raise timeout_seconds"
         ) from error
 
 
@@ -109,25 +109,6 @@ def _check_environment() -> None:
     whole_number("MASTER_PORT", 0, 65535, "up to 65535")
     if not os.environ.get("MASTER_ADDR"):
         raise UserError(f"the environment's MASTER_ADDR is not set; {remedy}")
-
-
-def _join(device: torch.device, timeout_seconds: float) -> None:
-    global _heartbeats
-    backend = "gloo"
-    if device.type != "cpu":
-        backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
-    timeout = timedelta(seconds=timeout_seconds)
-    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=timeout)))
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # The launcher's store outlives the ranks: after a restart they must not meet what those before them left.
-        store = dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    group, device_id = dist.PrefixStore("group", store), None if device.type == "cpu" else device
-    dist.init_process_group(
-        backend, timeout=timeout, store=group, rank=rank, world_size=world_size, device_id=device_id
-    )
-    if world_size > 1:
-        own_connection = dist.PrefixStore("liveness", store).clone()  # type: ignore[attr-defined]
-        _heartbeats = Heartbeats(own_connection, rank, world_size, timeout_seconds)
 
 
 def end() -> None:
@@ -168,7 +149,7 @@ def _is_of_communication(error: Exception) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    text = re.sub(r"^\[\S*gloo\S*\] |\. This is typically caused.*", "", (str(error).strip().splitlines() or [""])[0])
+    text = re.sub(r"^\[\S*gloo\S*\] |\. This is typically caused.*", "", str(error).strip().partition("\n")[0])
     return f"{type(error).__name__}: {text}"
 
 
@@ -185,11 +166,6 @@ def rank() -> int:
 def world_size() -> int:
     """The number of processes in the group, 1 without one."""
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def local_rank() -> int:
-    """This process's number on its host, as torchrun gives it; 0 without torchrun."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_main() -> bool:

@@ -1,13 +1,12 @@
-"""Tensors of all ranks in one folder of safetensors files, some of them sharded over rows.
-
-By torch.distributed.checkpoint: every rank writes its part to a file of its own, and any number of ranks can read them.
-"""
+"""Tensors of all ranks in a folder of safetensors files, some sharded over rows, by torch.distributed.checkpoint."""
 
 import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,22 +14,46 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.futures import Future
 
 from ecn_dist.distributed.collectives import together
-from ecn_dist.distributed.position import entering
+from ecn_dist.distributed.liveness import entering
 from ecn_dist.distributed.process_group import world_size
 from ecn_dist.errors import UserError
 
 
-def as_row_sharded(rows: Tensor, num_rows: int) -> Tensor:
-    """This rank's part (n, ...) of `num_rows` rows, cut as `RowPartition`, as a DTensor that shares its memory.
+@dataclass(frozen=True)
+class RowPartition:
+    """N rows in W contiguous parts of ceil(N / W); the last parts may be shorter, or empty.
 
-    On one process it is `rows` itself.
+    `torch.chunk` and DTensor's `Shard(0)` cut alike, so any number of ranks can read a checkpoint.
     """
+
+    num_rows: int
+    world_size: int
+
+    @property
+    def rows_per_rank(self) -> int:
+        return -(-self.num_rows // self.world_size)
+
+    def start(self, rank: int) -> int:
+        """The first row of `rank`."""
+        return min(rank * self.rows_per_rank, self.num_rows)
+
+    def stop(self, rank: int) -> int:
+        """One past the last row of `rank`."""
+        return min((rank + 1) * self.rows_per_rank, self.num_rows)
+
+    def size(self, rank: int) -> int:
+        """How many rows `rank` owns."""
+        return self.stop(rank) - self.start(rank)
+
+
+def as_row_sharded(rows: Tensor, num_rows: int) -> Tensor:
+    """This rank's (n, ...) of `num_rows` rows, cut as `RowPartition`, as a DTensor of its memory; `rows`, if alone."""
     if world_size() == 1:
         return rows
     mesh = init_device_mesh(rows.device.type, (world_size(),))
@@ -44,55 +67,37 @@ def own_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-class PendingSave:
-    """This rank's part of a folder of tensors, copied to the host and not yet written."""
+class PendingSave(dcp.HuggingFaceStorageWriter):
+    """This rank's part of a folder of tensors, copied to the host and not yet written.
+
+    `dcp.save` does what needs all ranks, and leaves what needs none, the writing, for later.
+    """
 
     def __init__(self, state: dict[str, Tensor], folder: Path) -> None:
         """Agree on who writes what (one rank, what all hold), and copy this rank's part. Collective."""
-        self._folder = folder
-        self._writer = _PlanningWriter(str(folder), save_distributed=True)
+        super().__init__(str(folder), save_distributed=True)
         with _of_all_ranks("checkpoint save"):
-            dcp.save(_without_scalars(state), storage_writer=self._writer, no_dist=world_size() == 1)
-        self._part = _HostCopy(self._writer.plan, self._writer.planner)
-
-    def write(self) -> dict[str, int]:
-        """Write the part into the folder, which must exist: file names and sizes in bytes. Good for any thread.
-
-        Raises:
-            OSError: Where the folder cannot be written.
-        """
-        results = self._writer.write_now(self._part)
-        return {name: (self._folder / name).stat().st_size for name in {r.storage_data.relative_path for r in results}}
-
-
-class _PlanningWriter(dcp.HuggingFaceStorageWriter):
-    """Lets `dcp.save` do what needs all ranks, and leaves what needs none, the writing, for later."""
+            dcp.save(_without_scalars(state), storage_writer=self, no_dist=world_size() == 1)
 
     def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> Future[list]:
-        self.plan, self.planner = plan, planner
-        nothing: Future[list] = Future()
-        nothing.set_result([])
-        return nothing
-
-    def write_now(self, part: "_HostCopy") -> list:
-        self.per_thread_copy_ahead = 0  # there is nothing to copy from an accelerator any more
-        return super().write_data(part.plan, part).wait()
-
-
-class _HostCopy(dcp.DefaultSavePlanner):
-    """Hands out copies on the host of what a plan writes."""
-
-    def __init__(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> None:
-        super().__init__()
-        self.plan = plan
-        self._tensors: dict[MetadataIndex, Tensor] = {
+        """For `dcp.save`: copies what is to be written, and returns nothing written."""
+        self._plan = plan
+        self._copies: dict[MetadataIndex, Tensor] = {
             item.index: torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format).copy_(tensor)
             for item in plan.items
             if isinstance(tensor := planner.resolve_data(item), Tensor)
         }
+        nothing: Future[list] = Future()
+        nothing.set_result([])
+        return nothing
 
-    def resolve_data(self, write_item: Any) -> Tensor:
-        return self._tensors[write_item.index]
+    def write(self) -> dict[str, tuple[int, str]]:
+        """Write the part into the folder, which must exist, in any thread: size and sha256 of each file by name."""
+        self.per_thread_copy_ahead = 0  # there is nothing to copy from an accelerator any more
+        copies: Any = SimpleNamespace(resolve_data=lambda item: self._copies[item.index])
+        names = {result.storage_data.relative_path for result in super().write_data(self._plan, copies).wait()}
+        paths = [Path(self.path, name) for name in names]
+        return {path.name: (path.stat().st_size, checksum(path)) for path in paths}
 
 
 def checksum(path: Path) -> str:
@@ -104,29 +109,25 @@ def checksum(path: Path) -> str:
 def load_sharded(state: dict[str, Tensor], folder: Path) -> None:
     """Fill the tensors of `state` in place from `folder`, whatever number of ranks wrote it. Collective.
 
-    Raises:
-        UserError: On all ranks, for tensors that the folder lacks or has in another shape, and for damaged files.
+    Raises `UserError`, on all ranks, for tensors that the folder lacks or has in another shape, and for damaged files.
     """
     reader = together(lambda: _open(folder))
-    wanted = _without_scalars(state)
-    stored = reader.metadata.state_dict_metadata
+    wanted, stored = _without_scalars(state), reader.read_metadata().state_dict_metadata
     problems = [f"{key} is missing" for key in wanted if key not in stored]
     for key, tensor in wanted.items():
         about = stored.get(key)
-        if isinstance(about, TensorStorageMetadata):
-            # Of what a header says, `size` has as many dimensions as its own metadata tell, and a part as its tensor.
-            parts = (part.sizes for part in about.chunks if len(part.sizes) != tensor.dim())
-            found = about.size if about.size != tensor.shape else next(parts, tensor.shape)
-            if found != tensor.shape:
-                problems.append(f"{key} is {tuple(found)} and not {tuple(tensor.shape)}")
-            if not _holds(about.properties.dtype, tensor.dtype):
-                problems.append(f"{key} is of {about.properties.dtype} and not {tensor.dtype}")
+        if not isinstance(about, TensorStorageMetadata):
+            continue
+        # Of what a header says, `size` has as many dimensions as its own metadata tell, and a part as its tensor.
+        sizes = (about.size, *(part.sizes for part in about.chunks if len(part.sizes) != tensor.dim()))
+        if wrong := [size for size in sizes if size != tensor.shape]:
+            problems.append(f"{key} is {tuple(wrong[0])} and not {tuple(tensor.shape)}")
+        if not _holds(about.properties.dtype, tensor.dtype):
+            problems.append(f"{key} is of {about.properties.dtype} and not {tensor.dtype}")
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise UserError(
-            f"{folder} does not fit: {', '.join(problems[:5])}{more}; it comes from another network or data set",
-            on_all_ranks=True,
-        )
+        found = f"{', '.join(problems[:5])}{more}; it comes from another network or data set"
+        raise UserError(f"{folder} does not fit: {found}", on_all_ranks=True)
     with _of_all_ranks("checkpoint load"):
         dcp.load(wanted, storage_reader=reader, no_dist=world_size() == 1)
 
@@ -152,9 +153,11 @@ def _of_all_ranks(what: str) -> Iterator[None]:
         raise RuntimeError(f"{what} failed: {error}") from error
 
 
-def _open(folder: Path) -> "_Reader":
+def _open(folder: Path) -> dcp.HuggingFaceStorageReader:
+    """A reader that has read the headers of all files, and reads them once."""
+    reader = dcp.HuggingFaceStorageReader(str(folder))
     try:
-        return _Reader(str(folder))
+        metadata = reader.read_metadata()
     except OSError:
         raise
     except Exception as damage:  # torch takes what the headers say as it is
@@ -165,17 +168,8 @@ def _open(folder: Path) -> "_Reader":
             except SafetensorError as error:
                 raise UserError(f"{path} is damaged ({error}): {remedy}") from error
         raise UserError(f"{folder} has a damaged file ({type(damage).__name__}: {damage}): {remedy}") from damage
-
-
-class _Reader(dcp.HuggingFaceStorageReader):
-    """Reads the headers of the files once."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.metadata = super().read_metadata()
-
-    def read_metadata(self) -> Metadata:
-        return self.metadata
+    reader.read_metadata = lambda: metadata  # type: ignore[method-assign]
+    return reader
 
 
 def _without_scalars(state: dict[str, Tensor]) -> dict[str, Tensor]:

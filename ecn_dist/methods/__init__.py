@@ -1,7 +1,4 @@
-"""What a paper adds to the trainer: one file or folder a method, and this table of them.
-
-Importing the table imports neither torch nor a method: `load` does.
-"""
+"""The table of methods: what a paper adds to the trainer, a file or folder each. Imports neither torch nor a method."""
 
 import difflib
 import importlib
@@ -23,16 +20,10 @@ if TYPE_CHECKING:
 class Entry:
     """What the table tells of a method without loading it."""
 
-    summary: str
-    """one line, for `--help` and lists"""
-    home: str
-    """module:class of its `Method`"""
-    domains: tuple[str, ...] = ("source", "target")
-    """shard folders that it needs; the other one, if given, is for evaluation only"""
-    options: type | None = None
-    """dataclass of the section under the method's own name"""
-    reads: tuple[str, ...] = ()
-    """keys, or beginnings of keys, that it reads of `OF_SOME_METHODS`"""
+    home: str  # module:class of its `Method`
+    domains: tuple[str, ...] = ("source", "target")  # shard folders it needs; the other one is for evaluation only
+    options: type | None = None  # dataclass of the section under the method's own name
+    reads: tuple[str, ...] = ()  # keys, or beginnings of keys, of `OF_SOME_METHODS`
 
 
 # Options that not every method reads. One that the chosen method does not read is refused unless it has its default.
@@ -41,43 +32,26 @@ OF_SOME_METHODS = ("memory.", "loss.", "model.embedding_dim", "model.dropout", "
 _HEADS = ("model.embedding_dim", "model.dropout")
 
 METHODS: dict[str, Entry] = {
-    "ecn": Entry(
-        "exemplar memory with exemplar-, camera- and neighbourhood-invariance (Zhong et al. 2019)",
-        "ecn_dist.methods.ecn.method:ECN",
-        reads=("memory.", "loss.", "data.camera_style", *_HEADS),
-    ),
+    "ecn": Entry("ecn_dist.methods.ecn.method:ECN", reads=("memory.", "loss.", "data.camera_style", *_HEADS)),
     "cluster": Entry(
-        "memory of clusters found anew every epoch, with camera proxies (Dai et al. 2022, Wang et al. 2021)",
         "ecn_dist.methods.cluster.method:Cluster",
         domains=("target",),
         options=ClusterOptions,
         reads=("memory.temperature", "data.camera_style", *_HEADS),
     ),
-    "hhl": Entry(
-        "triplets of source identities and of target pictures with their style copies (Zhong et al. 2018)",
-        "ecn_dist.methods.hhl.method:HHL",
-        options=HHLOptions,
-        reads=("data.camera_style", *_HEADS),
-    ),
+    "hhl": Entry("ecn_dist.methods.hhl.method:HHL", options=HHLOptions, reads=("data.camera_style", *_HEADS)),
     "fmcl": Entry(
-        "exemplar memory of a momentum encoder's features, which are the positives, too (FMCL)",
         "ecn_dist.methods.fmcl.method:FMCL",
         options=FMCLOptions,
         reads=("memory.temperature", "memory.dtype", "loss.", "data.camera_style", *_HEADS),
     ),
     "camstyle": Entry(
-        "identity classification of labelled pictures and of their style copies (Zhong et al. 2018)",
         "ecn_dist.methods.camstyle.method:CamStyle",
         domains=("source",),
         options=CamStyleOptions,
         reads=("data.camera_style", *_HEADS),
     ),
-    "source_only": Entry(
-        "identity classification on the source alone: starting weights for the others",
-        "ecn_dist.methods.source_only:SourceOnly",
-        domains=("source",),
-        reads=_HEADS,
-    ),
+    "source_only": Entry("ecn_dist.methods.source_only:SourceOnly", domains=("source",), reads=_HEADS),
 }
 
 
@@ -99,9 +73,7 @@ def load(name: str) -> "type[Method]":
 def unread(name: str, key: str) -> bool:
     """Whether the method called `name` has no use for the option `key`."""
     of_others = tuple(f"{other}." for other in METHODS if other != name)
-    if key.startswith(of_others):
-        return True
-    return key.startswith(OF_SOME_METHODS) and not key.startswith(entry(name).reads or ("no key",))
+    return key.startswith(of_others) or (key.startswith(OF_SOME_METHODS) and not key.startswith(entry(name).reads))
 
 
 def describe(options: Mapping[str, Any]) -> str:

@@ -29,12 +29,9 @@ Batches = Mapping[str, Batch]
 class Step(NamedTuple):
     """A step's place in the run."""
 
-    number: int
-    """from 0, over the whole run: with the seed, it names every random draw"""
-    epoch: int
-    """from 0; -source_only_epochs .. -1 before that, on the source alone"""
-    source_only: bool
-    """whether it belongs to the epochs on the source alone"""
+    number: int  # from 0, over the whole run: with the seed, it names every random draw
+    epoch: int  # from 0; -source_only_epochs .. -1 before that, on the source alone
+    source_only: bool  # whether it belongs to the epochs on the source alone
 
 
 @dataclass(frozen=True)
@@ -43,16 +40,13 @@ class Feed:
 
     name: str
     domain: Literal["source", "target"]
-    batch_size: int
-    """over all ranks, in samples"""
+    batch_size: int  # over all ranks, in samples
+    # 0: shuffled passes; K: batches of K pictures of each of batch_size / K identities (or of `Method.labels`)
     instances: int = 0
-    """0: shuffled passes; K: batches of K pictures of each of batch_size / K identities (or of `Method.labels`)"""
+    # as taken; in the style of a random camera; of a random other one; the picture with all its copies
     style: Literal["real", "random", "other", "all"] = "real"
-    """as taken; in the style of a random camera; of a random other one; the picture with all its copies"""
-    augmentation: Literal["ecn", "pad"] = "ecn"
-    """docs/formulas.md: Training, or Augmentation of the clustering family"""
-    sized_by: str = "global_batch_size"
-    """the option that sets its size, for errors"""
+    augmentation: Literal["ecn", "pad"] = "ecn"  # formulas.md: Training, or Augmentation of the clustering family
+    sized_by: str = "global_batch_size"  # the option that sets its size, for errors
 
 
 @dataclass(frozen=True)
@@ -61,10 +55,8 @@ class TargetPictures:
 
     num_pictures: int
     num_cameras: int
-    camids_N: Tensor
-    """int64"""
-    pids_N: Tensor | None
-    """int64, -1 where unknown; for health figures alone, never for a loss. None where no picture has one"""
+    camids_N: Tensor  # int64
+    pids_N: Tensor | None  # int64, -1 where unknown; for health figures alone, never for a loss. None without any
 
 
 @dataclass(frozen=True)
@@ -72,8 +64,7 @@ class Setting:
     """A run as its method sees it: plain values."""
 
     backbone: Backbone
-    num_identities: int
-    """of the source; 0 without one"""
+    num_identities: int  # of the source; 0 without one
     target: TargetPictures | None
     global_batch_size: int
     epochs: int
@@ -84,11 +75,9 @@ class Setting:
     camera_style: bool = True
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     loss: LossOptions = field(default_factory=LossOptions)
-    own: Any = None
-    """the method's own options"""
+    own: Any = None  # the method's own options
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
-    """of parameters and losses"""
+    dtype: torch.dtype = torch.float32  # of parameters and losses
 
 
 class Transfer(NamedTuple):
@@ -103,27 +92,19 @@ class Transfer(NamedTuple):
 class Costs:
     """What a method costs beside its network, on the rank that has most of it."""
 
-    memory: Mapping[str, int] = field(default_factory=dict)
-    """bytes on the device, by what takes them, beside the chunks of a pass over rows"""
-    transfers: tuple[Transfer, ...] = ()
-    """of a step, beside the gradients'"""
-    checkpoint_bytes: int = 0
-    """of all ranks"""
-    flops: int = 0
-    """of a step"""
+    memory: Mapping[str, int] = field(default_factory=dict)  # bytes on the device, beside the chunks of a pass
+    transfers: tuple[Transfer, ...] = ()  # of a step, beside the gradients'
+    checkpoint_bytes: int = 0  # of all ranks
+    flops: int = 0  # of a step
 
 
 class Method(nn.Module):
     """The network of a method, and the method itself. The state dict is the network's; `state` has the rest."""
 
-    LOSSES: tuple[str, ...] = ("loss",)
-    """names of what `losses` returns; "loss" is minimised, and all are logged"""
-    EVALUATED: ClassVar[str] = ""
-    """name of the part that is evaluated and exported, a network with a `backbone`; empty for the method itself"""
-    NECK: ClassVar[bool] = False
-    """whether the evaluated feature is that of a BatchNorm neck on the pooled one"""
-    too_few_labels: ClassVar[str] = ""
-    """what to change where `labels` has fewer identities than a batch; the end of that error"""
+    LOSSES: tuple[str, ...] = SOURCE_LOSSES  # names of what `losses` returns; "loss" is minimised, and all are logged
+    EVALUATED: ClassVar[str] = ""  # the part that is evaluated and exported: a network with a `backbone`; "": this one
+    NECK: ClassVar[bool] = False  # whether the evaluated feature is that of a BatchNorm neck on the pooled one
+    too_few_labels: ClassVar[str] = ""  # end of the error where `labels` has too few for a batch: what to change
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -162,17 +143,12 @@ class Method(nn.Module):
     # A step, as the trainer sees it.
 
     def forward(self, images: Tensors, at: Step) -> dict[str, Tensor]:
-        """The passes of step `at`: by the names of the feeds, images (b, 3, H, W) -> what the losses need.
-
-        All of a step goes through one call, so that a data-parallel wrapper sees one forward for one backward.
-        """
+        """All passes of step `at`, as data-parallel wrappers want: by feed, images (b, 3, H, W) -> what losses need."""
         return self.source_passes(images, at) if at.source_only else self.passes(images, at)
 
     def step_losses(self, outputs: Tensors, batches: Batches, at: Step) -> dict[str, Tensor]:
-        """The losses of step `at`, those of `losses` or, on the source alone, `SOURCE_LOSSES`."""
-        if not at.source_only:
-            return self.losses(outputs, batches, at)
-        return dict.fromkeys(SOURCE_LOSSES, source_loss(outputs, batches))
+        """The losses of step `at`: those of `losses` or, on the source alone, its default."""
+        return (Method if at.source_only else type(self)).losses(self, outputs, batches, at)
 
     def finish_step(self, outputs: Tensors, batches: Batches, took_step: bool, at: Step) -> None:
         """State changes that follow step `at`: those of `after_step`, or none on the source alone. Collective."""
@@ -186,35 +162,23 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def passes(self, images: Tensors, at: Step) -> dict[str, Tensor]:
-        raise NotImplementedError
+        return self.source_passes(images, at)
 
     def losses(self, outputs: Tensors, batches: Batches, at: Step) -> dict[str, Tensor]:
-        """Scalars of this rank, in the precision of the parameters; "loss" is what is minimised.
-
-        Their mean over the ranks is the loss of the global batch.
-        """
-        raise NotImplementedError
+        """Scalars of this rank, in the parameters' precision, whose means over ranks are of the global batch."""
+        return dict.fromkeys(SOURCE_LOSSES, source_loss(outputs, batches))
 
     def after_step(self, outputs: Tensors, batches: Batches, took_step: bool, at: Step) -> None:
-        """State changes that follow the optimiser's step, such as the update of a memory. Collective.
-
-        Where the step was skipped because of an overflow, `took_step` is False, on all ranks alike.
-        """
+        """State changes after the optimiser's step; not `took_step`: skipped, on all ranks alike. Collective."""
 
     # Epochs.
 
     def before_epoch(self, epoch: int, extract: "Extract") -> dict[str, float]:
-        """What precedes an epoch, such as clusters of the target; returns figures for its line of metrics. Collective.
-
-        Not called where a run continues in the middle of the epoch: what it made is in `state`.
-        """
+        """What precedes an epoch, if not its continuation, as clusters; returns figures for its metrics. Collective."""
         return {}
 
     def labels(self, feed: str) -> np.ndarray | None:
-        """(N,) int64, by exemplar index, from which a feed with `instances` is planned in this epoch; -1 takes no part.
-
-        None for the source's identities.
-        """
+        """(N,) int64, by exemplar index, for the plan of a feed with `instances`; -1: not used. None: the source's."""
         return None
 
     # What is kept, and told.
@@ -269,10 +233,8 @@ def source_loss(outputs: Tensors, batches: Batches) -> Tensor:
 class Pictures(NamedTuple):
     """Features of this rank's target training pictures."""
 
-    features: Tensor
-    """(n, D)"""
-    indices: Tensor
-    """(n,) int64, exemplar indices"""
+    features: Tensor  # (n, D)
+    indices: Tensor  # (n,) int64, exemplar indices
 
 
 class Extract(Protocol):

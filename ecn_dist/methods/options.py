@@ -33,22 +33,16 @@ NotNegative = Annotated[float, Range(least=0, most=1e9)]
 Fraction = Annotated[float, Range(least=0, below=1)]
 
 
-def check_range(key: str, value: float, **bounds: float) -> None:
-    """Raise `UserError` unless `value` is in `Range(**bounds)`."""
-    if value not in Range(**bounds):
-        raise UserError(f"{key}: {value} must be {Range(**bounds)}")
-
-
 def check_ranges(options: Any, prefix: str = "") -> None:
-    """Raise `UserError` for a field of the dataclass `options`, or an item of a list in one, outside its `Range`, and
-    for a text with a NUL, which no file, network or device has in its name."""
+    """Raise `UserError` for fields of a dataclass, or items of a list in one, out of `Range`, and texts with a NUL."""
     for name, kind in get_type_hints(type(options), include_extras=True).items():
         given = getattr(options, name)
         if isinstance(given, str) and "\0" in given:
             raise UserError(f"{prefix}{name}: {given!r} has a NUL character in it; remove it")
         for value in given if isinstance(given, list) else [given]:
             for bounds in _ranges(kind):
-                check_range(f"{prefix}{name}", value, **vars(bounds))
+                if value not in bounds:
+                    raise UserError(f"{prefix}{name}: {value} must be {bounds}")
 
 
 def _ranges(kind: Any) -> Iterable[Range]:
@@ -57,14 +51,12 @@ def _ranges(kind: Any) -> Iterable[Range]:
 
 
 def check_streams(options: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    """Raise `UserError` unless the sizes of a method's own batches, by what sets them, can be cut as the global one."""
+    """Raise `UserError` unless a method's own batches (sizes by what sets them) can be cut as the global one."""
     streams = options["data.streams"]
     for what, size in sizes.items():
         if size % streams:
-            raise UserError(
-                f"{what}: a batch of {size} pictures must be a multiple of data.streams ({streams}), as "
-                "global_batch_size is; change one of them"
-            )
+            text = f"a batch of {size} pictures must be a multiple of data.streams ({streams})"
+            raise UserError(f"{what}: {text}, as global_batch_size is; change one of them")
 
 
 @dataclass(frozen=True)

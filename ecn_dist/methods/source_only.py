@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecn_dist.methods.base import SOURCE_LOSSES, Batches, Feed, Method, Setting, Step, Tensors, source_loss
+from ecn_dist.methods.base import Feed, Method, Setting, Step, Tensors
 from ecn_dist.models import GlobalDropout
 
 
@@ -50,16 +50,8 @@ class SourceHead(Method):
 class SourceOnly(SourceHead):
     """Cross entropy on the labelled source alone (formulas.md: source_only)."""
 
-    LOSSES = SOURCE_LOSSES
-
     def feeds(self) -> tuple[Feed, ...]:
         return (Feed("source", "source", self.setting.global_batch_size),)
-
-    def passes(self, images: Tensors, at: Step) -> dict[str, Tensor]:
-        return self.source_passes(images, at)
-
-    def losses(self, outputs: Tensors, batches: Batches, at: Step) -> dict[str, Tensor]:
-        return dict.fromkeys(SOURCE_LOSSES, source_loss(outputs, batches))
 
     @classmethod
     def describe(cls, options: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """From a configuration to the objects of a run. The lower packages take plain values; here they get them."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,20 +25,16 @@ Domains = dict[str, ShardIndex]
 
 
 def load_domains(config: Config) -> Domains:
-    """The shard folders of a run, by their indices alone.
-
-    Raises `UserError` for validation data that cannot choose: without query and gallery, or with the target's shards.
-    """
+    """The shard folders of a run, by their indices alone. Raises `UserError` for validation data that cannot choose."""
     given = {"source": config.source, "target": config.target, "validation": config.checkpoint.validation}
     domains = {name: ShardIndex.load(folder) for name, folder in given.items() if folder}
     if validation := domains.get("validation"):
         if not has_evaluation(validation):
             raise UserError(f"checkpoint.validation: {given['validation']} must have query and gallery")
         if _test_shards(validation) & _test_shards(domains.get("target")):
-            raise UserError(
-                f"checkpoint.validation: {given['validation']} has shards of the target's query or gallery, and the "
-                "test's people choose nothing; pack others, such as some of the training people kept apart"
-            )
+            found = f"{given['validation']} has shards of the target's query or gallery"
+            remedy = "and the test's people choose nothing; pack others, as some of the training people kept apart"
+            raise UserError(f"checkpoint.validation: {found}, {remedy}")
     return domains
 
 
@@ -49,10 +44,7 @@ def _test_shards(index: ShardIndex | None) -> set[str]:
 
 
 def open_domains(config: Config) -> Domains:
-    """`load_domains`, with each shard that is read there and of its size; an error of any rank is raised on all.
-
-    Collective.
-    """
+    """`load_domains`, with each shard that is read there and of its size. Collective."""
 
     def load() -> Domains:
         domains, trained = load_domains(config), methods.entry(config.method).domains
@@ -137,26 +129,20 @@ def build_strategy(config: Config, method: Method, device: torch.device) -> Stra
     """The method's optimiser, precision and gradient exchange. Collective."""
     optim = config.optim
     groups = method.parameter_groups(lr=optim.lr, backbone_lr=optim.backbone_lr, layer_decay=optim.layer_decay)
-    optimizer: torch.optim.Optimizer
     if optim.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups, weight_decay=optim.weight_decay)
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, weight_decay=optim.weight_decay)
     else:
         momentum, nesterov = optim.momentum, optim.momentum > 0
         optimizer = torch.optim.SGD(groups, momentum=momentum, weight_decay=optim.weight_decay, nesterov=nesterov)
-    kind: dict[str, Any] = {"precision": config.precision, "device": device}
     if config.engine == "ddp":
-        return DataParallel(method, optimizer, **kind)
+        return DataParallel(method, optimizer, precision=config.precision, device=device)
     idle = (name for source_only in (True, False) for name in method.idle_parameters(source_only))
-    if config.optim.source_only_epochs and (name := next(iter(idle), None)):
-        raise UserError(
-            f"engine: deepspeed would decay {name} while it is not trained; use engine ddp, or train on the source "
-            "alone before, as a run of method source_only, and start from its weights",
-            on_all_ranks=True,
-        )
+    if config.optim.source_only_epochs and (name := next(idle, None)):
+        remedy = "use engine ddp, or train with method source_only before, and start from its weights"
+        raise UserError(f"engine: deepspeed would decay {name} while it is idle; {remedy}", on_all_ranks=True)
     from ecn_dist.training.deepspeed_strategy import DeepSpeed  # optional, and seconds to import
 
-    batch_size = config.global_batch_size // distributed.world_size()
-    return DeepSpeed(method, optimizer, zero_stage=config.deepspeed.zero_stage, batch_size=batch_size, **kind)
+    return DeepSpeed(method, optimizer, config.precision, device, config.deepspeed.zero_stage)
 
 
 def training_splits(domains: Domains) -> dict[str, SplitIndex]:

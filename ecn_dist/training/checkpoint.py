@@ -10,9 +10,8 @@ import re
 import reprlib
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,53 +30,27 @@ MAX_META_BYTES = 16 << 20
 _TEMPORARY = "tmp-"
 # State under this prefix belongs to a rank: it is read back on the number of ranks that wrote it, and on no other.
 OF_RANKS = "ranks."
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Which checkpoints stay."""
-
-    newest: int = 2
-    best: bool = False  # the one that `best_of` chooses
-    epochs: tuple[int, ...] = ()  # those written at the end of these epochs
-
-    def chosen(self, metas: list[dict[str, Any]]) -> set[int]:
-        """Places in `metas`, which are in the order of steps, oldest first."""
-        places = range(len(metas))
-        kept = set(places[-self.newest :])
-        kept |= {at for at in places if metas[at].get("ended_epoch") in self.epochs}
-        if self.best and (best := best_of(metas)) is not None:
-            kept.add(best)
-        return kept
-
-
-def best_of(metas: list[dict[str, Any]]) -> int | None:
-    """The place of the highest stepwise mAP among those evaluated on the validation data of the newest evaluation.
-
-    Not the trapezoid's, which rewards a network whose pictures all tie. Of equal ones it is the first.
-    """
-    figures = {at: meta["validation"] for at, meta in enumerate(metas) if meta.get("validation")}
-    if not figures:
-        return None
-    data = figures[max(figures)]["data"]
-    return max((at for at in figures if figures[at]["data"] == data), key=lambda at: figures[at]["mAP_stepwise"])
-
-
-Files = dict[str, tuple[int, str]]
-"""Size in bytes and sha256 by name, of what one rank wrote"""
+Files = dict[str, tuple[int, str]]  # size in bytes and sha256 by name, of what one rank wrote
 
 
 class CheckpointStore:
-    """The checkpoints of one run, in `folder`.
+    """The checkpoints of one run, in `folder`: the newest `keep`, the `best`, and those of the ends of `keep_epochs`.
 
     With `asynchronous` a save returns once this rank's part is copied to the host; a thread on every rank writes it.
     The threads exchange nothing: the checkpoint gets its name in `finish`, a collective that the ranks call together
     at a later step.
     """
 
-    def __init__(self, folder: Path, keep: Keep | int = 2, *, asynchronous: bool = False) -> None:
-        self.folder = folder
-        self.keep = Keep(keep) if isinstance(keep, int) else keep
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        *,
+        keep_best: bool = False,
+        keep_epochs: Collection[int] = (),
+        asynchronous: bool = False,
+    ) -> None:
+        self.folder, self.keep, self.keep_best, self.keep_epochs = folder, keep, keep_best, keep_epochs
         self.asynchronous = asynchronous
         self._in_flight: tuple[Future[Files], dict[str, Any]] | None = None  # and the meta data
         # Its thread ends before the interpreter does: one cut off inside torch would abort the process.
@@ -86,9 +59,8 @@ class CheckpointStore:
     def save(self, step: int, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Write the state before `step`, every rank its part. Collective.
 
-        Everything goes to a temporary folder that is renamed when it is complete, so a kill at any moment leaves
-        either the whole checkpoint or none. An error of the disk on any rank, in this save or in one still in flight,
-        is raised on all ranks as `UserError`, and earlier checkpoints are untouched.
+        Everything goes to a temporary folder that is renamed when complete: a kill leaves a whole checkpoint or none. A
+        disk's error on any rank, in this save or one in flight, is raised on all as `UserError`; earlier ones stay.
         """
         self.finish()
         temporary = self._path(step, _TEMPORARY)
@@ -98,14 +70,10 @@ class CheckpointStore:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
 
-        self._together("could not be begun", step, begin)
+        self._together(step, begin)
         part = distributed.PendingSave(state, temporary)
-
-        def write() -> Files:
-            return {name: (size, distributed.checksum(temporary / name)) for name, size in part.write().items()}
-
         meta = {"version": FORMAT_VERSION, "step": step, "world_size": distributed.world_size()} | meta
-        self._in_flight = self._writer.submit(write), meta
+        self._in_flight = self._writer.submit(part.write), meta
         if not self.asynchronous:
             self.finish()
 
@@ -119,14 +87,12 @@ class CheckpointStore:
         if self._in_flight is None:
             return
         (files, meta), self._in_flight = self._in_flight, None
-        step = meta["step"]
+        step, main = meta["step"], distributed.is_main()
         try:
-            own = self._together("could not be written", step, files.result)
-            parts = distributed.gather_objects((socket.gethostname(), own))
-            main = distributed.is_main()
-            self._together("could not be completed", step, lambda: self._complete(meta, parts) if main else None)
+            parts = distributed.gather_objects((socket.gethostname(), self._together(step, files.result)))
+            self._together(step, lambda: self._complete(meta, parts) if main else None)
         except UserError:
-            if distributed.is_main():  # it may be the disk that is full
+            if main:  # it may be the disk that is full
                 shutil.rmtree(self._path(step, _TEMPORARY), ignore_errors=True)
             raise
         if main:
@@ -138,11 +104,8 @@ class CheckpointStore:
         for rank, (host, part) in enumerate(parts):
             for name, (sizes[name], checksums[name]) in part.items():
                 if not (temporary / name).is_file():
-                    raise UserError(
-                        f"the checkpoint {final} could not be completed: rank {rank} wrote {name} on host {host}, and "
-                        f"rank 0 on {socket.gethostname()} does not see it. output_dir must lie on a file system that "
-                        "all hosts share"
-                    )
+                    lost = f"rank 0 on {socket.gethostname()} does not see {name} of rank {rank} on {host}"
+                    raise UserError(f"{final}: {lost}; output_dir must lie on a file system that all hosts share")
         (temporary / META).write_text(json.dumps(meta | {"files": sizes, "sha256": checksums}, indent=1))
         _sync(temporary / META)
         _sync(temporary)
@@ -154,27 +117,17 @@ class CheckpointStore:
     def _path(self, step: int, prefix: str = "") -> Path:
         return self.folder / f"{prefix}step-{step:08d}"
 
-    def _together(self, what: str, step: int, action: Callable[[], T]) -> T:
-        """`action` on every rank; an error of the disk on any of them is raised on all."""
-
-        def with_advice() -> T:
-            try:
-                return action()
-            except OSError as error:
-                raise UserError(
-                    f"the checkpoint {self._path(step)} {what} ({error}); earlier checkpoints are untouched. Mend that "
-                    "(of a full disk, free space) or give another output_dir, and start again to continue"
-                ) from error
-
-        return distributed.together(with_advice)
+    def _together(self, step: int, action: Callable[[], T]) -> T:
+        advice = "earlier checkpoints are untouched; mend this or give another output_dir, and start again to continue"
+        return distributed.together(action, f"the checkpoint {self._path(step)} could not be written ({advice})")
 
     def _prune(self) -> None:
-        """Remove what `keep` does not name. The save has succeeded: a failure here is no error of it."""
+        """Remove what is not to be kept. The save has succeeded: a failure here is no error of it."""
         try:
-            complete = self.complete()
-            kept = self.keep.chosen([read_meta(checkpoint) for checkpoint in complete])
-            for at, old in enumerate(complete):
-                if at not in kept:
+            best = (self.best() if self.keep_best else None) or {}
+            for old in self.complete()[: -self.keep]:
+                meta = read_meta(old)
+                if meta["step"] != best.get("step") and meta.get("ended_epoch") not in self.keep_epochs:
                     # Under another name first: half a checkpoint must not have a name that promises a whole one.
                     shutil.rmtree(old.rename(old.with_name(_TEMPORARY + old.name)))
         except (OSError, UserError) as error:
@@ -185,15 +138,16 @@ class CheckpointStore:
         return [checkpoint for checkpoint in self.named() if not damage(checkpoint, contents=False)]
 
     def best(self) -> dict[str, Any] | None:
-        """The meta data of the best complete checkpoint; None where none was evaluated on validation data."""
-        metas = [read_meta(checkpoint) for checkpoint in self.complete()]
-        return None if (at := best_of(metas)) is None else metas[at]
+        """The meta data of the complete checkpoint with the highest stepwise mAP on the newest one's validation data.
+
+        Not the trapezoid's, which rewards a network whose pictures all tie. Of equal ones the first; None without any.
+        """
+        metas = [meta for meta in map(read_meta, self.complete()) if meta.get("validation")]
+        compared = (meta for meta in metas if meta["validation"]["data"] == metas[-1]["validation"]["data"])
+        return max(compared, key=lambda meta: meta["validation"]["mAP_stepwise"], default=None)
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint, or None; as this rank sees it, so that callers let rank 0 decide.
-
-        One whose files are not as they were written (a file system that crashed) is passed over with a warning.
-        """
+        """The newest whole checkpoint as this rank sees it, or None; a damaged one is passed over with a warning."""
         for checkpoint in reversed(self.named()):
             if not (problem := damage(checkpoint)):
                 return checkpoint
@@ -224,23 +178,20 @@ class _Damaged(UserError):
     """Of a checkpoint that cannot be used; others may be."""
 
 
-def _count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**53
-
-
-def _each(fits_key: str, fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Of an object whose names match a pattern, and whose values are as they should be."""
-    return lambda value: (
-        isinstance(value, dict) and all(re.fullmatch(fits_key, key) and fits(item) for key, item in value.items())
-    )
-
-
-def _text(pattern: str) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether `value` is in a range of integers, matches a text's pattern or {keys' pattern: kind}, or keeps a rule."""
+    if isinstance(kind, range):
+        return type(value) is int and value in kind
+    if isinstance(kind, str):
+        return isinstance(value, str) and re.fullmatch(kind, value) is not None
+    if isinstance(kind, dict):
+        [(pattern, of)] = kind.items()
+        return isinstance(value, dict) and all(re.fullmatch(pattern, key) and _fits(value[key], of) for key in value)
+    return kind(value)
 
 
 def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 5000)
+    return not isinstance(value, list | dict) and len(str(value)) < 5000
 
 
 def _figures(value: Any) -> bool:
@@ -248,28 +199,28 @@ def _figures(value: Any) -> bool:
 
 
 # What meta data may hold; of other keys nothing is read.
-_FILE, _WORD = r"[\w-]+\.safetensors", r"\w{1,99}"
-_RULES: dict[str, Callable[[Any], bool]] = {
-    "step": lambda value: _count(value) and value < 10**8,
-    "world_size": lambda value: _count(value) and value > 0,
-    "files": lambda value: bool(value) and _each(_FILE, _count)(value),
-    "sha256": _each(_FILE, _text("[0-9a-f]{64}")),
-    **dict.fromkeys(("skipped_steps", "replaced_pictures"), _count),
-    **dict.fromkeys(("timeline", "sizes"), _each(_WORD, _count)),
-    "data": _each(_WORD, _text(r"\w{0,99}")),
-    "device": _text(_WORD),
-    "config": _each(r"[\w.]{1,99}", lambda value: all(map(_plain, value if isinstance(value, list) else [value]))),
+_COUNT, _FILE, _WORD = range(2**53), r"[\w-]+\.safetensors", r"\w{1,99}"
+_KINDS: dict[str, Any] = {
+    "step": range(10**8),
+    "world_size": range(1, 2**53),
+    "files": {_FILE: _COUNT},
+    "sha256": {_FILE: "[0-9a-f]{64}"},
+    **dict.fromkeys(("skipped_steps", "replaced_pictures"), _COUNT),
+    "timeline": {_WORD: _COUNT},
+    "sizes": {_WORD: _COUNT},
+    "data": {_WORD: r"\w{0,99}"},
+    "device": _WORD,
+    "config": {r"[\w.]{1,99}": lambda value: all(map(_plain, value if isinstance(value, list) else [value]))},
     "ended_epoch": lambda value: value is None or type(value) is int,
     "evaluation": lambda value: value is None or _figures(value),
-    "validation": lambda value: value is None or (_figures(value) and _text(r"\w{1,99}")(value.get("data"))),
+    "validation": lambda value: value is None or (_figures(value) and _fits(value.get("data"), _WORD)),
 }
 
 
 def damage(checkpoint: Path, *, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint folder, or None where every file is there as it was written.
+    """What is wrong with a checkpoint folder, or None. Raises `UserError` for a later version's, which is not damaged.
 
-    `contents` also reads the files and compares their sha256; checkpoints of release 0.1 have none. Raises `UserError`
-    for a checkpoint of a later version, which is not damaged.
+    `contents` also compares the files' sha256, which checkpoints of release 0.1 lack.
     """
     try:
         meta = read_meta(checkpoint)
@@ -298,18 +249,16 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
             meta = json.loads(file.read(MAX_META_BYTES))  # of a longer one, the end is missing
         version = meta.get("version", 1)
         if version not in range(1, FORMAT_VERSION + 1):
-            raise UserError(
-                f"{path} has format version {version!r}, and this program reads versions up to {FORMAT_VERSION}; "
-                "continue with the release of ecn_dist that wrote it, or a later one"
-            )
+            known = f"this program reads versions up to {FORMAT_VERSION}; continue with the release that wrote it"
+            raise UserError(f"{path} has format version {version!r}, and {known}, or a later one")
         for key in ("step", "world_size", "files", *(["sha256"] if version > 1 else [])):
             if key not in meta:
                 raise ValueError(f"it lacks {key}")
-        for key, fits in _RULES.items():
-            if key in meta and not fits(meta[key]):
+        for key, kind in _KINDS.items():
+            if key in meta and not _fits(meta[key], kind):
                 raise ValueError(f"its {key} is {reprlib.repr(meta[key])}")
-        if version > 1 and meta["sha256"].keys() != meta["files"].keys():
-            raise ValueError("its sha256 and files are not of the same files")
+        if not meta["files"] or (version > 1 and meta["sha256"].keys() != meta["files"].keys()):
+            raise ValueError("its files are none, or not those of its sha256")
         if re.fullmatch(r"step-[0-9]{8}", checkpoint.name) and checkpoint.name != f"step-{meta['step']:08d}":
             raise ValueError(f"its step is {meta['step']}")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -12,34 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecn_dist.distributed import entering, is_distributed
+from ecn_dist.distributed import entering, is_distributed, world_size
 from ecn_dist.errors import UserError
 from ecn_dist.methods.base import Method
 from ecn_dist.training.strategy import Strategy
 
 
 class DeepSpeed(Strategy):
-    """A `Strategy` over a DeepSpeed engine.
-
-    Its checkpoints have the tensors of `DataParallel`'s, gathered from the ranks, so that a run continues under either
-    engine, on any number of ranks and in any ZeRO stage.
-    """
+    """A `Strategy` over a DeepSpeed engine; its checkpoints have `DataParallel`'s tensors, and load under either."""
 
     def __init__(
-        self,
-        network: Method,
-        optimizer: torch.optim.Optimizer,
-        *,
-        precision: str,
-        zero_stage: int,
-        batch_size: int,
-        device: torch.device,
+        self, network: Method, optimizer: torch.optim.Optimizer, precision: str, device: torch.device, zero_stage: int
     ) -> None:
-        """`zero_stage` is 0 (nothing divided), 1 (optimiser state) or 2 (gradients too); `batch_size` is a rank's.
+        """`zero_stage` is 0 (nothing divided), 1 (optimiser state) or 2 (gradients too). Collective.
 
-        Collective. Raises `UserError` without DeepSpeed, without a process group, for fp64, and for fp16 in stage 0.
+        Raises `UserError` without DeepSpeed, without a process group, for fp64, and for fp16 in stage 0.
         """
-        deepspeed = _import(device)
+        os.environ.setdefault("DS_ACCELERATOR", device.type)  # or it would look for one, and find another than ours
+        try:
+            import deepspeed
+        except ImportError as error:
+            remedy = "pip install 'ecn_dist[deepspeed]', or use engine ddp"
+            raise UserError(f"engine: deepspeed is not installed ({error}); {remedy}") from error
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # On the CPU it would compile an exchange through shared memory, for minutes and only where there is a compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if precision == "fp64":
             raise UserError("precision: DeepSpeed has no fp64; use fp32, bf16 or fp16, or engine ddp")
         if precision == "fp16" and zero_stage == 0:
@@ -50,20 +47,25 @@ class DeepSpeed(Strategy):
         self._utils: Any = deepspeed.utils
         self._zero_stage = zero_stage
         self._group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-        self._engine, *_ = deepspeed.initialize(
-            model=self._in_precision,
-            optimizer=optimizer,
-            config={
-                "train_micro_batch_size_per_gpu": batch_size,
-                "gradient_accumulation_steps": 1,
-                "gradient_clipping": 0.0,  # its default clips to a norm of 1
-                "zero_optimization": {"stage": zero_stage},
-                "zero_allow_untested_optimizer": True,  # SGD and Adam work on flat parts as on whole tensors
-            },
-            dist_init_required=False,
-        )
+        config = {
+            "train_micro_batch_size_per_gpu": network.setting.global_batch_size // world_size(),
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": 0.0,  # its default clips to a norm of 1
+            "zero_optimization": {"stage": zero_stage},
+            "zero_allow_untested_optimizer": True,  # SGD and Adam work on flat parts as on whole tensors
+        }
+        about = {"model": self._in_precision, "optimizer": optimizer, "config": config}
+        self._engine, *_ = deepspeed.initialize(**about, dist_init_required=False)
         self._wrapped = self._engine
-        self._scaler: Any = _scale_losses(self._engine.optimizer) if precision == "fp16" else None
+        self._scaler: Any = None
+        if precision == "fp16":  # as for fp16 weights: as torch's GradScaler, from 2^16 on, doubled in 2000 steps
+            from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+            growth: dict[str, Any] = {"init_scale": 2.0**16, "scale_window": 2000, "min_scale": 1.0}
+            skips: dict[str, Any] = {"delayed_shift": 1, "consecutive_hysteresis": False}
+            self._scaler = DynamicLossScaler(**growth, **skips, raise_error_at_min_scale=False)
+            self._engine.optimizer.loss_scaler = self._scaler
+            self._engine.optimizer.check_grad_overflow = True
         self._start_optimizer_state()  # DeepSpeed finds only what is there
         if zero_stage:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
@@ -79,17 +81,6 @@ class DeepSpeed(Strategy):
         entering("DeepSpeed's step")
         self._engine.step()
         return self._engine.was_step_applied()
-
-    def state(self) -> dict[str, Tensor]:
-        """As `Strategy.state`. Collective with ZeRO: all-reduces of the size of weights and optimiser state."""
-        entering("DeepSpeed's gathering of weights and optimiser state")
-        return super().state()
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        for own in self.optimizer.state.values():
-            if "step" in own:
-                own["step"].zero_()
-        super().load_state(state)
 
     def _weight(self, parameter: nn.Parameter) -> Tensor:
         return self._utils.safe_get_full_fp32_param(parameter) if self._zero_stage else super()._weight(parameter)
@@ -125,29 +116,3 @@ class DeepSpeed(Strategy):
     def _set_loss_scale(self, scale: float, steps_since_overflow: int) -> None:
         self._scaler.cur_scale = scale
         self._scaler.last_overflow_iter = self._scaler.cur_iter - steps_since_overflow
-
-
-def _import(device: torch.device) -> Any:
-    os.environ.setdefault("DS_ACCELERATOR", device.type)  # or it would look for one, and find another than ours
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise UserError(
-            f"engine: deepspeed is not installed ({error}); pip install 'ecn_dist[deepspeed]', or use engine ddp"
-        ) from error
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # On the CPU it would compile an exchange through shared memory, for minutes and only where there is a compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-def _scale_losses(optimizer: Any) -> Any:
-    """Give a ZeRO optimiser of fp32 weights the loss scaler that DeepSpeed gives one of fp16 weights."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
-
-    # As torch's GradScaler: from 2^16 on, doubled after 2000 steps, halved at every overflow.
-    growth: dict[str, Any] = {"init_scale": 2.0**16, "scale_window": 2000, "min_scale": 1.0}
-    skips: dict[str, Any] = {"delayed_shift": 1, "consecutive_hysteresis": False, "raise_error_at_min_scale": False}
-    optimizer.loss_scaler = DynamicLossScaler(**growth, **skips)
-    optimizer.check_grad_overflow = True
-    return optimizer.loss_scaler

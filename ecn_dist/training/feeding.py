@@ -4,6 +4,7 @@ import functools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -23,18 +24,13 @@ class Feeder:
     """Hands out the batches of the steps of a run, in order.
 
     Passes over a split follow each other from the method's epoch 0 on, whatever the epochs; those of the epochs on the
-    source alone go on where the method asks for the same. Batches of identities are planned anew for every epoch, and
-    made by the same loader workers.
+    source alone go on where the method asks for the same. Batches of identities are planned anew for every epoch.
     """
 
     def __init__(
         self, config: Config, method: Method, splits: dict[str, SplitIndex], device: torch.device, world_size: int
     ) -> None:
-        """`splits` are the training splits by domain. Nothing is opened yet.
-
-        Raises `UserError` for sizes that do not divide, and data that no stream can be made of: now, and not after the
-        epochs on the source alone.
-        """
+        """`splits` are the training ones by domain. `UserError` for sizes that do not divide, and data of no stream."""
         self._config, self._method, self._splits = config, method, splits
         self._new_stream = functools.partial(_new_stream, config, device=device, world_size=world_size)
         self.feeds = method.feeds()
@@ -98,17 +94,11 @@ class Feeder:
         if not feed.instances:
             return _pass_plan(self._config, feed, split)
         given = self._method.labels(feed.name)
-        return IdentityPlan(
-            split.labels if given is None else given[split.indices],
-            split.indices,
-            split.camids,
-            identities=feed.batch_size // feed.instances,
-            instances=feed.instances,
-            seed=self._config.seed,
-            domain=feed.name,
-            epoch=epoch,
-            remedy=f"lower {feed.sized_by}, or pack more of them" if given is None else self._method.too_few_labels,
-        )
+        remedy = f"lower {feed.sized_by}, or pack more of them" if given is None else self._method.too_few_labels
+        labels = split.labels if given is None else given[split.indices]
+        about = {"identities": feed.batch_size // feed.instances, "instances": feed.instances, "epoch": epoch}
+        own = {"domain": feed.name, "remedy": remedy}
+        return IdentityPlan(labels, split.indices, split.camids, seed=self._config.seed, **about, **own)
 
 
 def pictures(feed: Feed, splits: dict[str, SplitIndex]) -> int:
@@ -121,8 +111,7 @@ def adaptation_batches(config: Config, split: SplitIndex, device: torch.device) 
     config = replace(config, data=replace(config.data, random_erasing=0.0, max_bad_samples=0))
     feed = Feed("target", "target", config.global_batch_size)
     plan = _pass_plan(config, feed, split)
-    stream = _new_stream(config, feed, split, plan, device, distributed.world_size())
-    return stream.batches(0, plan.steps_per_pass)
+    return _new_stream(config, feed, split, plan, device, distributed.world_size()).batches(0, plan.steps_per_pass)
 
 
 def _pass_plan(config: Config, feed: Feed, split: SplitIndex) -> PassPlan:
@@ -136,17 +125,9 @@ def _pass_plan(config: Config, feed: Feed, split: SplitIndex) -> PassPlan:
 def _new_stream(
     config: Config, feed: Feed, split: SplitIndex, plan: Plan, device: torch.device, world_size: int
 ) -> TrainStream:
-    data = config.data
-    return TrainStream(
-        split,
-        plan,
-        height=data.height,
-        width=data.width,
-        augmentation=Augmentation(feed.augmentation, data.random_erasing),
-        style=feed.style,
-        rank=distributed.rank() if world_size == distributed.world_size() else 0,  # a dry run's are not there
-        world_size=world_size,
-        workers=data.workers,
-        device=device,
-        max_bad_samples=data.max_bad_samples,
-    )
+    data, look = config.data, Augmentation(feed.augmentation, config.data.random_erasing)
+    rank = distributed.rank() if world_size == distributed.world_size() else 0  # a dry run's are not there
+    ranks: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": device}
+    sizes: dict[str, Any] = {"height": data.height, "width": data.width, "workers": data.workers}
+    bad = data.max_bad_samples
+    return TrainStream(split, plan, augmentation=look, style=feed.style, max_bad_samples=bad, **ranks, **sizes)

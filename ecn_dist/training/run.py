@@ -42,11 +42,10 @@ def fingerprints(domains: dict[str, ShardIndex]) -> dict[str, str]:
 def differences(stored: dict[str, Any], wanted: dict[str, Any], schema: Any = configuration) -> list[str]:
     """The options, as `flatten` gives them, that change results and differ: `key: stored -> wanted`.
 
-    An option that the stored ones lack is younger than they are, and had its default's effect; see `Run` on `schema`.
+    One that the stored ones lack is younger than they are, and had its default's effect. See `Run` on `schema`.
     """
     # As they come back from a file: tuples as lists.
-    defaults = schema.flatten(schema.Config())
-    before, after = (json.loads(json.dumps(options)) for options in (defaults | stored, wanted))
+    before, after = (json.loads(json.dumps(of)) for of in (schema.flatten(schema.Config()) | stored, wanted))
     no_result = _NO_RESULT + (_ROUNDING_ONLY if after["precision"] in ("fp32", "fp64") else ())
     return [
         f"{key}: {before[key]} -> {value}"
@@ -62,10 +61,10 @@ class Run(AbstractContextManager):
     """
 
     def __init__(self, config: Any, data: dict[str, str], device: str = "cpu", schema: Any = configuration) -> None:
-        """A run of `config` in its `output_dir`.
+        """A run in `config.output_dir`, by `resume` and `resume_changed`.
 
         Args:
-            config: the options, a `schema.Config`, with `output_dir`, `resume` and `resume_changed`.
+            config: the options, a `schema.Config`.
             data: the fingerprints of the data, by domain.
             device: the kind of the ranks' devices.
             schema: the module of the options: it has `Config`, `dump`, `flatten` and `load`, as `ecn_dist.config` does.
@@ -83,9 +82,8 @@ class Run(AbstractContextManager):
     def claim(self) -> bool:
         """Make the folder this run's own; False where this very run is there already, finished. Collective.
 
-        A folder that holds a run is only looked at: `begin` changes it, once it is certain that the run goes on. Raises
-        `UserError` where the folder holds another run or a running one, where `resume` cannot be followed, and where a
-        rank does not see the folder.
+        A folder that holds a run is only looked at: `begin` changes it. Raises `UserError` where the folder holds
+        another run or a running one, where `resume` cannot be followed, and where a rank does not see the folder.
         """
 
         def on_main() -> str | None:
@@ -109,8 +107,8 @@ class Run(AbstractContextManager):
     def checkpoint(self) -> Path | None:
         """The checkpoint to continue from, or None for a fresh start, in a claimed folder. Collective.
 
-        Raises `UserError` where the checkpoint that `resume` names is none, or was written with other data or options,
-        unless `resume_changed` allows that. What killed runs left of checkpoints is removed.
+        What killed runs left of checkpoints is removed. Raises `UserError` where the checkpoint that `resume` names is
+        none, or was written with other data or options, unless `resume_changed` allows that.
         """
 
         def on_main() -> Path | None:
@@ -125,11 +123,9 @@ class Run(AbstractContextManager):
         return distributed.on_main(on_main)
 
     def begin(self, checkpoint: Path | None) -> None:
-        """Training begins from `checkpoint`: what an earlier end left goes. Collective.
+        """Training begins from `checkpoint`: an earlier end's results go, later checkpoints are renamed. Collective.
 
-        Weights, card, figures and report of an earlier end are not of this configuration, and a run cut off from here
-        on is known by its checkpoints, of which later ones get other names; config.yaml is this run's. Call it when
-        nothing can refuse the run any more.
+        config.yaml is this run's from here on: call it when nothing can refuse the run any more.
         """
 
         def on_main() -> None:
@@ -139,22 +135,25 @@ class Run(AbstractContextManager):
                 file.flush()
                 try:
                     # Any that this run does not go on from would be newer than what it saves, and so outlive it.
-                    step = -1
-                    if checkpoint is not None and checkpoint.absolute().parent == self.store.folder.absolute():
-                        step = read_meta(checkpoint)["step"]
+                    own = self.store.folder.absolute()
+                    step = read_meta(checkpoint)["step"] if checkpoint and checkpoint.absolute().parent == own else -1
                     for aside in self.store.set_aside_after(step):
                         log.warning("%s is of another continuation, and kept under this name", aside)
-                    self._remove_results()
+                    # Where the run has not come to its end yet, a report or card was made by its user.
+                    if (self.folder / SUMMARY).is_file() or (self.folder / WEIGHTS).is_file():
+                        # The summary says that the run is finished: first it goes, and last the weights.
+                        for name in (SUMMARY, CARD, REPORT):
+                            (self.folder / name).unlink(missing_ok=True)
+                        if (self.folder / FIGURES).is_dir():
+                            shutil.rmtree(self.folder / FIGURES)
+                        (self.folder / WEIGHTS).unlink(missing_ok=True)
                 except OSError as error:
                     raise UserError(f"{self._where} cannot be written ({error}); mend that, or name another") from error
 
         distributed.on_main(on_main)
 
     def finish(self, summary: dict[str, Any], *, finished: bool) -> None:
-        """Write summary.json with the machine's description. Rank 0 only.
-
-        The report is made from it, so it is there before the report is: `finished` says that nothing more is to come.
-        """
+        """Write summary.json with the machine's description; `finished`: nothing more is to come. Rank 0 only."""
         machine = {
             "host": platform.node(),
             "cpu_count": os.cpu_count(),
@@ -173,18 +172,18 @@ class Run(AbstractContextManager):
             if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
                 raise UserError(f"{self._where} has files in it but no run; name a new folder, or empty this one")
             return True
-        if not self._has_trained():
+        metrics, ends = folder / METRICS, (folder / SUMMARY, folder / WEIGHTS)
+        has_trained = (metrics.is_file() and metrics.stat().st_size) or any(end.is_file() for end in ends)
+        if not has_trained and not any(self.store.folder.glob("*step-*")):
             return True  # a mistake in the options or the data ended it before its first step
         if resume == "never":
-            raise UserError(
-                f"{self._where} already holds a run, and resume is never; name a new folder, delete this one, or "
-                "continue it with --resume auto"
-            )
+            remedy = "name a new folder, delete this one, or continue it with --resume auto"
+            raise UserError(f"{self._where} already holds a run, and resume is never; {remedy}")
         try:
             stored = self.schema.flatten(self.schema.load(folder / CONFIG))
         except UserError as error:
-            advice = "bring it back, or name a new folder"
-            raise UserError(f"{self._where}/{CONFIG} cannot be read ({error}); {advice}") from error
+            found = f"{self._where}/{CONFIG} cannot be read ({error})"
+            raise UserError(f"{found}; bring it back, or name a new folder") from error
         whole = self.store.complete()
         meta = read_meta(whole[-1]) if whole else {"data": self.data}
         changes = self._changes(f"{self._where} already holds another run", meta | {"config": stored})
@@ -192,15 +191,8 @@ class Run(AbstractContextManager):
             return True
         if resume == "auto":
             return False
-        raise UserError(
-            f"{self._where} holds this very run, finished; its results are in {folder / SUMMARY}. Name a new folder to "
-            f"train again from {resume}"
-        )
-
-    def _has_trained(self) -> bool:
-        metrics, ends = self.folder / METRICS, (self.folder / SUMMARY, self.folder / WEIGHTS)
-        has_metrics = metrics.is_file() and metrics.stat().st_size > 0
-        return has_metrics or any(self.store.folder.glob("*step-*")) or any(end.is_file() for end in ends)
+        found = f"{self._where} holds this very run, finished; its results are in {folder / SUMMARY}"
+        raise UserError(f"{found}. Name a new folder to train again from {resume}")
 
     def _changes(self, what: str, meta: dict[str, Any]) -> str:
         """What changes results beside what wrote a checkpoint of these meta data; refused unless that is allowed."""
@@ -211,10 +203,8 @@ class Run(AbstractContextManager):
         wanted = self.schema.flatten(self.config)
         changes = "; ".join(changed + differences(meta.get("config", {}), wanted, self.schema))
         if changes and self.config.resume_changed == "refuse":
-            raise UserError(
-                f"{what}; these differ: {changes}. Give the stored ones to continue it, name a new output_dir, or "
-                "continue with the new ones by --resume_changed allow"
-            )
+            remedy = "Give the stored ones, name a new output_dir, or continue with these by --resume_changed allow"
+            raise UserError(f"{what}; these differ: {changes}. {remedy}")
         return changes
 
     def _lock_folder(self) -> str:
@@ -231,9 +221,8 @@ class Run(AbstractContextManager):
             lock.seek(0)
             owner = lock.read() or "another process"
             lock.close()
-            raise UserError(
-                f"{self._where} is being written by {owner}; wait for its end, end it, or name a new folder"
-            ) from error
+            remedy = "wait for its end, end it, or name a new folder"
+            raise UserError(f"{self._where} is being written by {owner}; {remedy}") from error
         except OSError as error:
             log.warning("output_dir: no lock keeps a second training out of %s (%s)", self.folder, error)
         self._lock, owner = lock, f"process {os.getpid()} on {socket.gethostname()}"
@@ -248,21 +237,10 @@ class Run(AbstractContextManager):
         lock = self.folder / LOCK
         while not lock.is_file() or lock.read_text(encoding="utf-8") != owner:
             if time.monotonic() > deadline:
-                raise UserError(
-                    f"output_dir: rank {distributed.rank()} on host {socket.gethostname()} does not see in "
-                    f"{self.folder} what rank 0 wrote there; it must lie on a file system that all hosts share"
-                )
+                place = f"rank {distributed.rank()} on host {socket.gethostname()} does not see in {self.folder}"
+                shared = "it must lie on a file system that all hosts share"
+                raise UserError(f"output_dir: {place} what rank 0 wrote there; {shared}")
             time.sleep(0.1)
-
-    def _remove_results(self) -> None:
-        """The summary, which says that the run is finished, goes first, the weights last: a kill leaves no riddle."""
-        if not (self.folder / SUMMARY).is_file() and not (self.folder / WEIGHTS).is_file():
-            return  # the run has not come to its end yet, and a report or card was made by its user
-        for name in (SUMMARY, CARD, REPORT):
-            (self.folder / name).unlink(missing_ok=True)
-        if (self.folder / FIGURES).is_dir():
-            shutil.rmtree(self.folder / FIGURES)
-        (self.folder / WEIGHTS).unlink(missing_ok=True)
 
 
 def _named_by_resume(path: Path) -> Path:

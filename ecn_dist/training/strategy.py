@@ -1,7 +1,4 @@
-"""What carries a step's gradients between ranks, in which precision.
-
-A strategy wraps the network: `forward`, `backward`, `step`. The trainer's step reads the same under each of them.
-"""
+"""What carries a step's gradients between ranks, in which precision: the trainer's step reads the same under each."""
 
 import functools
 import inspect
@@ -29,9 +26,9 @@ OPTIMIZER_STATE = {
 class _InPrecision(nn.Module):
     """The network in the run's precision: DeepSpeed turns off an autocast that it meets outside its module's forward.
 
-    Without inputs it returns something whose gradients arrive in one order, last parameter first:
-    DistributedDataParallel lays out what it sums by the order of its first backward, and the layout decides in which
-    order three or more ranks are added. With this as its first, a continued run rounds as the uninterrupted one does.
+    Without inputs its gradients arrive in one order, last parameter first: DistributedDataParallel lays out what it
+    sums by the order of its first backward, and so decides in which order three or more ranks are added. With this as
+    its first, a continued run rounds as the uninterrupted one does.
     """
 
     def __init__(self, network: nn.Module, precision: str, device: torch.device) -> None:
@@ -81,6 +78,7 @@ class Strategy(ABC):
     def state(self) -> dict[str, Tensor]:
         """Network, optimiser and loss scale as tensors, for a checkpoint to write, or to fill in place. Collective."""
         average_local_statistics(self.network)
+        entering("gathering of weights and optimiser state")
         state = {f"network.{key}": tensor for key, tensor in self.network.state_dict().items()}
         for name, parameter in self._trained.items():
             state[f"network.{name}"] = self._weight(parameter)
@@ -92,7 +90,7 @@ class Strategy(ABC):
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` returned, once it was filled; without "scaler" the loss scale stays as it is."""
+        """Take over, before any step, what `state` returned, once filled; without "scaler" the loss scale stays."""
         self.network.load_state_dict({key: state[f"network.{key}"] for key in self.network.state_dict()})
         for name, parameter in self._trained.items():
             kept = {theirs: state[f"optimizer.{ours}.{name}"] for ours, theirs in self._kept.items()}
@@ -100,20 +98,15 @@ class Strategy(ABC):
         if "scaler" in state:
             scale, steps_since_overflow = state["scaler"].tolist()
             if not (0 < scale < math.inf and 0 <= steps_since_overflow < math.inf):
-                raise UserError(
-                    f"resume: the checkpoint is damaged: its loss scale is {scale}, for {steps_since_overflow} steps; "
-                    "take an earlier one",
-                    on_all_ranks=True,
-                )
+                found = f"the loss scale is {scale}, for {steps_since_overflow} steps"
+                raise UserError(f"{found}: this is damaged; take an earlier checkpoint", on_all_ranks=True)
             self._set_loss_scale(scale, int(steps_since_overflow))
 
     def _start_optimizer_state(self) -> None:
         """Make what torch's optimisers make at a parameter's first step, the same: zeros."""
         for parameter in (parameter for group in self.optimizer.param_groups for parameter in group["params"]):
-            self.optimizer.state[parameter] = {
-                key: torch.zeros(()) if key == "step" else torch.zeros_like(parameter, requires_grad=False)
-                for key in self._kept.values()
-            }
+            zeros = {key: torch.zeros_like(parameter, requires_grad=False) for key in self._kept.values()}
+            self.optimizer.state[parameter] = zeros | ({"step": torch.zeros(())} if "step" in zeros else {})
 
     # Weights and optimiser state (by torch's keys) where each rank has all of them.
 
@@ -153,13 +146,9 @@ class DataParallel(Strategy):
         if world_size() > 1:
             # Buffers differ between ranks only with local BatchNorm, on purpose. Torch 2.13 renamed the option.
             renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-            no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-            self._wrapped = DistributedDataParallel(
-                self._in_precision,
-                device_ids=[self._device] if self._device.type != "cpu" else None,
-                gradient_as_bucket_view=True,
-                **no_buffers,
-            )
+            options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+            options["device_ids"] = None if self._device.type == "cpu" else [self._device]
+            self._wrapped = DistributedDataParallel(self._in_precision, gradient_as_bucket_view=True, **options)
             self._wrapped().backward()
             self.optimizer.zero_grad(set_to_none=True)
 

@@ -26,10 +26,8 @@ log = logging.getLogger("ecn_dist")
 
 
 class _ConsoleFormatter(logging.Formatter):
-    """Messages may hold names from data."""
-
     def format(self, record: logging.LogRecord) -> str:
-        return printable_lines(super().format(record))
+        return printable_lines(super().format(record))  # messages may hold names from data
 
 
 def start_logs(output_dir: Path) -> None:
@@ -89,7 +87,7 @@ class Tracker:
         write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         if tensorboard:
             self._writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step)
-        self._first_step = first_step
+        self._first_step, self._total, self._started = first_step, total_steps, time.monotonic()
         columns = "{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[figures]}"
         console = Console()
         self._progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
@@ -97,11 +95,7 @@ class Tracker:
         self._progress.start()
 
     def metrics(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl and its numbers to TensorBoard; `record` has `step` and `epoch`.
-
-        A line is either a log step's, or an evaluation's, with its figures under `evaluation`. Collective: a disk that
-        is full ends all ranks with that text.
-        """
+        """Append a line to metrics.jsonl, its numbers to TensorBoard; `record` has `step` and `epoch`. Collective."""
         distributed.together(lambda: self._append(record) if self._active else None, METRICS)
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -120,12 +114,9 @@ class Tracker:
             return
         self._progress.update(self._task, completed=step + 1, description=epoch, figures=figures)
         if self._progress.disable and epoch_ended:
-            task = self._progress.tasks[0]
-            assert task.elapsed is not None
-            assert task.total is not None
-            left = task.elapsed / max(step + 1 - self._first_step, 1) * (task.total - step - 1)
-            text = f"{epoch}  step {step + 1}/{task.total:.0f}  {figures}  {timedelta(seconds=round(left))} left"
-            print(text, flush=True)
+            elapsed, done = time.monotonic() - self._started, step + 1
+            left = timedelta(seconds=round(elapsed / max(done - self._first_step, 1) * (self._total - done)))
+            print(f"{epoch}  step {done}/{self._total}  {figures}  {left} left", flush=True)
 
     def close(self) -> None:
         """Flush and close."""
@@ -147,7 +138,7 @@ def _mirrored(write: Callable[[], object]) -> bool:
 
 @contextmanager
 def pictures_for_tensorboard(output_dir: Path, wanted: bool) -> Iterator[SummaryWriter | None]:
-    """A writer beside the run's, on rank 0 and where TensorBoard is `wanted`."""
+    """A writer beside the run's, on rank 0 and where it is `wanted`."""
     writer = SummaryWriter(str(output_dir / "tensorboard")) if wanted and distributed.is_main() else None
     try:
         yield writer

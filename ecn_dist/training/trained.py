@@ -20,8 +20,8 @@ def load_trained(path: Path, device: torch.device, config_file: Path | None = No
     """The backbone that `path` holds, in evaluation mode on `device`, and the configuration it was trained with.
 
     `path` is a run folder (its exported weights, or else its newest checkpoint), a checkpoint folder, or a file of
-    weights. The configuration is `config_file`, or the config.yaml of the run that `path` is or lies in. Rank 0 reads
-    it, and decides what is loaded. Raises `UserError` on all ranks where any of them does not see that. Collective.
+    weights. The configuration is `config_file`, or the config.yaml of the run that `path` is or lies in. Rank 0
+    decides what is loaded; `UserError` on all ranks where any of them does not see that. Collective.
     """
     config, place, is_checkpoint = distributed.on_main(lambda: _find(path, config_file))
     found = path / place
@@ -41,8 +41,10 @@ def load_trained(path: Path, device: torch.device, config_file: Path | None = No
 
 
 def _find(path: Path, config_file: Path | None) -> tuple[Config, str, bool]:
-    """For rank 0: the configuration, what is loaded within `path` (empty: itself), and whether it is a checkpoint."""
-    file = config_file or _config_of(path)
+    """The configuration, what is loaded within `path` (empty: itself), and whether it is a checkpoint."""
+    found = (folder / CONFIG for folder in (path, *path.absolute().parents[:3]) if (folder / CONFIG).is_file())
+    if (file := config_file or next(found, None)) is None:
+        raise UserError(f"{path}: no {CONFIG} is in it or the folders above; name a run folder, or give --config")
     config = configuration.load(file)
     try:  # it may come from anybody, and be none that was trained with
         for section, options in (("", config), ("data.", config.data), ("model.", config.model)):
@@ -56,21 +58,11 @@ def _find(path: Path, config_file: Path | None) -> tuple[Config, str, bool]:
         return config, WEIGHTS, False
     if newest := CheckpointStore(path / "checkpoints").newest():
         return config, f"checkpoints/{newest.name}", True
-    raise UserError(
-        f"{path} holds neither {WEIGHTS} nor a complete checkpoint; name the run folder that `train` wrote, one of its "
-        "checkpoints, or a file of weights"
-    )
-
-
-def _config_of(path: Path) -> Path:
-    for folder in (path, *path.absolute().parents[:3]):
-        if (folder / CONFIG).is_file():
-            return folder / CONFIG
-    raise UserError(f"{path}: neither it nor the folders above it hold a {CONFIG}; name a run folder, or give --config")
+    remedy = "name the run folder that `train` wrote, one of its checkpoints, or a file of weights"
+    raise UserError(f"{path} holds neither {WEIGHTS} nor a complete checkpoint; {remedy}")
 
 
 def _check_seen(found: Path, is_checkpoint: bool) -> None:
-    """Raise `UserError` on all ranks where any does not see `found` as a whole. Collective."""
     problem = None
     try:
         if is_checkpoint:
@@ -82,7 +74,6 @@ def _check_seen(found: Path, is_checkpoint: bool) -> None:
     told = problem and f"rank {distributed.rank()} on host {socket.gethostname()} cannot use {found}: {problem}"
     if problems := list(filter(None, distributed.gather_objects(told))):
         more = f"; and {len(problems) - 4} more ranks" if len(problems) > 4 else ""
-        advice = "Every rank must see the same files under this path, as on a file system that all hosts share"
-        if len(problems) == distributed.world_size():
-            advice = "Name another checkpoint or file of weights, or the run folder, whose newest whole one is taken"
+        seen = "every rank must see the same files there, as on a file system that all hosts share"
+        advice = f"Name another checkpoint or file of weights, or the run folder for its newest whole one; {seen}"
         raise UserError(f"{'; '.join(problems[:4])}{more}. {advice}", on_all_ranks=True)

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +19,7 @@ from ecn_dist.ranking import EvaluationInput
 from ecn_dist.ranking.evaluating import Evaluation, evaluate_backbone, has_evaluation
 from ecn_dist.ranking.features import extract_split, part_stream
 from ecn_dist.reporting import model_card
-from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, Keep, load, read_meta
+from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, load, read_meta
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.run import fingerprints
 from ecn_dist.training.signals import StopRequest
@@ -40,12 +39,11 @@ class Trainer:
         self.config, self.strategy, self.feeder, self.domains = config, strategy, feeder, domains
         self.method, self.timeline, self.output_dir = strategy.network, feeder.timeline, output_dir
         saving, data = config.checkpoint, config.data
-        keep = Keep(saving.keep, saving.keep_best, tuple(saving.keep_epochs))
-        self.checkpoints = CheckpointStore(output_dir / "checkpoints", keep, asynchronous=saving.asynchronous)
+        kept = {name: getattr(saving, name) for name in ("keep", "keep_best", "keep_epochs", "asynchronous")}
+        self.checkpoints = CheckpointStore(output_dir / "checkpoints", **kept)
         self.step = 0  # steps that are done: with the seed, the whole position
         self.saved_step: int | None = None  # of the newest checkpoint
         self.skipped_steps = self.skipped_in_a_row = 0
-        self.diverging = False
         self.replaced_pictures = 0  # over all ranks, up to the newest line of metrics
         self.pictures = 0  # over all ranks, of the steps of this process
         self.device, self._dtype = self.method.setting.device, self.method.setting.dtype
@@ -105,7 +103,12 @@ class Trainer:
         outputs = self.strategy.forward({name: batch.images for name, batch in batches.items()}, at)
         losses = self.method.step_losses(outputs, batches, at)
         self.strategy.backward(losses["loss"])
-        took_step = self._optimizer_step(at)
+        took_step = self.strategy.step(self.timeline.learning_rate_factor(at, self.config.optim))
+        self.skipped_steps += not took_step
+        self.skipped_in_a_row = 0 if took_step else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            skipped = f"{MAX_SKIPPED_IN_A_ROW} steps in a row up to step {at.number}"
+            self._give_up(f"{skipped} had gradients that are not finite at any loss scale")
         self.method.finish_step(outputs, batches, took_step, at)
         zero = torch.zeros_like(losses["loss"])
         return torch.stack([losses.get(name, zero) for name in self.method.LOSSES]).detach()
@@ -126,16 +129,14 @@ class Trainer:
 
     def _after_step(self, at: Step, tracker: Tracker) -> None:
         """What is due after a step, in this order: a line of metrics, evaluations, a checkpoint that tells of them."""
-        ends_epoch, saving = self.timeline.ends_epoch(at.number), self.checkpoints.keep
-        every = self.config.checkpoint.every_steps
-        saves = self.step % every == 0 if every else ends_epoch
+        ends_epoch, saving = self.timeline.ends_epoch(at.number), self.config.checkpoint
+        saves = self.step % saving.every_steps == 0 if saving.every_steps else ends_epoch
+        saves |= ends_epoch and at.epoch in saving.keep_epochs
         if self.step % self.config.logging.every_steps == 0 or ends_epoch or saves:
-            # Before a checkpoint too: it must not be written once the loss is no longer finite.
-            self._report(tracker, at)
-        saves |= ends_epoch and at.epoch in saving.epochs
-        if saves and self.diverging:  # in fp16, where it may come back; what was saved before stays the newest
-            log.warning("no checkpoint after step %d: its loss is not finite", at.number)
-            saves = False
+            loss = self._report(tracker, at)  # before a checkpoint too, which is not to be of a loss that is not finite
+            if saves and not math.isfinite(loss):  # in fp16, where it may come back: what was saved stays the newest
+                log.warning("no checkpoint after step %d: its loss is not finite", at.number)
+                saves = False
         told: dict[str, Any] = {"step": at.number, "epoch": at.epoch}
         figures: dict[str, Any] = dict.fromkeys(("evaluation", "validation"))
         every = self.config.evaluation.every_epochs
@@ -181,17 +182,6 @@ class Trainer:
         first = distributed.RowPartition(len(split), distributed.world_size()).start(distributed.rank())
         return Pictures(features, torch.from_numpy(split.indices[first : first + len(features)]).to(self.device))
 
-    def _optimizer_step(self, at: Step) -> bool:
-        took_step = self.strategy.step(self.timeline.learning_rate_factor(at, self.config.optim))
-        self.skipped_steps += not took_step
-        self.skipped_in_a_row = 0 if took_step else self.skipped_in_a_row + 1
-        if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-            self._give_up(
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row up to step {at.number} had gradients that are not finite at "
-                "any loss scale"
-            )
-        return took_step
-
     def save(self, about: dict[str, Any] | None = None) -> None:
         """Write a checkpoint of the present position; `about` goes into its meta data. Collective."""
         meta = {
@@ -218,31 +208,28 @@ class Trainer:
     def resume(self, checkpoint: Path) -> None:
         """Continue from `checkpoint`, written on any number of ranks. Collective."""
         meta = distributed.together(lambda: read_meta(checkpoint))
-        if (timeline := meta.get("timeline")) != self.timeline.in_meta():
-            raise UserError(
-                f"resume: {checkpoint} is at step {meta['step']} of a run with {timeline}, and this one has "
-                f"{self.timeline.in_meta()}, so the step says nothing here; give the stored options or data, or start "
-                "anew with --model.weights",
-                on_all_ranks=True,
+        stored, here, total = meta.get("timeline"), self.timeline.in_meta(), self.timeline.total_steps
+        problem = f", and this run ends at step {total}; give more epochs, or an earlier checkpoint"
+        if stored != here:
+            problem = (
+                f" of a run with {stored}, and this one has {here}, so the step says nothing here; give the stored "
+                "options or data, or start anew with --model.weights"
             )
-        if meta["step"] > (total := self.timeline.total_steps):
-            raise UserError(
-                f"resume: {checkpoint} is at step {meta['step']}, and this run ends at step {total}; give more epochs, "
-                "or an earlier checkpoint",
-                on_all_ranks=True,
-            )
-        with _naming(checkpoint):
+        if stored != here or meta["step"] > total:
+            raise UserError(f"resume: {checkpoint} is at step {meta['step']}{problem}", on_all_ranks=True)
+        try:
             self.method.resize(meta.get("sizes", {}))
-        state = self._state()
-        if meta.get("config", {}).get("precision") != "fp16":
-            state.pop("scaler", None)  # it has none to hand over: ours stays as it begins
-        load(checkpoint, state)
+            state = self._state()
+            if meta.get("config", {}).get("precision") != "fp16":
+                state.pop("scaler", None)  # it has none to hand over: ours stays as it begins
+            load(checkpoint, state)
+            self.strategy.load_state(state)
+            self.method.load_state(state)
+        except UserError as error:
+            raise UserError(f"resume: {checkpoint}: {error}", on_all_ranks=error.on_all_ranks) from error
         self.step = self.saved_step = meta["step"]
         self.skipped_steps = meta.get("skipped_steps", 0)
         self.replaced_pictures = meta.get("replaced_pictures", 0)
-        self.strategy.load_state(state)
-        with _naming(checkpoint):
-            self.method.load_state(state)
         if f"{OF_RANKS}interval" in state:
             *losses, steps = distributed.own_part(state[f"{OF_RANKS}interval"])[0]
             self.interval.losses = torch.stack(losses)
@@ -264,14 +251,13 @@ class Trainer:
             self._unless_allowed(self.checkpoints.finish)
         return stops
 
-    def _report(self, tracker: Tracker, at: Step) -> None:
-        """Write one line of metrics, and begin another interval. Collective."""
+    def _report(self, tracker: Tracker, at: Step) -> float:
+        """Write one line of metrics, and begin another interval; returns its mean loss. Collective."""
         interval = self.interval
         losses = dict(zip(self.method.LOSSES, interval.mean_losses(), strict=True))
         if replaced := int(distributed.all_reduce(torch.tensor(interval.replaced))):
             log.warning("%d pictures could not be decoded and were replaced since the last line of metrics", replaced)
         self.replaced_pictures += replaced
-        self.diverging = not math.isfinite(losses["loss"])
         images_per_second = interval.steps_here * self.feeder.images(at) / (time.monotonic() - interval.started)
         factor = self.timeline.learning_rate_factor(at, self.config.optim)
         record: dict[str, Any] = {
@@ -295,6 +281,7 @@ class Trainer:
         tracker.progress(at.number, name, figures, epoch_ended=self.timeline.ends_epoch(at.number))
         self._check_finite(at.number, list(losses.values()))
         self.interval = Interval(torch.zeros_like(interval.losses))
+        return losses["loss"]
 
     def _check_finite(self, step: int, losses: list[float]) -> None:
         """Raise `UserError`, on all ranks, for a loss that training will not come back from."""
@@ -307,12 +294,3 @@ class Trainer:
         saved = f"the newest checkpoint in {self.checkpoints.folder} is from before. " if self.saved_step else ""
         remedy = f"{saved}Lower optim.lr or optim.backbone_lr, or add optim.warmup_epochs"
         raise UserError(f"{problem}; {remedy}", on_all_ranks=True)
-
-
-@contextmanager
-def _naming(checkpoint: Path) -> Iterator[None]:
-    """Put the checkpoint before what a method says of it, on all ranks alike."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"resume: {checkpoint}: {error}", on_all_ranks=error.on_all_ranks) from error

@@ -45,8 +45,8 @@ def make(engine: str, precision: str = "fp32", seed: int = 0, adam: bool = False
         strategy = DataParallel(network, optimizer, precision=precision, device=CPU)
         strategy.begin_phase(source_only=False)
         return strategy
-    stage, batch = int(engine.removeprefix("zero-")), BATCH // distributed.world_size()
-    return DeepSpeed(network, optimizer, precision=precision, zero_stage=stage, batch_size=batch, device=CPU)
+    stage = int(engine.removeprefix("zero-"))
+    return DeepSpeed(network, optimizer, precision=precision, zero_stage=stage, device=CPU)
 
 
 def run(strategy: Strategy, memory: ExemplarMemory, steps: range) -> list[list[float]]:

@@ -17,7 +17,7 @@ from tests.integration.conftest import Domains
 from tests.integration.training import SHORT, assert_equal_runs, checkpoint_steps, final_tensors
 from tests.toy_method import ToyOptions
 
-TOY = Entry("a toy", "tests.toy_method:Toy", options=ToyOptions, reads=("model.embedding_dim", "model.dropout"))
+TOY = Entry("tests.toy_method:Toy", options=ToyOptions, reads=("model.embedding_dim", "model.dropout"))
 # The demo's file sets options of ECN, which the toy does not read.
 NOT_ECN = ["--memory.momentum", "0.01", "--loss.neighbors_from_epoch", "5"]
 
@@ -74,7 +74,7 @@ def test_its_options_are_checked(toy: list[str], tmp_path: Path, capsys) -> None
 @pytest.mark.timeout(300)
 def test_a_method_may_be_evaluated_by_a_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as a momentum encoder: in the run, by its export and by its checkpoints."""
-    mean_toy = Entry("a mean toy", "tests.toy_method:MeanToy", options=ToyOptions, reads=TOY.reads)
+    mean_toy = Entry("tests.toy_method:MeanToy", options=ToyOptions, reads=TOY.reads)
     monkeypatch.setitem(METHODS, "toy", mean_toy)
     shards, run = tmp_path / "shards", tmp_path / "run"
     pack_folder(write_market(tmp_path / "data"), shards)

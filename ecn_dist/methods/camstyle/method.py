@@ -40,9 +40,8 @@ class CamStyle(SourceHead):
 
     def losses(self, outputs: Tensors, batches: Batches, at: Step) -> dict[str, Tensor]:
         """L = L_source + L_copies: means over either batch, whatever their sizes."""
-        labels_b, smoothing = batches["copies"].labels, self.options.smoothing
-        loss_source = source_loss(outputs, batches)
-        loss_copies = F.cross_entropy(outputs["copies"], labels_b, label_smoothing=smoothing)
+        loss_source, smoothing = source_loss(outputs, batches), self.options.smoothing
+        loss_copies = F.cross_entropy(outputs["copies"], batches["copies"].labels, label_smoothing=smoothing)
         return {"loss": loss_source + loss_copies, "loss_source": loss_source, "loss_copies": loss_copies}
 
     @classmethod

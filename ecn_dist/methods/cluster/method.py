@@ -38,10 +38,9 @@ class Cluster(SourceHead):
         self.pictures = setting.target
         needed = setting.global_batch_size // self.options.instances * self.options.min_samples
         if self.pictures.num_pictures < needed:
-            raise UserError(
-                f"the target has {self.pictures.num_pictures} training pictures, and the clusters of a batch have at "
-                f"least {needed} (global_batch_size / cluster.instances, of cluster.min_samples pictures); lower these"
-            )
+            text = f"{self.pictures.num_pictures} training pictures, and the clusters of a batch have at least {needed}"
+            remedy = "(global_batch_size / cluster.instances, of cluster.min_samples pictures); lower these"
+            raise UserError(f"the target has {text} {remedy}")
         if self.options.source_weight:
             self.classifier = nn.Linear(self.backbone.num_features, setting.num_identities, bias=False)
             nn.init.normal_(self.classifier.weight, std=0.001)
@@ -110,19 +109,14 @@ class Cluster(SourceHead):
         pictures = extract(lambda images: normalized_features(self.backbone, images), copies=camera_style)
         indices_N = distributed.all_gather_uneven_rows(pictures.indices).cpu()
         camids_N = self.pictures.camids_N[indices_N]
-        labels_N = find_clusters(
-            pictures.features,
-            camids=camids_N if options.camera_aware else None,
-            sharded=True,
-            **options.search_arguments(first=epoch == 0),
-        ).labels.cpu()
+        given = options.search_arguments(first=epoch == 0) | {"camids": camids_N if options.camera_aware else None}
+        labels_N = find_clusters(pictures.features, sharded=True, **given).labels.cpu()
         pids_N = None if self.pictures.pids_N is None else self.pictures.pids_N[indices_N].numpy()
         figures = cluster_figures(labels_N.numpy(), camids_N.numpy(), pids_N)
         self._check_clusters(epoch, figures)
         self.labels_N[indices_N] = labels_N
         self._make_memories(int(figures["clusters"]))
-        own = self.labels_N[pictures.indices.cpu()].to(pictures.features.device)
-        self.memory.load_means(pictures.features, own)
+        self.memory.load_means(pictures.features, self.labels_N[pictures.indices.cpu()].to(pictures.features.device))
         if options.camera_weight:
             self.proxies.load_means(pictures.features, self.proxies_N[pictures.indices])
         return figures
@@ -166,14 +160,14 @@ class Cluster(SourceHead):
         wanted = self.setting.global_batch_size // self.options.instances
         if figures["clusters"] >= wanted:
             return
-        remedy = "clusters have grown together: lower cluster.eps"
+        remedy = "Clusters have grown together: lower cluster.eps"
         if 2 * figures["outliers"] > self.pictures.num_pictures:
             first = "train on a source first (optim.source_only_epochs, or a trained network's model.weights)"
-            remedy = f"most pictures are near no other: raise cluster.eps, or {first}"
+            remedy = f"Most pictures are near no other: raise cluster.eps, or {first}"
         raise UserError(
             f"epoch {epoch}: {figures['clusters']} clusters and {figures['outliers']} outliers of "
             f"{self.pictures.num_pictures} pictures at cluster.eps {self.options.eps:g}, and a batch takes {wanted} "
-            f"clusters. {remedy.capitalize()}; or take fewer clusters a batch (global_batch_size / cluster.instances)",
+            f"clusters. {remedy}; or take fewer clusters a batch (global_batch_size / cluster.instances)",
             on_all_ranks=True,
         )
 
@@ -220,27 +214,23 @@ class Cluster(SourceHead):
     @classmethod
     def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
         """Without the rows of clusters, whose number is known only in training, and the features' exchange."""
-        whole, batch = options["global_batch_size"], options["global_batch_size"] // world_size
+        whole = options["global_batch_size"]
         similarities = Transfer("similarities", "all_to_all", whole * 3 * 8)
-        return Costs(
-            transfers=(similarities, Transfer("softmax", "all_gather", batch * 8)), checkpoint_bytes=8 * num_pictures
-        )
+        softmax = Transfer("softmax", "all_gather", whole // world_size * 8)
+        return Costs(transfers=(similarities, softmax), checkpoint_bytes=8 * num_pictures)
 
     @classmethod
     def describe(cls, options: Mapping[str, Any]) -> str:
-        camera = "camera-aware " if options.get("cluster.camera_aware") else ""
-        text = (
-            f"Cluster memory: before each epoch the target's pictures are clustered by {camera}k-reciprocal neighbours "
-            f"and DBSCAN (eps {options.get('cluster.eps')}), and each is drawn to its cluster's mean"
+        aware = "camera-aware " if options.get("cluster.camera_aware") else ""
+        camera, source = (options.get(f"cluster.{name}_weight") for name in ("camera", "source"))
+        proxies = f", with weight {camera:g} to its cluster's means in all cameras" if camera else ""
+        more = f"; the source's identity loss counts with weight {source:g}" if source else ""
+        return (
+            f"Cluster memory: before each epoch the target's pictures are clustered by {aware}k-reciprocal neighbours "
+            f"and DBSCAN (eps {options.get('cluster.eps')}), and each is drawn to its cluster's mean{proxies}{more}."
         )
-        if weight := options.get("cluster.camera_weight"):
-            text += f", with weight {weight:g} to its cluster's means in all cameras"
-        if weight := options.get("cluster.source_weight"):
-            text += f"; the source's identity loss counts with weight {weight:g}"
-        return text + "."
 
 
 def _not_of_these(problem: str) -> UserError:
-    """Of a checkpoint whose parts do not fit each other, as all ranks see it."""
     text = f"the checkpoint has {problem}: it is damaged, or of other data; take an earlier one, or start anew"
     return UserError(text, on_all_ranks=True)

@@ -33,10 +33,8 @@ class ECN(SourceHead):
         self.weight, self.loss = setting.loss.target_weight, setting.loss
         num_exemplars = setting.target.num_pictures
         if self.loss.num_neighbors > num_exemplars:
-            raise UserError(
-                f"loss.num_neighbors: {self.loss.num_neighbors}, but the target has only {num_exemplars} training "
-                "pictures; lower it"
-            )
+            few = f"the target has only {num_exemplars} training pictures"
+            raise UserError(f"loss.num_neighbors: {self.loss.num_neighbors}, but {few}; lower it")
         automatic = torch.float64 if setting.dtype == torch.float64 else torch.float32
         dtype, memory = ROW_DTYPES.get(setting.memory.dtype, automatic), setting.memory
         self.memory = ExemplarMemory(
@@ -57,8 +55,7 @@ class ECN(SourceHead):
     def passes(self, images: Tensors, at: Step) -> dict[str, Tensor]:
         """Source logits (b, P), then the target feature x = dropout(z / ||z||) (b, D), not of unit length.
 
-        The two domains pass one after the other, each with its own BatchNorm statistics; the running statistics see
-        both in that order.
+        Each domain's pass has its own BatchNorm statistics; the running ones see both in that order.
         """
         outputs = self.source_passes(images, at)
         z_bD = self.embedding(self.backbone(images["target"]))
@@ -90,8 +87,8 @@ class ECN(SourceHead):
 
     @classmethod
     def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
-        whole, dim = options["global_batch_size"], options["model.embedding_dim"]
-        neighbors = options["loss.num_neighbors"]
+        keys = ("global_batch_size", "model.embedding_dim", "loss.num_neighbors")
+        whole, dim, neighbors = (options[key] for key in keys)
         batch, rows = whole // world_size, distributed.RowPartition(num_pictures, world_size).rows_per_rank
         row_dtype = ROW_DTYPES.get(options["memory.dtype"])
         row_bytes = dim * (row_dtype.itemsize if row_dtype else element) + 8  # and when it was written
@@ -111,10 +108,8 @@ class ECN(SourceHead):
     def check(cls, options: Mapping[str, Any]) -> None:
         base, epochs = options["memory.momentum"], options["epochs"]
         if (last := base * (epochs - 1)) >= 1:
-            raise UserError(
-                f"memory.momentum: {base} times the last epoch ({epochs - 1}) is {last:g}, and must stay below 1; "
-                "lower memory.momentum or epochs"
-            )
+            product = f"{base} times the last epoch ({epochs - 1}) is {last:g}"
+            raise UserError(f"memory.momentum: {product}, and must stay below 1; lower memory.momentum or epochs")
 
     @classmethod
     def describe(cls, options: Mapping[str, Any]) -> str:
@@ -123,11 +118,9 @@ class ECN(SourceHead):
             return ""
         if weight == 0:
             return "Control: the target's pictures pass through the network, but there is no target loss (lambda = 0)."
-        parts = ["exemplar-invariance (E)"]
-        if options.get("data.camera_style"):
-            parts.append("camera-invariance (C)")
-        if neighbors := options.get("loss.num_neighbors"):
-            since = options.get("loss.neighbors_from_epoch", 0)
-            parts.append(f"neighbourhood-invariance (N, k = {neighbors}, from epoch {since})")
-        joined = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+        neighbors, since = options.get("loss.num_neighbors"), options.get("loss.neighbors_from_epoch", 0)
+        camera = "camera-invariance (C)" if options.get("data.camera_style") else ""
+        near = f"neighbourhood-invariance (N, k = {neighbors}, from epoch {since})" if neighbors else ""
+        *parts, last = filter(None, ("exemplar-invariance (E)", camera, near))
+        joined = " and ".join(filter(None, (", ".join(parts), last)))
         return f"The source's identity loss, and with weight lambda = {weight:g} the target's loss with {joined}."

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecn_dist.errors import UserError
-from ecn_dist.methods.base import Batches, Costs, Setting, Step, Tensors, Transfer, source_loss
+from ecn_dist.methods.base import Batches, Costs, Setting, Step, Tensors, source_loss
 from ecn_dist.methods.ecn.method import ECN
 from ecn_dist.methods.fmcl.options import FMCLOptions
 from ecn_dist.methods.source_only import SourceHead
@@ -67,52 +67,38 @@ class FMCL(ECN):
 
     def finish_step(self, outputs: Tensors, batches: Batches, took_step: bool, at: Step) -> None:
         super().finish_step(outputs, batches, took_step, at)
+        options = self.options
         if took_step:  # on the source alone, too
-            options = self.options
-            a = options.momentum if at.epoch >= options.momentum_from_epoch else options.first_momentum
-            self.encoder.update(self, a)
+            late = at.epoch >= options.momentum_from_epoch
+            self.encoder.update(self, options.momentum if late else options.first_momentum)
 
     # What it tells.
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
         if options["model.batchnorm"] == "local":
-            raise UserError(
-                "model.batchnorm: with local statistics every rank would have another momentum encoder; "
-                "method fmcl takes sync or group"
-            )
+            raise UserError("model.batchnorm: with local statistics every rank would have its own encoder; take sync")
 
     @classmethod
     def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
         costs = super().costs(options, num_pictures=num_pictures, world_size=world_size, element=element)
-        whole, dim, neighbors = (
-            options["global_batch_size"],
-            options["model.embedding_dim"],
-            options["loss.num_neighbors"],
-        )
-        batch = whole // world_size
-        return replace(
-            costs,
-            transfers=(
-                Transfer("features", "all_gather", batch * (dim * element + 8)),
-                Transfer("similarities, neighbours", "all_to_all", whole * (2 + 2 * neighbors) * 8),
-                Transfer("softmax, neighbours", "all_gather", batch * (2 + 2 * neighbors) * 8),
-                Transfer("features' gradients", "reduce_scatter", whole * dim * element),
-                Transfer("new rows", "all_gather", batch * (dim * element + 8)),
-            ),
-        )
+        features, similarities, softmax, gradients = costs.transfers
+        payload = options["global_batch_size"] * (2 + 2 * options["loss.num_neighbors"]) * 8
+        similarities, softmax = similarities._replace(payload=payload), softmax._replace(payload=payload // world_size)
+        rows = features._replace(what="new rows")
+        return replace(costs, transfers=(features, similarities, softmax, gradients, rows))
 
     @classmethod
     def describe(cls, options: Mapping[str, Any]) -> str:
         weight, neighbors = options.get("loss.target_weight", 0), options.get("loss.num_neighbors")
-        text = f"FMCL: the source's identity loss, and with weight lambda = {weight:g} the contrast of a target picture"
-        if options.get("data.camera_style"):
-            text += " in a random camera's style"
-        text += ", its momentum encoder's feature as positive, with the other pictures' features"
-        if neighbors:
-            since = options.get("loss.neighbors_from_epoch", 0)
-            text += f" (the {neighbors} nearest are positives too from epoch {since})"
-        return f"{text}; its source logits follow the momentum encoder's, which is what is evaluated."
+        style = " in a random camera's style" if options.get("data.camera_style") else ""
+        since = options.get("loss.neighbors_from_epoch", 0)
+        more = f" (the {neighbors} nearest are positives too from epoch {since})" if neighbors else ""
+        return (
+            f"FMCL: the source's identity loss, and with weight lambda = {weight:g} the contrast of a target picture"
+            f"{style}, its momentum encoder's feature as positive, with the other pictures' features{more}; its source "
+            "logits follow the momentum encoder's, which is what is evaluated."
+        )
 
 
 class Embedder(nn.Module):

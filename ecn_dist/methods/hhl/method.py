@@ -57,8 +57,8 @@ class HHL(SourceHead):
     def losses(self, outputs: Tensors, batches: Batches, at: Step) -> dict[str, Tensor]:
         """L = L_source + triplet_weight L_triplet; a target picture and its copies are an identity of their own."""
         loss_source = source_loss(outputs, batches)
-        of_target_b = self.setting.num_identities + batches["target"].indices
-        labels_b = torch.cat([batches["identities"].labels, of_target_b])
+        target_b = self.setting.num_identities + batches["target"].indices
+        labels_b = torch.cat([batches["identities"].labels, target_b])
         embeddings_bT = torch.cat([outputs["identities"], outputs["target"]])
         loss_triplet = triplet_loss(embeddings_bT, labels_b, self.options.margin)
         loss = loss_source + self.options.triplet_weight * loss_triplet
@@ -67,10 +67,8 @@ class HHL(SourceHead):
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
         identities = options["hhl.source_identities"] * options["hhl.instances"]
-        target_pictures = options["hhl.target_pictures"]
-        check_streams(
-            options, {"hhl.source_identities x hhl.instances": identities, "hhl.target_pictures": target_pictures}
-        )
+        sizes = {"hhl.source_identities x hhl.instances": identities}
+        check_streams(options, sizes | {"hhl.target_pictures": options["hhl.target_pictures"]})
 
     @classmethod
     def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
@@ -84,10 +82,9 @@ class HHL(SourceHead):
         text = "HHL: the source's identity loss"
         if not (weight := options.get("hhl.triplet_weight", 0)):
             return f"{text} alone; the target's pictures pass through the network, without a loss (control)."
+        copies = " and a target picture's copies in other cameras' styles are its positives"
         text += f", and with weight {weight:g} a triplet loss in which source and target are negatives of each other"
-        if options.get("data.camera_style"):
-            text += " and a target picture's copies in other cameras' styles are its positives"
-        return text + "."
+        return f"{text}{copies if options.get('data.camera_style') else ''}."
 
 
 def triplet_loss(embeddings_bT: Tensor, labels_b: Tensor, margin: float) -> Tensor:

@@ -16,6 +16,7 @@ import pytest
 from ecn_dist.data import fetch as fetch_module
 from ecn_dist.data.fetch import Patience, fetch, fetch_bytes, shown
 from ecn_dist.errors import UserError
+from tests.http_server import FolderServer
 from tests.unit.data.test_stream_loader import within
 
 IMPATIENT = Patience(attempts=3, stall_seconds=0.5, backoff_seconds=0.02)
@@ -146,6 +147,17 @@ def test_other_addresses_are_opened_by_fsspec(tmp_path: Path) -> None:
 )
 def test_messages_tell_no_secret(url: str, told: str) -> None:
     assert shown(url) == told
+
+
+def test_addresses_are_quoted_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "grö ße").write_bytes(b"abc")
+    server = FolderServer(tmp_path)
+    for name in ("grö ße", "gr%C3%B6%20%C3%9Fe"):
+        assert fetch_bytes(f"{server.url}/{name}", 3) == b"abc"
+    server.stop()
+    for url in ("http://[::1/x", f"http://{'ü' * 70}.de/x", f"http://{'a' * 300}/x"):
+        with pytest.raises(UserError, match="cannot be fetched, after 1 attempts"):
+            fetch_bytes(url, 3, Patience(attempts=1))
 
 
 def test_whole_files_and_commands_that_fail(tmp_path: Path) -> None:

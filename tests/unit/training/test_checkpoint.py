@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ecn_dist.errors import UserError
-from ecn_dist.training.checkpoint import META, CheckpointStore, Keep, damage, load, read_meta
+from ecn_dist.training.checkpoint import META, CheckpointStore, damage, load, read_meta
 
 
 def state(value: float = 1.0, rows: int = 100) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ def test_the_newest_are_kept(store: CheckpointStore) -> None:
 
 
 def test_the_best_and_stated_epochs_are_kept(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, Keep(newest=1, best=True, epochs=(0, 4)))
+    store = CheckpointStore(tmp_path, 1, keep_best=True, keep_epochs=(0, 4))
     # The trapezoid's area is largest where all pictures tie, at epoch 3.
     areas = {1: (0.2, 0.2), 2: (0.5, 0.5), 3: (0.6, 0.3), 5: (0.4, 0.4)}
     for epoch in range(6):
@@ -95,7 +95,7 @@ def test_the_best_and_stated_epochs_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_best_is_one_of_those_evaluated_on_the_newest_validation_data(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, Keep(newest=1, best=True))
+    store = CheckpointStore(tmp_path, 1, keep_best=True)
     assert store.best() is None
     for step, (data, area) in enumerate((("easier", 0.9), ("ours", 0.3), ("ours", 0.4), ("ours", 0.2), ("ours", 0.4))):
         store.save(step, state(), {"validation": {"data": data, "mAP_stepwise": area}})
