@@ -257,7 +257,7 @@ class _ConfigFile(ActionConfigFile):
             parser.parse_path(values)  # by itself too, as later options may override a wrong value, or hide whose it is
         except UnicodeDecodeError as error:
             raise UserError(f"{values}: is no UTF-8 text ({error.reason}); store it as UTF-8") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # the latter: a number that Python cannot make of its text
             raise UserError(f"{values}: is no YAML that can be read ({error})") from error
         except (UserError, ArgumentError) as error:
             raise UserError(f"{values}: {_with_nearest_key(str(error))}") from error

@@ -49,8 +49,7 @@ def shown(url: str) -> str:
     if url.startswith("pipe:"):
         url = SECRET.sub(r"\1***", url)
     elif "://" in url:
-        scheme, host, path, _, _ = urllib.parse.urlsplit(url)
-        url = f"{scheme}://{host.rpartition('@')[2]}{path}"
+        url = re.sub(r"(?s)^(.*?://)(?:[^/?#]*@)?([^?#]*).*", r"\1\2", url)
     return "".join(c if c.isprintable() else "?" for c in url)
 
 

@@ -153,9 +153,10 @@ def picture_error(split: SplitIndex, row: int, slot: int, error: Exception) -> U
     """The error that names the shard and the member that cannot be decoded."""
     style = "" if slot == split.num_cameras else f".cam{slot:02d}"
     path = shown(split.shard_path(int(split.members["shard"][row])))
+    cached = ", or remove the shard from the cache, if only its copy there is damaged" if is_url(split.folder) else ""
     return UserError(
         f"{path}: {split.members['index'][row]:08d}{style}.jpg ({_sample(split, row)}) cannot be decoded: {error}. "
-        "Repair the picture and pack again (`train --data.max_bad_samples N` replaces up to N of them)"
+        f"Repair the picture and pack again (`train --data.max_bad_samples N` replaces up to N of them){cached}"
     )
 
 

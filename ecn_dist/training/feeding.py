@@ -96,9 +96,17 @@ class Feeder:
         given = self._method.labels(feed.name)
         remedy = f"lower {feed.sized_by}, or pack more of them" if given is None else self._method.too_few_labels
         labels = split.labels if given is None else given[split.indices]
-        about = {"identities": feed.batch_size // feed.instances, "instances": feed.instances, "epoch": epoch}
-        own = {"domain": feed.name, "remedy": remedy}
-        return IdentityPlan(labels, split.indices, split.camids, seed=self._config.seed, **about, **own)
+        return IdentityPlan(
+            labels,
+            split.indices,
+            split.camids,
+            identities=feed.batch_size // feed.instances,
+            instances=feed.instances,
+            seed=self._config.seed,
+            domain=feed.name,
+            epoch=epoch,
+            remedy=remedy,
+        )
 
 
 def pictures(feed: Feed, splits: dict[str, SplitIndex]) -> int:

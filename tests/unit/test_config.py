@@ -63,6 +63,8 @@ BOMB = "a: &a [x, x, x]\n" + "".join(
         (b"memory: {momentum: 0.5}\nloss: {}\nmemory: {temperature: 0.1}\n", "memory stands twice"),
         (b"memory:\n  momentum: 0.5\n  momentum: 0.1\n", "memory.momentum stands twice"),
         (b"memory: [", "no YAML"),
+        (b"seed: 0b_", "no YAML that can be read"),
+        (b"seed: " + b"1" * 5000, "no YAML that can be read"),
         (b"\x00", "no YAML"),
         (b"? [epochs]\n: 3\n", "unhashable key"),
         (b"data: {? {workers: 1} : 3}\n", "unhashable key"),
@@ -78,7 +80,7 @@ BOMB = "a: &a [x, x, x]\n" + "".join(
         (b"model: {std: !!binary aGVq}", "model.std is of YAML's type !!binary"),
         (b"model: {std: !!set {0.1, 0.2, 0.3}}", "model.std is of YAML's type !!set"),
     ],
-    ids=range(23),
+    ids=range(25),
 )
 def test_a_file_that_cannot_be_used_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
