@@ -52,9 +52,9 @@ class PairDistances:
     that some pairs have lowered.
     """
 
-    def __init__(self, query_features: Tensor, gallery_features: Tensor, device: torch.device) -> None:
-        self._sources = (query_features, gallery_features)
-        dim = query_features.shape[1]
+    def __init__(self, query: Tensor, gallery: Tensor, device: torch.device) -> None:
+        self._sources = (query, gallery)
+        dim = query.shape[1]
         width = -(-dim // 8) * 8  # rows of whole vector registers: every row is summed in the same order
         slots = (2**20 if device.type == "cpu" else 2**27) // (8 * width) or 1  # in the processor's cache
         self._rows = [source.new_empty((slots, dim)) for source in self._sources]
@@ -95,25 +95,23 @@ class ProductSpace:
     raises a `UserError`.
     """
 
-    def __init__(
-        self, query_features: Tensor, gallery_features: Tensor, device: torch.device, bytes_per_query: int, budget: int
-    ) -> None:
-        self._query_features, self._gallery_features, self._device = query_features, gallery_features, device
-        self.dim = query_features.shape[1]
+    def __init__(self, query: Tensor, gallery: Tensor, device: torch.device, bytes_per_query: int, budget: int) -> None:
+        self._query, self._gallery, self._device = query, gallery, device
+        self.dim = query.shape[1]
         self.max_queries = max(1, min(MAX_BLOCK, budget // 2 // (bytes_per_query + 16 * self.dim)))
         chunk = budget // 2 // (8 * self.dim + BYTES_PER_ENTRY * self.max_queries)
         self.chunk = max(ALIGNMENT, chunk // ALIGNMENT * ALIGNMENT)
         self._side = torch.zeros((self.chunk, self.dim + 2), dtype=torch.float32, device=device)
         self._product = torch.zeros(self.max_queries * self.chunk, dtype=torch.float32, device=device)
-        sample = gallery_features[:: len(gallery_features) // SAMPLE + 1].to(device)
+        sample = gallery[:: len(gallery) // SAMPLE + 1].to(device)
         total = torch.nn.functional.pad(sample.sum(0, dtype=torch.float64), (0, 1), value=len(sample))
         total = distributed.all_reduce(total)
         self._offset = total[:-1] / total[-1]
-        self._query_norms, self._gallery_norms = self._norms(query_features), self._norms(gallery_features)
+        self._query_norms, self._gallery_norms = self._norms(query), self._norms(gallery)
         largest = torch.stack([norms.max() for norms in (self._query_norms, self._gallery_norms) if len(norms)]).max()
         if distributed.any_rank(not torch.isfinite(largest)):
             bad = None
-            for name, features in (("gallery", gallery_features), ("query", query_features)):
+            for name, features in (("gallery", gallery), ("query", query)):
                 if len(rows := (~torch.isfinite(features).all(1)).nonzero()):
                     bad = f"{name} features are not finite, first in row {int(rows[0])}; check the network"
             distributed.raise_together(bad)
@@ -141,7 +139,7 @@ class ProductSpace:
         `origin` and `scale` (Q,) are float64, one for each of `queries` (int64 rows).
         """
         side = torch.empty((len(queries), self.dim + 2), dtype=torch.float32, device=self._device)
-        features = self._shift(self._query_features.index_select(0, queries.to(self._query_features.device)))
+        features = self._shift(self._query.index_select(0, queries.to(self._query.device)))
         side[:, : self.dim] = features.mul_((-2 * self.factor * scale[:, None]).to(features.dtype))
         side[:, self.dim] = scale
         side[:, self.dim + 1] = scale * ((self._query_norms[queries] * self.factor).square() - origin) + start
@@ -152,7 +150,7 @@ class ProductSpace:
 
         Columns beyond n are infinite. The next product overwrites the result.
         """
-        features = self._gallery_features.index_select(0, pictures.to(self._gallery_features.device))
+        features = self._gallery.index_select(0, pictures.to(self._gallery.device))
         size = len(features)
         width = -(-size // ALIGNMENT) * ALIGNMENT
         side = self._side[:width]

@@ -106,10 +106,10 @@ class Nearest:
                 continue
             count = torch.bincount(row, minlength=len(best))
             place, width = place_in_row(row, count) + best.shape[1], int(count.max())
-            values = torch.nn.functional.pad(best, (0, width), value=torch.inf)
+            all_values = torch.nn.functional.pad(best, (0, width), value=torch.inf)
             all_numbers = torch.nn.functional.pad(kept, (0, width), value=-1)
-            values[row, place], all_numbers[row, place] = found, number
-            self.values[rows], self.numbers[rows] = in_order(values, all_numbers, best.shape[1])
+            all_values[row, place], all_numbers[row, place] = found, number
+            self.values[rows], self.numbers[rows] = in_order(all_values, all_numbers, best.shape[1])
 
 
 def in_order(values: Tensor, numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -122,14 +122,12 @@ def in_order(values: Tensor, numbers: Tensor, count: int) -> tuple[Tensor, Tenso
 class NeighborSearch:
     """Nearest pictures of blocks of queries in a gallery on this rank. All ranks make it together (`ProductSpace`)."""
 
-    def __init__(
-        self, query_features: Tensor, gallery_features: Tensor, num_neighbors: int, device: torch.device, budget: int
-    ) -> None:
-        self.num_pictures, self._device = len(gallery_features), device
+    def __init__(self, query: Tensor, gallery: Tensor, num_neighbors: int, device: torch.device, budget: int) -> None:
+        self.num_pictures, self._device = len(gallery), device
         self._num_kept = min(num_neighbors, self.num_pictures)
         self._num_candidates = min(num_neighbors + SPARE, self.num_pictures)
-        self._space = ProductSpace(query_features, gallery_features, device, 64 * self._num_candidates, budget)
-        self.distances = PairDistances(query_features, gallery_features, device)
+        self._space = ProductSpace(query, gallery, device, 64 * self._num_candidates, budget)
+        self.distances = PairDistances(query, gallery, device)
 
     def of(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Exact distances (R, k) of `queries` (R,), ascending, and gallery rows (R, k); equals by gallery row.

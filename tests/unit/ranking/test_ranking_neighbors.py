@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ecn_dist.errors import UserError
-from ecn_dist.ranking import evaluate_ranking, expand_queries, nearest_pictures
+from ecn_dist.ranking import evaluate_ranking, expand_queries, nearest_pictures, neighbors
 from tests.ranking_cases import clustered_case, random_case
 
 SMALL_BUDGET = 400_000
@@ -28,6 +28,13 @@ def test_nearest_pictures_are_those_of_a_sort(k: int, budget: int) -> None:
         expected_distances, expected = sorted_neighbors(query, gallery, k)
         np.testing.assert_array_equal(pictures, expected)
         np.testing.assert_allclose(distances, expected_distances, rtol=1e-13)
+
+
+def test_a_product_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "BATCH", 2000)
+    case = clustered_case(0, 70, 600, 24)
+    _, pictures = nearest_pictures(case.query_features, case.gallery_features, 7)
+    np.testing.assert_array_equal(pictures, sorted_neighbors(case.query_features, case.gallery_features, 7)[1])
 
 
 def test_expanded_queries_are_means() -> None:
