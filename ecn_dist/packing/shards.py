@@ -36,7 +36,7 @@ from ecn_dist.processes import choose_workers, run_jobs
 
 TAR_BLOCK = 512
 MEASURED_SAMPLES = 64  # written beforehand, to learn how many bytes a sample takes
-UNFINISHED, LOCK_NAME = ".packing-", ".packing.lock"
+UNFINISHED, WHOLE, LOCK_NAME = ".packing-", ".packed", ".packing.lock"
 _OUR_FILES = re.compile(rf"({'|'.join(SPLIT_NAMES)})(-\d{{6,}}\.tar|\.members\.npy)")
 
 
@@ -146,22 +146,44 @@ def new_shards(output: Path, overwrite: bool = False) -> Iterator[Path]:
     """A folder within `output` to write shards, sidecars and index into, whose files become `output`'s in the end.
 
     They replace the shards that `output` holds, if `overwrite` allows that; index.json comes last, so that a folder
-    that has one is whole. After an exception, `output` holds what it held. Raises `UserError` where `output` holds
+    that has one is whole. After an exception, `output` holds what it held; a kill while they are replaced is made good
+    by the next call. Raises `UserError` where `output` holds
     shards, another process packs into it, or it cannot be written.
     """
     check_output(output, overwrite)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with _only_packer(output), tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=output) as folder:
+        with _only_packer(output):
+            _take_over(output)
             check_output(output, overwrite)  # another may just have ended
-            unfinished = Path(folder)
-            yield unfinished
-            for path in _holds_shards(output):
-                path.unlink()
-            for path in sorted(unfinished.iterdir(), key=lambda path: (path.name == INDEX_NAME, path.name)):
-                os.replace(path, output / path.name)
+            folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=output))
+            try:
+                yield folder
+                folder.rename(output / WHOLE)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            try:
+                _take_over(output)
+            except KeyboardInterrupt:  # the end is near, and half of two packs is nothing
+                _take_over(output)
+                raise
     except OSError as error:  # pictures that cannot be read are collected, so this is the output
         raise UserError(f"cannot write {output}: {error}") from error
+
+
+def _take_over(output: Path) -> None:
+    """Put a whole new pack in the place of what `output` holds. Goes on where a kill ended it."""
+    whole = output / WHOLE
+    if (index := whole / INDEX_NAME).is_file():
+        splits = json.loads(index.read_bytes())["splits"].values()
+        new = {file["name"] for split in splits for file in (split["members"], *split["shards"])}
+        for path in _holds_shards(output):
+            if path.name not in new:
+                path.unlink()
+        for path in sorted(whole.iterdir(), key=lambda path: path == index):
+            (output / INDEX_NAME).unlink(missing_ok=True)
+            path.replace(output / path.name)
+    shutil.rmtree(whole, ignore_errors=True)
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:
@@ -291,6 +313,6 @@ def check_output(output: Path, overwrite: bool) -> None:
     """`UserError` where the output is no folder, or holds shards that are not to be replaced."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; name a folder for the shards")
-    if (held := _holds_shards(output)) and not overwrite:
+    if (held := _holds_shards(output)) and not overwrite and not (output / WHOLE).is_dir():
         names = first_few(path.name for path in held)
         raise UserError(f"{output} already holds shards ({names}). Remove them (`pack`: --overwrite), or name another")

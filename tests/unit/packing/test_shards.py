@@ -180,6 +180,33 @@ def test_an_interrupted_overwrite_keeps_the_old_shards(
     assert folder_bytes(str(tmp_path)) == before
 
 
+@pytest.mark.parametrize("moves", range(7))
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_shards_half_replaced_are_replaced_in_the_end(
+    market: Path, tmp_path: Path, moves: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt waits for the end; what a kill leaves (here: another exception), the next pack makes good."""
+    pack_folder(market, tmp_path / "new", min_shards=1)
+    pack_folder(market, output := tmp_path / "old", min_shards=4, seed=5)
+    replace, left = Path.replace, iter(range(moves))
+
+    def cut_off(path: Path, to: Path) -> Path:
+        if path.parent.name == ".packed" and next(left, None) is None:
+            monkeypatch.setattr(Path, "replace", replace)
+            raise error
+        return replace(path, to)
+
+    monkeypatch.setattr(Path, "replace", cut_off)
+    with pytest.raises(error):
+        pack_folder(market, output, overwrite=True, min_shards=1)
+    if error is SystemExit:
+        assert not (output / "index.json").exists()
+        with pytest.raises(UserError, match="already holds shards"):
+            pack_folder(market, output, min_shards=1)
+    assert folder_bytes(str(output)) == folder_bytes(str(tmp_path / "new"))
+    assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in (tmp_path / "new").iterdir())
+
+
 def test_a_killed_pack_is_no_obstacle(market: Path, tmp_path: Path) -> None:
     (tmp_path / ".packing-x").mkdir()
     (tmp_path / ".packing-x" / "train-000099.tar").write_bytes(b"half")
