@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+import yaml
 
 from ecn_dist import config as configuration
 from ecn_dist import distributed
 from ecn_dist.data import ShardIndex
 from ecn_dist.errors import UserError
 from ecn_dist.files import atomic_file, write_atomically
-from ecn_dist.reporting import model_card, run_reader
+from ecn_dist.reporting import model_card, run_reader, words
 from ecn_dist.reporting.run_reader import CARD, CONFIG, FIGURES, METRICS, REPORT, SUMMARY, WEIGHTS, read_metrics
 from ecn_dist.training.checkpoint import CheckpointStore, damage, read_meta
 from ecn_dist.training.tracking import log
@@ -30,6 +31,9 @@ _SECONDS_UNTIL_SEEN = 5.0  # a network file system shows new files late
 # and of the device its kind counts, which is in the checkpoints.
 _NO_RESULT = ("output_dir", "device", "timeout_seconds", "resume", "resume_changed", "data.workers", "source", "target")
 _NO_RESULT_SECTIONS = ("checkpoint.", "evaluation.", "logging.")
+# Options that may differ between the ranks of a run; of places it counts that one is given.
+_OF_HOST = ("workers", "data.workers", "device", "resume")
+_PLACES = ("output_dir", "output", "data", "source", "target", "checkpoint", "checkpoint.validation", "model.weights")
 # In full precision an engine is like a number of ranks: another order of the same sums.
 _ROUNDING_ONLY = ("engine", "deepspeed.zero_stage")
 
@@ -83,8 +87,10 @@ class Run(AbstractContextManager):
         """Make the folder this run's own; False where this very run is there already, finished. Collective.
 
         A folder that holds a run is only looked at: `begin` changes it. Raises `UserError` where the folder holds
-        another run or a running one, where `resume` cannot be followed, and where a rank does not see the folder.
+        another run or a running one, where `resume` cannot be followed, and where a rank does not see the folder or was
+        started with other options or data.
         """
+        self._check_alike()
 
         def on_main() -> str | None:
             if self.folder.exists() and not self.folder.is_dir():
@@ -103,6 +109,22 @@ class Run(AbstractContextManager):
         if owner is not None:
             distributed.together(lambda: self._check_shared(owner))
         return owner is not None
+
+    def _check_alike(self) -> None:
+        """Raise `UserError` on all ranks where one has other options or data than rank 0. Collective."""
+        own = words.flat(yaml.safe_load(self.schema.dump(self.config)))
+        own |= {key: "a path" for key in _PLACES if own.get(key) not in (None, "", "imagenet", "none")}
+        own |= {f"data of {domain}": fingerprint[:12] for domain, fingerprint in self.data.items()}
+        (_, first), *others = distributed.gather_objects((socket.gethostname(), own))
+        for rank, (host, given) in enumerate(others, start=1):
+            keys = [key for key in given if key not in _OF_HOST and given[key] != first.get(key)]
+            if keys:
+                differ = "; ".join(f"{key}: {first.get(key)} -> {given[key]}" for key in keys[:5])
+                raise UserError(
+                    f"rank {rank} on host {host} was started otherwise than rank 0: {differ}. Give all ranks the same "
+                    "options and data",
+                    on_all_ranks=True,
+                )
 
     def checkpoint(self) -> Path | None:
         """The checkpoint to continue from, or None for a fresh start, in a claimed folder. Collective.

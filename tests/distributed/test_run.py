@@ -1,12 +1,13 @@
 """The run folder on several ranks: what one of them finds is raised on all, and hosts must share it."""
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ecn_dist import distributed
-from ecn_dist.config import Config
+from ecn_dist.config import CheckpointConfig, Config, OptimConfig
 from ecn_dist.errors import UserError
 from ecn_dist.training.run import Run
 
@@ -29,6 +30,41 @@ def test_hosts_that_do_not_share_the_folder(ranks, tmp_path: Path) -> None:
     said = set(ranks(2).run(error_of_claim, folders))
     assert len(said) == 1
     assert f"rank 1 on host {socket.gethostname()} does not see in {folders[1]}" in said.pop()
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "said"),
+    [
+        ({"seed": 7}, "same", "seed: 0 -> 7"),
+        ({"optim": OptimConfig(lr=0.5)}, "same", "optim.lr: 0.1 -> 0.5"),
+        ({"checkpoint": CheckpointConfig(every_steps=3)}, "same", "checkpoint.every_steps: 0 -> 3"),
+        ({"target": ""}, "same", "target: a path -> "),
+        ({}, "other", "data of target: same -> other"),
+    ],
+)
+def test_ranks_that_were_started_otherwise(ranks, options: dict, data: str, said: str, tmp_path: Path) -> None:
+    given = Config(target="T", output_dir=str(tmp_path / "run"))
+    errors = ranks(2).run(error_of_rank_1s, given, replace(given, **options), data)
+    assert errors[0] == errors[1]
+    assert f"rank 1 on host {socket.gethostname()} was started otherwise than rank 0: {said}" in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def error_of_rank_1s(given: Config, other: Config, data: str) -> str:
+    config, data = (given, "same") if distributed.is_main() else (other, data)
+    with pytest.raises(UserError) as raised:
+        Run(config, {"target": data}).claim()
+    return str(raised.value)
+
+
+def check_claim_of_other_places(folder: Path) -> None:
+    own = {"target": f"T{distributed.rank()}", "resume": ("auto", "never")[distributed.rank()]}
+    with Run(Config(output_dir=str(folder), **own), {}) as run:
+        assert run.claim()
+
+
+def test_places_may_differ_between_hosts(ranks, tmp_path: Path) -> None:
+    ranks(2).run(check_claim_of_other_places, tmp_path / "run")
 
 
 def check_rank_0_cannot_remove(folder: Path) -> None:
