@@ -5,13 +5,13 @@ from pathlib import Path
 
 from ecn_dist import distributed
 from ecn_dist.command import BatchSize, Checkpoint, Device, Loaders, RunConfig, verb
-from ecn_dist.data import ShardIndex
 from ecn_dist.errors import UserError
 from ecn_dist.files import check_name, write_atomically
 from ecn_dist.methods.options import Natural
 from ecn_dist.ranking import evaluating
 from ecn_dist.reporting import words
 from ecn_dist.training import feeding, tracking
+from ecn_dist.training.building import load_index
 from ecn_dist.training.trained import load_trained
 
 
@@ -44,7 +44,7 @@ def main(
     distributed.start(where)
     if output is not None:
         distributed.together(lambda: check_name(output, output.suffix) if distributed.is_main() else None)
-    index = distributed.together(lambda: ShardIndex.load(data))
+    index = load_index(data)
     if not evaluating.has_evaluation(index):
         raise UserError(f"{data} lacks query or gallery, it has: {', '.join(index.splits)}", on_all_ranks=True)
     backbone, trained = load_trained(checkpoint, where, config)

@@ -13,13 +13,14 @@ from ecn_dist import distributed
 from ecn_dist.clustering import find_clusters
 from ecn_dist.clustering.quality import cluster_figures
 from ecn_dist.command import BatchSize, Checkpoint, Device, Loaders, RunConfig, verb
-from ecn_dist.data import ShardIndex, SplitIndex
+from ecn_dist.data import SplitIndex
 from ecn_dist.data.reader import ShardReader
 from ecn_dist.errors import UserError
 from ecn_dist.files import check_name, write_atomically
 from ecn_dist.methods.cluster.options import ClusterOptions
 from ecn_dist.methods.options import Count, Positive, check_ranges
 from ecn_dist.ranking.features import EvaluationInput, extract_split
+from ecn_dist.training.building import load_index
 from ecn_dist.training.trained import load_trained
 
 
@@ -65,7 +66,8 @@ def main(
     check_name(output, ".csv")
     where = distributed.resolve_device(device)
     distributed.start(where)
-    pictures = distributed.together(lambda: ShardIndex.load(data).split(split))
+    index = load_index(data)
+    pictures = distributed.together(lambda: index.split(split))
     backbone, trained = load_trained(checkpoint, where, config)
     given = {"eps": eps, "min_samples": min_samples, "k1": k1, "k2": k2, "k1_intra": k1_intra, "k1_inter": k1_inter}
     given = {name: value for name, value in given.items() if value is not None}

@@ -4,6 +4,7 @@ Shape letters: b rows here, B rows on all ranks (B = W b), W ranks.
 """
 
 import errno
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -154,17 +155,24 @@ def gather_objects(value: T) -> list[T]:
     return values  # type: ignore[return-value]
 
 
-def raise_together(error: str | None) -> None:
-    """Where any rank gives an error, raise a `UserError` on all ranks alike, so that none waits. Collective."""
-    texts = enumerate(gather_objects(error))
-    errors = {at: text or "an error without a text" for at, text in texts if text is not None}
-    if len(distinct := set(errors.values())) == 1:
-        raise UserError(distinct.pop(), on_all_ranks=True)
+def raise_together(error: str | None, *, of_main: bool = False) -> None:
+    """Where any rank gives an error, raise a `UserError` on all ranks alike, so that none waits. Collective.
+
+    The ranks are named with their hosts, but where all give the same, or only rank 0 can (`of_main`).
+    """
+    given = enumerate(
+        gather_objects(None if error is None else (socket.gethostname(), error or "an error without a text"))
+    )
+    errors = {at: found for at, found in given if found is not None}
+    texts = {text for _, text in errors.values()}
+    if len(texts) == 1 and (of_main or len(errors) == world_size()):
+        raise UserError(texts.pop(), on_all_ranks=True)
     if errors:
-        raise UserError("\n".join(f"rank {at}: {text}" for at, text in errors.items()), on_all_ranks=True)
+        named = (f"rank {at} on host {host}: {text}" for at, (host, text) in errors.items())
+        raise UserError("\n".join(named), on_all_ranks=True)
 
 
-def together(action: Callable[[], T], what: str = "") -> T:
+def together(action: Callable[[], T], what: str = "", *, of_main: bool = False) -> T:
     """This rank's result of `action`; a `UserError` or an `OSError` of any rank is raised on all ranks. Collective.
 
     `what` names the file, or what is done: the error of a `write` that finds the disk full does not.
@@ -178,10 +186,10 @@ def together(action: Callable[[], T], what: str = "") -> T:
             error = f"{what}: {error}"
         if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
             error += ". Free space on that disk, and start again"
-    raise_together(error)
+    raise_together(error, of_main=of_main)
     return cast(T, result)
 
 
 def on_main(action: Callable[[], T], what: str = "") -> T:
     """Rank 0's result of `action`, on every rank; an error is raised on all of them, as by `together`."""
-    return broadcast_object(cast(T, together(lambda: action() if is_main() else None, what)))
+    return broadcast_object(cast(T, together(lambda: action() if is_main() else None, what, of_main=True)))

@@ -1,5 +1,6 @@
 """From a configuration to the objects of a run. The lower packages take plain values; here they get them."""
 
+import socket
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from ecn_dist import distributed, methods
 from ecn_dist.config import Config
 from ecn_dist.data import ShardIndex, SplitIndex
+from ecn_dist.data.fetch import shown
 from ecn_dist.data.index import UNKNOWN_PID
 from ecn_dist.data.plan import check_batch
 from ecn_dist.data.reader import check_shards
@@ -14,6 +16,7 @@ from ecn_dist.errors import UserError
 from ecn_dist.methods.base import Method, Setting, TargetPictures
 from ecn_dist.models import Backbone, check_statistics, convert_batchnorm, load_weights
 from ecn_dist.ranking.evaluating import has_evaluation
+from ecn_dist.reporting.model_card import fingerprint
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.strategy import DataParallel, Strategy
 from ecn_dist.training.tracking import log
@@ -22,6 +25,17 @@ from ecn_dist.training.trainer import Trainer
 TRAINED = ("source", "target")
 Domains = dict[str, ShardIndex]
 """Shard folders by "source", "target" and "validation", those that were given"""
+
+
+def load_index(folder: str) -> ShardIndex:
+    """A shard folder by its index, which must be the same on all ranks. Collective."""
+    index = distributed.together(lambda: ShardIndex.load(folder))
+    first, *others = distributed.gather_objects((socket.gethostname(), fingerprint(index)))
+    for rank, (host, found) in enumerate(others, start=1):
+        if found != first[1]:
+            problem = f"rank {rank} on host {host} has other data under {shown(folder)} than rank 0 on host {first[0]}"
+            raise UserError(f"{problem}; copy them anew", on_all_ranks=True)
+    return index
 
 
 def load_domains(config: Config) -> Domains:

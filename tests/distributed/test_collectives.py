@@ -1,5 +1,7 @@
 """The collectives on 1, 2 and 3 ranks."""
 
+import socket
+
 import pytest
 import torch
 
@@ -56,8 +58,11 @@ def check_raise_together() -> None:
     distributed.raise_together(None)
     last = distributed.world_size() - 1
     for text, words in (("shard-7 is gone", "shard-7 is gone"), ("", "an error without a text")):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=words) as raised:
             distributed.raise_together(text if distributed.rank() == last else None)
+        assert last == 0 or str(raised.value).startswith(f"rank {last} on host {socket.gethostname()}: ")
+    with pytest.raises(UserError, match="^the same$"):
+        distributed.raise_together("the same")
 
 
 def count_gathered_bytes() -> int:

@@ -1,5 +1,6 @@
 """The run folder on several ranks: what one of them finds is raised on all, and hosts must share it."""
 
+import re
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 from ecn_dist import distributed
 from ecn_dist.config import CheckpointConfig, Config, OptimConfig
 from ecn_dist.errors import UserError
+from ecn_dist.training.building import load_index
 from ecn_dist.training.run import Run
+from tests.dataset_folders import pack_folder, write_market
 
 
 def error_of_claim(folders: list[Path]) -> str:
@@ -55,6 +58,24 @@ def error_of_rank_1s(given: Config, other: Config, data: str) -> str:
     with pytest.raises(UserError) as raised:
         Run(config, {"target": data}).claim()
     return str(raised.value)
+
+
+def error_of_index(folders: list[str]) -> str:
+    with pytest.raises(UserError) as raised:
+        load_index(folders[distributed.rank()])
+    return str(raised.value)
+
+
+def test_other_data_of_one_rank_and_none(ranks, tmp_path: Path) -> None:
+    data = write_market(tmp_path / "data", identities=2)
+    for seed in (0, 1):
+        pack_folder(data, tmp_path / str(seed), seed=seed)
+    folders = [str(tmp_path / name) for name in ("0", "1", "none")]
+    named = f"rank 1 on host {socket.gethostname()}"
+    for error in ranks(2).run(error_of_index, folders[:2]):
+        assert re.match(rf"{named} has other data under \S+ than rank 0", error)
+    for error in ranks(2).run(error_of_index, folders[::2]):
+        assert error.startswith(f"{named}: no such shard folder: {folders[2]}")
 
 
 def check_claim_of_other_places(folder: Path) -> None:
