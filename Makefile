@@ -5,8 +5,9 @@ VENV ?= .venv
 # "Get Started" (compute platform CPU):  make demo TORCH_ARGS="--index-url <that address>"
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
-# Processes that share the tests; each starts ranks of its own where a test needs some.
-TEST_PROCESSES ?= 2
+# Processes that share the tests; each starts ranks of its own where a test needs some, and many tests wait: for a
+# time-out, for a signal, for the last of the ranks.
+TEST_PROCESSES ?= 3
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -17,10 +17,11 @@ from ecn_dist.training.tracking import log
 from ecn_dist.training.trainer import Trainer
 
 
-def train(run: Run, trainer: Trainer, stop: StopRequest) -> bool:
+def train(run: Run, trainer: Trainer, stop: StopRequest | None = None) -> bool:
     """Train, evaluate, write weights, summary, figures, report; False: stopped and saved, on request. Collective."""
     config, output_dir, method, domains = run.config, run.folder, trainer.method, trainer.domains
     started = time.monotonic()
+    stop = StopRequest() if stop is None else stop  # an unasked one is false
     if not trainer.fit(stop):
         log.info("asked to stop by %s: saved at step %d; the same command continues", stop.signal, trainer.step)
         distributed.barrier()

@@ -61,7 +61,7 @@ def check_raise_together() -> None:
         with pytest.raises(UserError, match=words) as raised:
             distributed.raise_together(text if distributed.rank() == last else None)
         assert last == 0 or str(raised.value).startswith(f"rank {last} on host {socket.gethostname()}: ")
-    with pytest.raises(UserError, match="^the same$"):
+    with pytest.raises(UserError, match=r"^the same$"):
         distributed.raise_together("the same")
 
 

@@ -197,7 +197,7 @@ def test_loading(run: Path, embedder: Embedder, paths: list[Path], tmp_path: Pat
     weights = tmp_path / "elsewhere" / "weights.safetensors"
     weights.parent.mkdir()
     shutil.copy(run / "weights.safetensors", weights)
-    with pytest.raises(UserError, match=r"hold a config\.yaml"):
+    with pytest.raises(UserError, match=r"no config\.yaml is in it"):
         Embedder.load(weights, device="cpu")
     state = torch.random.get_rng_state()
     loaded = [
