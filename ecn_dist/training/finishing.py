@@ -18,10 +18,14 @@ from ecn_dist.training.trainer import Trainer
 
 
 def train(run: Run, trainer: Trainer, stop: StopRequest | None = None) -> bool:
-    """Train, evaluate, write weights, summary, figures, report; False: stopped and saved, on request. Collective."""
+    """Train to the end, evaluate, and write exported weights, summary.json, figures and report. Collective.
+
+    The report is made from summary.json, which says only at the very end that the run is finished. False where training
+    stopped, saved, on a request to `stop`.
+    """
     config, output_dir, method, domains = run.config, run.folder, trainer.method, trainer.domains
-    started = time.monotonic()
     stop = StopRequest() if stop is None else stop  # an unasked one is false
+    started = time.monotonic()
     if not trainer.fit(stop):
         log.info("asked to stop by %s: saved at step %d; the same command continues", stop.signal, trainer.step)
         distributed.barrier()

@@ -226,7 +226,8 @@ class Trainer:
             self.strategy.load_state(state)
             self.method.load_state(state)
         except UserError as error:
-            raise UserError(f"resume: {checkpoint}: {error}", on_all_ranks=error.on_all_ranks) from error
+            named = str(error) if str(checkpoint) in str(error) else f"{checkpoint}: {error}"
+            raise UserError(f"resume: {named}", on_all_ranks=error.on_all_ranks) from error
         self.step = self.saved_step = meta["step"]
         self.skipped_steps = meta.get("skipped_steps", 0)
         self.replaced_pictures = meta.get("replaced_pictures", 0)
