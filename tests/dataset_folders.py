@@ -66,6 +66,10 @@ def pack_folder(
     return ShardIndex.load(str(output))
 
 
+def folder_bytes(folder: Path | str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
 def member(split: SplitIndex, row: np.void, slot: int) -> bytes:
     """A member's bytes, by offset alone."""
     with open(split.shard_path(int(row["shard"])), "rb") as file:
