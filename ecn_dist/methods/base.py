@@ -143,7 +143,10 @@ class Method(nn.Module):
     # A step, as the trainer sees it.
 
     def forward(self, images: Tensors, at: Step) -> dict[str, Tensor]:
-        """All passes of step `at`, as data-parallel wrappers want: by feed, images (b, 3, H, W) -> what losses need."""
+        """The passes of step `at`: by the names of the feeds, images (b, 3, H, W) -> what the losses need.
+
+        All of a step goes through one call, so that a data-parallel wrapper sees one forward for one backward.
+        """
         return self.source_passes(images, at) if at.source_only else self.passes(images, at)
 
     def step_losses(self, outputs: Tensors, batches: Batches, at: Step) -> dict[str, Tensor]:
@@ -165,20 +168,32 @@ class Method(nn.Module):
         return self.source_passes(images, at)
 
     def losses(self, outputs: Tensors, batches: Batches, at: Step) -> dict[str, Tensor]:
-        """Scalars of this rank, in the parameters' precision, whose means over ranks are of the global batch."""
+        """Scalars of this rank, in the precision of the parameters; "loss" is what is minimised.
+
+        Their mean over the ranks is the loss of the global batch. By default those of the source alone.
+        """
         return dict.fromkeys(SOURCE_LOSSES, source_loss(outputs, batches))
 
     def after_step(self, outputs: Tensors, batches: Batches, took_step: bool, at: Step) -> None:
-        """State changes after the optimiser's step; not `took_step`: skipped, on all ranks alike. Collective."""
+        """State changes that follow the optimiser's step, such as the update of a memory. Collective.
+
+        Where the step was skipped because of an overflow, `took_step` is False, on all ranks alike.
+        """
 
     # Epochs.
 
     def before_epoch(self, epoch: int, extract: "Extract") -> dict[str, float]:
-        """What precedes an epoch, if not its continuation, as clusters; returns figures for its metrics. Collective."""
+        """What precedes an epoch, such as clusters of the target; returns figures for its line of metrics. Collective.
+
+        Not called where a run continues in the middle of the epoch: what it made is in `state`.
+        """
         return {}
 
     def labels(self, feed: str) -> np.ndarray | None:
-        """(N,) int64, by exemplar index, for the plan of a feed with `instances`; -1: not used. None: the source's."""
+        """(N,) int64, by exemplar index, from which a feed with `instances` is planned in this epoch; -1 takes no part.
+
+        None for the source's identities.
+        """
         return None
 
     # What is kept, and told.
