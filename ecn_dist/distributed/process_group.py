@@ -80,7 +80,7 @@ def start(device: torch.device, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
         group, device_id = dist.PrefixStore("group", store), None if on_cpu else device
         dist.init_process_group(backend, None, timeout, world_size, rank, group, device_id=device_id)
         if world_size > 1:
-            own_connection = dist.PrefixStore("liveness", store).clone()  # type: ignore[attr-defined]
+            own_connection = dist.PrefixStore("liveness", store).clone()  # type: ignore[attr-defined]  # not in its stubs
             _heartbeats = Heartbeats(own_connection, rank, world_size, timeout_seconds)
     except RuntimeError as error:
         if not _is_of_communication(error):

@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.futures import Future
@@ -112,7 +112,7 @@ def load_sharded(state: dict[str, Tensor], folder: Path) -> None:
     Raises `UserError`, on all ranks, for tensors that the folder lacks or has in another shape, and for damaged files.
     """
     reader = together(lambda: _open(folder))
-    wanted, stored = _without_scalars(state), reader.read_metadata().state_dict_metadata
+    wanted, stored = _without_scalars(state), reader.metadata.state_dict_metadata
     problems = [f"{key} is missing" for key in wanted if key not in stored]
     for key, tensor in wanted.items():
         about = stored.get(key)
@@ -153,11 +153,20 @@ def _of_all_ranks(what: str) -> Iterator[None]:
         raise RuntimeError(f"{what} failed: {error}") from error
 
 
-def _open(folder: Path) -> dcp.HuggingFaceStorageReader:
-    """A reader that has read the headers of all files, and reads them once."""
-    reader = dcp.HuggingFaceStorageReader(str(folder))
+class _Reader(dcp.HuggingFaceStorageReader):
+    """Reads the headers of the files once."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.metadata = super().read_metadata()
+
+    def read_metadata(self) -> Metadata:
+        return self.metadata
+
+
+def _open(folder: Path) -> _Reader:
     try:
-        metadata = reader.read_metadata()
+        return _Reader(str(folder))
     except OSError:
         raise
     except Exception as damage:  # torch takes what the headers say as it is
@@ -168,8 +177,6 @@ def _open(folder: Path) -> dcp.HuggingFaceStorageReader:
             except SafetensorError as error:
                 raise UserError(f"{path} is damaged ({error}): {remedy}") from error
         raise UserError(f"{folder} has a damaged file ({type(damage).__name__}: {damage}): {remedy}") from damage
-    reader.read_metadata = lambda: metadata  # type: ignore[method-assign]
-    return reader
 
 
 def _without_scalars(state: dict[str, Tensor]) -> dict[str, Tensor]:
