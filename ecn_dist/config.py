@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
 from ecn_dist import methods
-from ecn_dist.config_gate import check_yaml
+from ecn_dist.config_gate import check_yaml, flat
 from ecn_dist.errors import UserError
 from ecn_dist.methods import options as kinds
 from ecn_dist.methods.options import (
@@ -304,10 +304,7 @@ def dump(config: Config) -> str:
 
 def flatten(config: Config) -> dict[str, Any]:
     """{"memory.momentum": 0.01, ...}: every option by its dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in _sections(config).items():
-        flat |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
+    return flat(_sections(config))
 
 
 def _sections(config: Config) -> dict[str, Any]:

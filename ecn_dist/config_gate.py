@@ -20,6 +20,14 @@ def read_yaml(text: str) -> Any:
     return yaml.safe_load(text)
 
 
+def flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their dotted keys, as {"memory.momentum": 0.01, ...}, from sections within each other."""
+    found: dict[str, Any] = {}
+    for key, value in sections.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 def _check_form(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):

@@ -54,7 +54,7 @@ def main(
     size = evaluating.EvaluationInput(trained.data.height, trained.data.width, batch_size, workers)
     ranking = evaluating.RankingOptions(camera_free, expand_queries, rerank)
     evaluation = evaluating.evaluate_backbone(backbone, index, size, trained.precision, where, ranking)
-    summary = evaluation.summary()
+    summary = evaluation.result.summary()
     if distributed.is_main():
         print("\n".join(filter(None, (tracking.describe(summary), words.collapse(summary)))))
     figures = json.dumps(summary | {"camera_pairs": evaluation.camera_pairs()}, indent=1) + "\n"

@@ -35,10 +35,6 @@ class Evaluation:
     gallery_part: FeatureSet
     camera_free: bool
 
-    def summary(self) -> dict[str, Any]:
-        """The figures under the names of summary.json."""
-        return self.result.summary()
-
     def camera_pairs(self) -> dict[str, Any] | None:
         """The ranking of each camera's gallery for each camera's queries, as fractions; None where none has a match."""
         pairs = self.result.camera_pairs

@@ -16,11 +16,10 @@ import jinja2
 from PIL import Image, features
 
 from ecn_dist import __version__
+from ecn_dist.config_gate import flat
 from ecn_dist.errors import UserError, printable
 from ecn_dist.files import write_atomically
 from ecn_dist.reporting import words
-from ecn_dist.reporting.curves import draw_training_curves
-from ecn_dist.reporting.montage import png_of
 from ecn_dist.reporting.run_reader import FIGURES, REPORT, read_mapping, read_run
 
 COMPARISON, FINDINGS = "comparison.json", "findings.json"
@@ -92,6 +91,9 @@ def write_report(
     Raises:
         UserError: for a folder that is no run folder, and for a file in it that cannot be read.
     """
+    from ecn_dist.reporting.curves import draw_training_curves  # matplotlib: a tenth of the time that a command starts
+    from ecn_dist.reporting.montage import png_of
+
     path = Path(run_folder)
     run, rows = read_run(path), _kept_comparison(path / COMPARISON) if comparison is None else comparison
     figures = {file.stem: file.read_bytes() for file in sorted((path / FIGURES).glob("*.png"))}
@@ -103,7 +105,7 @@ def write_report(
         part, title, caption = _FIGURES.get(name, ("more", name.replace("_", " "), ""))
         if name in figures:
             pictures[part].append(_inlined(name, figures[name]) | {"name": name, "title": title, "caption": caption})
-    config = words.flat(run.config)
+    config = flat(run.config)
     page = template("report.html.j2", escape=True).render(
         name=path.resolve().name,
         css=resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8"),

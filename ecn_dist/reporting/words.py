@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ecn_dist.config_gate import flat
 from ecn_dist.methods import describe
 from ecn_dist.reporting.run_reader import RunFolder, mapping, number, numbers
 
@@ -215,14 +216,6 @@ def machine(run: RunFolder, config: Mapping[str, Any]) -> Lines:
     lines = [*flat(mapping(run.summary.get("machine"))).items()]
     lines += [(key, config[key]) for key in ("device", "precision", "engine") if key in config]
     return [(key.replace("_", " "), shown(value)) for key, value in lines if shown(value)]
-
-
-def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"memory.momentum": 0.01, ...}"""
-    found: dict[str, Any] = {}
-    for key, value in mapping.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 _COMMAND = re.compile(r"pipe:.*", re.DOTALL)

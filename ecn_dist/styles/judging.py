@@ -151,8 +151,9 @@ def _train_classifier(images_n3HW: Tensor, camids_n: Tensor, num_cameras: int, s
     classifier.to(images_n3HW.device)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=CLASSIFIER_LR)
     draws = np.random.default_rng(seed)
-    for step in range(CLASSIFIER_STEPS):
-        optimizer.param_groups[0]["lr"] = CLASSIFIER_LR * (1 - step / CLASSIFIER_STEPS)
+    steps = min(CLASSIFIER_STEPS, max(CLASSIFIER_BATCH, len(camids_n)))  # a few pictures are learnt sooner
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = CLASSIFIER_LR * (1 - step / steps)
         rows_b = torch.from_numpy(draws.integers(len(camids_n), size=CLASSIFIER_BATCH)).to(camids_n.device)
         optimizer.zero_grad()
         F.cross_entropy(classifier(images_n3HW[rows_b]), camids_n[rows_b]).backward()

@@ -20,7 +20,7 @@ from ecn_dist.models import autocast
 from ecn_dist.styles.losses import critic_losses, generator_losses
 from ecn_dist.styles.networks import Discriminator, Generator, Shape, is_finite, to_unit
 from ecn_dist.styles.options import Config, flatten
-from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, load, read_meta
+from ecn_dist.training.checkpoint import INTERVAL, CheckpointStore, load, read_meta
 from ecn_dist.training.signals import StopRequest
 from ecn_dist.training.tracking import Interval, Tracker, log
 
@@ -175,10 +175,8 @@ class StyleTrainer:
         state = self._state()
         load(checkpoint, state)
         self.step = self.saved_step = meta["step"]
-        if f"{OF_RANKS}interval" in state:
-            *losses, steps = distributed.own_part(state[f"{OF_RANKS}interval"])[0]
-            self.interval.losses = torch.stack(losses)
-            self.interval.steps = int(steps.nan_to_num(0).clamp(0, self.step))
+        if INTERVAL in state:
+            self.interval.load_sums(state[INTERVAL], most_steps=self.step)
         log.info("continuing from %s, step %d", checkpoint, self.step)
 
     def _state(self) -> dict[str, Tensor]:
@@ -188,9 +186,7 @@ class StyleTrainer:
             network = self.generator if name.startswith("generator.") else self.discriminator
             state[f"network.{name}"] = parameter.detach()
             state |= {f"optimizer.{key}.{name}": self.optimizers[network].state[parameter][key] for key in ADAM_STATE}
-        interval = torch.cat([self.interval.losses, self.interval.losses.new_tensor([self.interval.steps])])
-        state[f"{OF_RANKS}interval"] = distributed.as_row_sharded(interval[None], distributed.world_size())
-        return state
+        return state | {INTERVAL: self.interval.sums()}
 
     def _report(self, tracker: Tracker, ends: bool) -> None:
         """Write one line of metrics, and begin another interval. Collective."""

@@ -30,6 +30,7 @@ MAX_META_BYTES = 16 << 20
 _TEMPORARY = "tmp-"
 # State under this prefix belongs to a rank: it is read back on the number of ranks that wrote it, and on no other.
 OF_RANKS = "ranks."
+INTERVAL = f"{OF_RANKS}interval"  # the sums of an `Interval`
 Files = dict[str, tuple[int, str]]  # size in bytes and sha256 by name, of what one rank wrote
 
 

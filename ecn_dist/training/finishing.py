@@ -7,7 +7,6 @@ from ecn_dist import distributed
 from ecn_dist.config import flatten
 from ecn_dist.models import average_local_statistics, export_weights
 from ecn_dist.reporting import model_card, words
-from ecn_dist.reporting.figures import write_cluster_figures, write_figures
 from ecn_dist.reporting.report import write_report
 from ecn_dist.reporting.run_reader import WEIGHTS
 from ecn_dist.training import tracking
@@ -48,7 +47,7 @@ def train(run: Run, trainer: Trainer, stop: StopRequest | None = None) -> bool:
     if evaluation is None:
         log.info("there is no target with query and gallery, so there is nothing to evaluate on")
     else:
-        summary["evaluation"] = evaluation.summary()
+        summary["evaluation"] = evaluation.result.summary()
         if warning := words.collapse(summary["evaluation"]):
             log.warning("%s", warning)
 
@@ -63,6 +62,8 @@ def train(run: Run, trainer: Trainer, stop: StopRequest | None = None) -> bool:
     distributed.on_main(card_and_summary, str(output_dir))
     labels = method.labels("target")
     if config.logging.figures and (evaluation is not None or labels is not None):
+        from ecn_dist.reporting.figures import write_cluster_figures, write_figures  # matplotlib, as in report.py
+
         with tracking.pictures_for_tensorboard(output_dir, config.logging.tensorboard) as writer:
             if labels is not None:
                 train_split = domains["target"].split("train")

@@ -16,10 +16,11 @@ import yaml
 
 from ecn_dist import config as configuration
 from ecn_dist import distributed
+from ecn_dist.config_gate import flat
 from ecn_dist.data import ShardIndex
 from ecn_dist.errors import UserError
 from ecn_dist.files import atomic_file, write_atomically
-from ecn_dist.reporting import model_card, run_reader, words
+from ecn_dist.reporting import model_card, run_reader
 from ecn_dist.reporting.run_reader import CARD, CONFIG, FIGURES, METRICS, REPORT, SUMMARY, WEIGHTS, read_metrics
 from ecn_dist.training.checkpoint import CheckpointStore, damage, read_meta
 from ecn_dist.training.tracking import log
@@ -112,7 +113,7 @@ class Run(AbstractContextManager):
 
     def _check_alike(self) -> None:
         """Raise `UserError` on all ranks where one has other options or data than rank 0. Collective."""
-        own = words.flat(yaml.safe_load(self.schema.dump(self.config)))
+        own = flat(yaml.safe_load(self.schema.dump(self.config)))
         own |= {key: "a path" for key in _PLACES if own.get(key) not in (None, "", "imagenet", "none")}
         own |= {f"data of {domain}": fingerprint[:12] for domain, fingerprint in self.data.items()}
         (_, first), *others = distributed.gather_objects((socket.gethostname(), own))

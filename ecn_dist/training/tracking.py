@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
@@ -67,6 +68,16 @@ class Interval:
         self.losses = self.losses + losses
         self.data_wait += data_wait
         self.replaced += replaced
+
+    def sums(self) -> Tensor:
+        """(W, losses + 1), a row a rank: its losses and steps, for a checkpoint."""
+        own = torch.cat([self.losses, self.losses.new_tensor([self.steps])])
+        return distributed.as_row_sharded(own[None], distributed.world_size())
+
+    def load_sums(self, sums: Tensor, most_steps: int) -> None:
+        """Go on from what `sums` returned, on as many ranks."""
+        *losses, steps = distributed.own_part(sums)[0]
+        self.losses, self.steps = torch.stack(losses), int(steps.nan_to_num(0).clamp(0, most_steps))
 
     def mean_losses(self) -> list[float]:
         """Means over the steps and all ranks. Collective."""

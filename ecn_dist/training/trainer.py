@@ -19,7 +19,7 @@ from ecn_dist.ranking import EvaluationInput
 from ecn_dist.ranking.evaluating import Evaluation, evaluate_backbone, has_evaluation
 from ecn_dist.ranking.features import extract_split, part_stream
 from ecn_dist.reporting import model_card
-from ecn_dist.training.checkpoint import OF_RANKS, CheckpointStore, load, read_meta
+from ecn_dist.training.checkpoint import INTERVAL, CheckpointStore, load, read_meta
 from ecn_dist.training.feeding import Feeder
 from ecn_dist.training.run import fingerprints
 from ecn_dist.training.signals import StopRequest
@@ -142,10 +142,11 @@ class Trainer:
         every = self.config.evaluation.every_epochs
         is_due = ends_epoch and every and (at.epoch + 1) % every == 0 and at.epoch + 1 < self.config.epochs
         if is_due and (evaluation := self.evaluate(self.domains.get("target"), f"epoch {at.epoch}")):
-            figures["evaluation"] = evaluation.summary()
+            figures["evaluation"] = evaluation.result.summary()
             tracker.metrics(told | {"evaluation": figures["evaluation"]})
         if saves and (validation := self.evaluate(self.domains.get("validation"), f"step {self.step}, validation")):
-            figures["validation"] = validation.summary() | {"data": model_card.fingerprint(self.domains["validation"])}
+            of = model_card.fingerprint(self.domains["validation"])
+            figures["validation"] = validation.result.summary() | {"data": of}
             shown = ("mAP", "mAP_stepwise", "rank1")
             tracker.metrics(told | {f"validation_{key}": figures["validation"][key] for key in shown})
         if ends_epoch or figures["validation"]:
@@ -161,7 +162,7 @@ class Trainer:
         average_local_statistics(self.method)
         network, precision = self.method.evaluated, self.config.precision
         evaluation = evaluate_backbone(network, index, self._size, precision, self.device)
-        log.info("%s: %s", what, describe(evaluation.summary()))
+        log.info("%s: %s", what, describe(evaluation.result.summary()))
         return evaluation
 
     def extract(self, embed: Callable[[Tensor], Tensor], *, copies: bool = False) -> Pictures:
@@ -231,16 +232,12 @@ class Trainer:
         self.step = self.saved_step = meta["step"]
         self.skipped_steps = meta.get("skipped_steps", 0)
         self.replaced_pictures = meta.get("replaced_pictures", 0)
-        if f"{OF_RANKS}interval" in state:
-            *losses, steps = distributed.own_part(state[f"{OF_RANKS}interval"])[0]
-            self.interval.losses = torch.stack(losses)
-            self.interval.steps = int(steps.nan_to_num(0).clamp(0, self.step))
+        if INTERVAL in state:
+            self.interval.load_sums(state[INTERVAL], most_steps=self.step)
         log.info("continuing from %s, step %d", checkpoint, self.step)
 
     def _state(self) -> dict[str, Tensor]:
-        interval = torch.cat([self.interval.losses, self.interval.losses.new_tensor([self.interval.steps])])
-        of_ranks = {f"{OF_RANKS}interval": distributed.as_row_sharded(interval[None], distributed.world_size())}
-        return self.strategy.state() | self.method.state() | of_ranks
+        return self.strategy.state() | self.method.state() | {INTERVAL: self.interval.sums()}
 
     def _agree(self, batches: dict[str, Batch], stop: StopRequest) -> bool:
         """Whether to stop, raise bad data, complete a written checkpoint: what one rank may know, by one all-reduce."""
