@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from tests.ranks import RankPool
+from tests.ranks import RankPool, start_fork_server
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +15,11 @@ def ranks() -> Iterator[RankPool]:
     pool = RankPool()
     yield pool
     pool.stop()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _fork_server() -> None:
+    start_fork_server()  # before a loader starts one that knows less
 
 
 @pytest.fixture(autouse=True)

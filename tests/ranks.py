@@ -13,11 +13,25 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 TIMEOUT_SECONDS = 240.0  # for a busy machine, and below pytest's own
+
+
+# What ranks import; with what loader workers do, as a process has one fork server.
+PRELOAD = (
+    *("__main__", "pytest", "ecn_dist.data.forkserver", "ecn_dist.train", "ecn_dist.evaluate", "ecn_dist.label"),
+    *("ecn_dist.methods.cluster.method", "ecn_dist.methods.ecn.method", "tests.reference", "tests.reference_clusters"),
+)
+
+
+def start_fork_server() -> None:
+    """Start the server that ranks come from, if it does not run. It imports once what every rank needs."""
+    multiprocessing.set_forkserver_preload(list(PRELOAD))
+    forkserver.ensure_running()
 
 
 def _worker(rank: int, world_size: int, store: str, tasks: Any, results: Any) -> None:
@@ -30,6 +44,7 @@ def _worker(rank: int, world_size: int, store: str, tasks: Any, results: Any) ->
         signal.signal(number, signal.SIG_DFL)  # which the fork server ignores
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+    gc.freeze()  # what is imported already is not looked through after every test
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     while (task := tasks.get()) is not None:
         function, args, kwargs = task
@@ -48,9 +63,8 @@ class Ranks:
     """`world_size` processes in one gloo group, one thread each."""
 
     def __init__(self, world_size: int) -> None:
-        # From the server that loader workers come from: it imports once what every rank needs.
+        start_fork_server()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", "ecn_dist.data.forkserver", "ecn_dist.train"])
         self.world_size = world_size
         self._folder = tempfile.TemporaryDirectory()
         store = str(Path(self._folder.name) / "store")

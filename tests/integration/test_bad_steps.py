@@ -11,7 +11,7 @@ from ecn_dist.reporting.run_reader import read_metrics
 from ecn_dist.train import main as train
 from ecn_dist.training import trainer
 from tests.integration.conftest import Domains
-from tests.integration.training import SHORT, checkpoint_steps, train_on
+from tests.integration.training import SHORT, THIN, checkpoint_steps, train_on
 
 
 def with_damaged_picture(shards: Path, folder: Path) -> Path:
@@ -29,7 +29,7 @@ def with_damaged_picture(shards: Path, folder: Path) -> Path:
 @pytest.mark.timeout(300)
 def test_replaced_pictures_are_counted_over_all_ranks(ranks, small_domains: Domains, tmp_path: Path) -> None:
     source = with_damaged_picture(small_domains.source, tmp_path / "source")
-    options = [*small_domains.options, *SHORT, "--source", str(source), "--output_dir", str(tmp_path / "run")]
+    options = [*small_domains.options, *SHORT, *THIN, "--source", str(source), "--output_dir", str(tmp_path / "run")]
     assert train_on(ranks, 2, [*options, "--data.max_bad_samples", "1"]) == {0}
     counts = [line["replaced_pictures"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert counts == sorted(counts)

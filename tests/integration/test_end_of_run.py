@@ -8,8 +8,8 @@ import torch
 
 from ecn_dist.config import load
 from ecn_dist.models import fingerprint_backbone
+from ecn_dist.reporting import figures
 from ecn_dist.reporting.model_card import facts_of
-from ecn_dist.training import finishing
 from ecn_dist.training.checkpoint import CheckpointStore
 from ecn_dist.training.signals import EXIT_PREEMPTED
 from ecn_dist.training.trained import load_trained
@@ -34,7 +34,7 @@ def train_until_figures(argv: list[str]) -> None:
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finishing, "write_figures", ended)
+        patch.setattr(figures, "write_figures", ended)
         with pytest.raises(Killed):
             train(argv)
 

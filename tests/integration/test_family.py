@@ -24,7 +24,7 @@ SMALL = {
     "data.height": 32,
     "data.width": 16,
     "data.workers": 0,
-    "model.arch": "small_resnet",
+    "model.arch": "thin_convnet",
     "model.weights": "none",
     "model.embedding_dim": 16,
     "optim.source_only_epochs": 1,

@@ -68,7 +68,7 @@ def test_a_rank_that_stops_is_named_within_the_time_out(small_domains: Domains, 
 def test_the_bug_of_one_rank_is_shown_once(small_domains: Domains, tmp_path: Path) -> None:
     options = [*small_domains.options, *SHORT, *OFTEN, "--output_dir", str(tmp_path)]
     bug = ("tests.integration.misbehave", "raise", "1", "13")
-    with RunningTrain(options, ranks=3, module=bug) as training:
+    with RunningTrain(options, ranks=2, module=bug) as training:
         status, output = training.finish()
     assert status != 0
     assert output.count('raise ZeroDivisionError("a bug of one rank")') == 1

@@ -13,6 +13,7 @@ from ecn_dist.training.signals import EXIT_PREEMPTED
 from tests.integration.conftest import Domains
 from tests.integration.training import (
     SHORT,
+    THIN,
     assert_equal_runs,
     checkpoint_steps,
     final_tensors,
@@ -25,7 +26,7 @@ from tests.integration.training import (
 @pytest.mark.timeout(400)
 def test_bitwise_on_the_same_ranks(ranks, small_domains: Domains, tmp_path: Path) -> None:
     # Three, as the sum of two numbers is the same in any order.
-    options = [*small_domains.options, *SHORT, "--evaluation.every_epochs", "1"]
+    options = [*small_domains.options, *SHORT, *THIN, "--evaluation.every_epochs", "1"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train_on(ranks, 3, [*options, "--output_dir", str(whole)]) == {0}
     assert checkpoint_steps(whole) == [20, 30]
@@ -49,7 +50,7 @@ def test_bitwise_on_the_same_ranks(ranks, small_domains: Domains, tmp_path: Path
 def test_on_other_ranks_to_rounding(ranks, small_domains: Domains, tmp_path: Path) -> None:
     """2 -> 3 -> 1 ranks by two interruptions, in float64."""
     slow = ["--optim.lr", "0.01", "--optim.backbone_lr", "0.01"]  # training makes rounding grow, the faster the steeper
-    options = [*small_domains.options, *SHORT, *slow, "--precision", "fp64", "--logging.every_steps", "1"]
+    options = [*small_domains.options, *SHORT, *THIN, *slow, "--precision", "fp64", "--logging.every_steps", "1"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train_on(ranks, 2, [*options, "--output_dir", str(whole)]) == {0}
     to_broken = [*options, "--output_dir", str(broken)]
@@ -76,7 +77,7 @@ def test_on_other_ranks_to_rounding(ranks, small_domains: Domains, tmp_path: Pat
 def test_the_best_on_validation_people_is_kept_with_its_figures(
     ranks, small_domains: Domains, validation: Path, tmp_path: Path
 ) -> None:
-    options = [*small_domains.options, *SHORT, "--output_dir", str(tmp_path), "--epochs", "3"]
+    options = [*small_domains.options, *SHORT, *THIN, "--output_dir", str(tmp_path), "--epochs", "3"]
     keep = ["--checkpoint.keep", "1", "--checkpoint.keep_best", "true", "--checkpoint.keep_epochs", "[-1]"]
     assert train_on(ranks, 2, [*options, *keep, "--checkpoint.validation", str(validation)]) == {0}
     told = {line["step"] + 1: line for line in read_metrics(tmp_path / "metrics.jsonl") if "validation_mAP" in line}
@@ -108,7 +109,7 @@ def test_validation_changes_nothing_of_the_training(
     ranks, small_domains: Domains, validation: Path, tmp_path: Path
 ) -> None:
     """In the middle of epochs too, and with BatchNorm statistics of each rank's own."""
-    options = [*small_domains.options, *SHORT, "--checkpoint.every_steps", "7", "--model.batchnorm", "local"]
+    options = [*small_domains.options, *SHORT, *THIN, "--checkpoint.every_steps", "7", "--model.batchnorm", "local"]
     plain, validated = tmp_path / "plain", tmp_path / "validated"
     assert train_on(ranks, 2, [*options, "--output_dir", str(plain)]) == {0}
     watched = [*options, "--output_dir", str(validated), "--checkpoint.validation", str(validation)]

@@ -14,7 +14,7 @@ from ecn_dist.data import ShardIndex
 from ecn_dist.data.draws import Draws
 from ecn_dist.train import main as train
 from tests.integration.conftest import REPOSITORY, Domains
-from tests.integration.training import SHORT, SMALL_INPUT, final_tensors, loss_lines, train_on
+from tests.integration.training import SHORT, SMALL_INPUT, THIN, final_tensors, loss_lines, train_on
 
 
 def changed(shards: Path, folder: Path, change: Callable[[np.ndarray, dict], None]) -> Path:
@@ -70,7 +70,7 @@ def carry_draws(monkeypatch: pytest.MonkeyPatch, permutation: np.ndarray) -> Non
 
 @pytest.mark.timeout(400)
 def test_removing_the_pids_changes_no_parameter(ranks, small_domains: Domains, tmp_path: Path) -> None:
-    options = [*small_domains.options, *SHORT]
+    options = [*small_domains.options, *SHORT, *THIN]
     unlabelled = ["--target", str(without_identities(small_domains.target, tmp_path / "unlabelled"))]
     assert train_on(ranks, 2, [*options, "--output_dir", str(tmp_path / "with")]) == {0}
     assert train_on(ranks, 2, [*options, *unlabelled, "--output_dir", str(tmp_path / "without")]) == {0}
@@ -88,8 +88,10 @@ def test_removing_the_pids_changes_no_parameter(ranks, small_domains: Domains, t
 CLUSTER = [
     *("--config", str(REPOSITORY / "configs" / "demo_cluster.yaml"), "--global_batch_size", "24", "--epochs", "2"),
     *("--optim.source_only_epochs", "1", "--cluster.steps_per_epoch", "10", "--cluster.camera_weight", "0.5"),
+    *("--cluster.eps", "0.4", "--cluster.min_samples", "2"),
     *("--logging.every_steps", "1", "--logging.tensorboard", "false", "--logging.figures", "false"),
     *SMALL_INPUT,
+    *THIN,
 ]
 
 
@@ -100,7 +102,7 @@ def test_permuted_exemplar_indices_change_nothing(
 ) -> None:
     """A published method of this family owes 20 mAP to file names sorted by identity; none here may."""
     places = small_domains.options[2:]
-    options = [*small_domains.options, *SHORT] if method == "ecn" else [*CLUSTER, *places]
+    options = [*small_domains.options, *SHORT, *THIN] if method == "ecn" else [*CLUSTER, *places]
     options += ["--precision", "fp64"]
     size = len(ShardIndex.load(str(small_domains.target)).split("train"))
     permutation = np.random.default_rng(0).permutation(size)

@@ -9,13 +9,14 @@ from ecn_dist.data import ShardIndex
 from ecn_dist.distributed import load_sharded
 from ecn_dist.reporting.run_reader import read_metrics
 from tests.integration.conftest import Domains
-from tests.integration.training import SMALL_INPUT, train_on
+from tests.integration.training import SMALL_INPUT, THIN, train_on
 from tests.ranks import RankPool
 
 NUM_EXEMPLARS, DIM = 240, 256
 # Ten steps an epoch: one on the source alone, then the first 30 steps with the target loss, neighbours in 20 of them.
 RECIPE = [
     *SMALL_INPUT,
+    *THIN,
     "--optim.source_only_epochs",
     "1",
     "--loss.neighbors_from_epoch",

@@ -19,10 +19,13 @@ from torch import Tensor
 from ecn_dist import distributed
 from ecn_dist.reporting.run_reader import read_metrics
 from ecn_dist.train import main
+from tests import thin_networks  # noqa: F401  (their names, on every rank)
 from tests.ranks import RankPool
 
 # A quarter of the demo's pixels, for what is the same at any size.
 SMALL_INPUT = ["--data.height", "32", "--data.width", "16"]
+# For what is the same with any network, on ranks of `train_on` and in this process: torchrun's do not know it.
+THIN = ["--model.arch", "thin_convnet"]
 # Ten steps an epoch of the small domains: one epoch on the source alone, two with both losses, the second of them with
 # neighbours and a momentum of the memory.
 SHORT = [

@@ -53,9 +53,8 @@ def within(seconds: float, condition: Any) -> bool:
 
 
 def loader_workers() -> list[Any]:
-    """Live children from the loader's fork server; the ranks that other tests keep are of another kind."""
-    children = multiprocessing.active_children()
-    return [child for child in children if isinstance(child, multiprocessing.context.ForkServerProcess)]
+    """Live workers of loaders; the ranks that other tests keep are no daemons."""
+    return [child for child in multiprocessing.active_children() if child.daemon]
 
 
 def planned(steps: range) -> list[Step]:
