@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from ecn_dist import methods
 from ecn_dist.config_gate import check_yaml, flat
@@ -264,9 +264,26 @@ class _ConfigFile(ActionConfigFile):
         super().__call__(parser, cfg, values, option_string)
 
 
+class _Help(DefaultHelpFormatter):
+    """Of types the numbers' and their ranges: choices stand at the option itself, and texts say what they are."""
+
+    def _get_type_str(self, action: Any) -> str | None:
+        # Without limits that nobody meets, which are given as powers of ten.
+        kind = re.search(
+            r"Annotated\[(int|float), (.*?)(?: and [a-z ]*[\d.]+e\+\d+)?\]", super()._get_type_str(action) or ""
+        )
+        return kind and f"{'a whole number' if kind[1] == 'int' else 'a number'} {kind[2]}"
+
+
+def new_parser(prog: str, description: str) -> ArgumentParser:
+    """A parser without options, whose errors are raised."""
+    about: dict[str, Any] = {"usage": f"{prog} [--KEY VALUE ...]", "formatter_class": _Help}
+    return ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False, **about)
+
+
 def build_parser(prog: str, description: str) -> ArgumentParser:
     """A parser of every option of `Config`; callers may add their own beside them, and read both with `parse_with`."""
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    parser = new_parser(prog, description)
     parser.add_argument("--config", action=_ConfigFile, help="YAML file of options; may be given more than once")
     parser.add_class_arguments(Config, None, skip={"own"})
     for name, options in _own_options().items():

@@ -19,7 +19,7 @@ from ecn_dist.distributed import RowPartition
 from ecn_dist.errors import UserError
 from ecn_dist.memory.rows_pass import default_chunk_bytes
 from ecn_dist.methods import load
-from ecn_dist.methods.base import Method, Step, Transfer
+from ecn_dist.methods.base import Method, Sizes, Step, Transfer
 from ecn_dist.training.building import Domains, build_method, check_ranks, load_domains, training_splits
 from ecn_dist.training.feeding import Feeder, pictures
 from ecn_dist.training.timeline import Timeline
@@ -153,11 +153,10 @@ def make_plan(config: Config, world_size: int) -> Plan:
     domains = load_domains(config)
     network = measure(config, domains, world_size)
     feeder = Feeder(config, meta_method(config, domains), training_splits(domains), torch.device("cpu"), world_size)
-    num_exemplars = len(domains["target"].split("train")) if "target" in domains else 0
+    target = domains["target"].split("train") if "target" in domains else None
+    num_exemplars, num_cameras = (len(target), target.num_cameras) if target is not None else (0, 0)
     element = 8 if config.precision == "fp64" else 4
-    costs = load(config.method).costs(
-        flatten(config), num_pictures=num_exemplars, world_size=world_size, element=element
-    )
+    costs = load(config.method).costs(flatten(config), Sizes(num_exemplars, num_cameras, world_size, element))
     alone_steps = feeder.timeline.source_only_steps
     own_steps = feeder.timeline.total_steps - alone_steps
     images = feeder.images(Step(0, 0, False))  # of a step

@@ -88,6 +88,15 @@ class Transfer(NamedTuple):
     payload: int
 
 
+class Sizes(NamedTuple):
+    """What costs depend on beside the options."""
+
+    num_pictures: int  # N, of the target; 0 without one
+    num_cameras: int  # of the target
+    world_size: int
+    element: int  # bytes of a parameter
+
+
 @dataclass(frozen=True)
 class Costs:
     """What a method costs beside its network, on the rank that has most of it."""
@@ -235,8 +244,8 @@ class Method(nn.Module):
         return (cls.__doc__ or cls.__name__).partition("\n")[0]
 
     @classmethod
-    def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
-        """What a run costs beside its network: N target pictures, parameters of `element` bytes."""
+    def costs(cls, options: Mapping[str, Any], sizes: Sizes) -> Costs:
+        """What a run costs beside its network."""
         return Costs()
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
-from jsonargparse import ArgumentParser
 
+from ecn_dist.config import new_parser
 from ecn_dist.config_gate import read_yaml
 from ecn_dist.data import SplitIndex
 from ecn_dist.data.reader import ShardReader
@@ -97,7 +97,7 @@ class Config:
 
 def parse(argv: list[str] | None) -> Config:
     """The options of a command line, checked. Raises `UserError` with the option that is wrong."""
-    parser = ArgumentParser("ecn-dist stylize", description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
+    parser = new_parser("ecn-dist stylize", DESCRIPTION)
     parser.add_class_arguments(Config, None)
     try:
         config = Config(**parser.parse_args(argv).as_dict())

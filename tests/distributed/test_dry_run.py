@@ -45,10 +45,11 @@ HHL = ["--hhl.source_identities=4", "--hhl.instances=3", "--hhl.target_pictures=
         ("ecn", ["--loss.neighbors_from_epoch=0"]),
         ("ecn", ["--loss.neighbors_from_epoch=0", "--model.batchnorm=local"]),
         ("fmcl", ["--loss.neighbors_from_epoch=0"]),
-        ("hhl", [*HHL, "--data.camera_style=false"]),  # the plan is without the copies' embeddings
+        ("hhl", HHL),
+        ("hhl", [*HHL, "--data.camera_style=false"]),
         ("camstyle", ["--camstyle.copies=12", "--data.camera_style=false"]),
     ],
-    ids=["ecn", "ecn-local", "fmcl", "hhl", "camstyle"],
+    ids=["ecn", "ecn-local", "fmcl", "hhl", "hhl-real", "camstyle"],
 )
 def test_step_sends_what_the_plan_says(ranks: RankPool, tmp_path: Path, method: str, more: list[str]) -> None:
     for domain, styles in (("source", "none"), ("target", "histogram")):

@@ -1,6 +1,8 @@
 """Configuration: files and options, and mistakes a user can make in the first second."""
 
+import importlib
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -177,3 +179,19 @@ def test_a_method_needs_its_own_domains_alone() -> None:
 def test_shipped_configurations_hold(path: Path) -> None:
     options = [] if yaml.safe_load(path.read_text()).get("source") else PLACES
     parse("--config", str(path), *options).check()
+
+
+@pytest.mark.parametrize("command", ["train", "doctor", "stylize"])
+def test_help_is_for_people(command: str, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"ecn_dist.{command}").main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0] == f"usage: ecn-dist {command} [--KEY VALUE ...]"
+    for of_python in ("Annotated", "Literal", "type: str", "<class", "e+0"):
+        assert of_python not in shown
+    height = re.search(r"--(data\.)?height HEIGHT +(.*)", shown)
+    assert height is not None
+    assert "(type: a whole number at least " in height[2]
+    assert "at most 2048, default: " in height[2]

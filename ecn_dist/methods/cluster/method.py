@@ -16,7 +16,7 @@ from ecn_dist.clustering import find_clusters
 from ecn_dist.clustering.quality import cluster_figures
 from ecn_dist.errors import UserError
 from ecn_dist.memory import ExemplarMemory
-from ecn_dist.methods.base import Batches, Costs, Extract, Feed, Setting, Step, Tensors, Transfer
+from ecn_dist.methods.base import Batches, Costs, Extract, Feed, Setting, Sizes, Step, Tensors, Transfer
 from ecn_dist.methods.cluster.options import ClusterOptions
 from ecn_dist.methods.source_only import SourceHead
 from ecn_dist.models import normalized_features
@@ -212,12 +212,12 @@ class Cluster(SourceHead):
                 raise UserError(f"{key}: {options[key]} needs a labelled source; give --source, or set it to 0")
 
     @classmethod
-    def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
+    def costs(cls, options: Mapping[str, Any], sizes: Sizes) -> Costs:
         """Without the rows of clusters, whose number is known only in training, and the features' exchange."""
         whole = options["global_batch_size"]
         similarities = Transfer("similarities", "all_to_all", whole * 3 * 8)
-        softmax = Transfer("softmax", "all_gather", whole // world_size * 8)
-        return Costs(transfers=(similarities, softmax), checkpoint_bytes=8 * num_pictures)
+        softmax = Transfer("softmax", "all_gather", whole // sizes.world_size * 8)
+        return Costs(transfers=(similarities, softmax), checkpoint_bytes=8 * sizes.num_pictures)
 
     @classmethod
     def describe(cls, options: Mapping[str, Any]) -> str:

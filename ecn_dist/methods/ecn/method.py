@@ -13,7 +13,7 @@ from torch import Tensor
 from ecn_dist import distributed
 from ecn_dist.errors import UserError
 from ecn_dist.memory import ExemplarMemory
-from ecn_dist.methods.base import Batches, Costs, Feed, Setting, Step, Tensors, Transfer, source_loss
+from ecn_dist.methods.base import Batches, Costs, Feed, Setting, Sizes, Step, Tensors, Transfer, source_loss
 from ecn_dist.methods.source_only import SourceHead
 from ecn_dist.models import GlobalDropout, load_published_memory
 
@@ -86,9 +86,10 @@ class ECN(SourceHead):
         return super().health() if self.weight else {}
 
     @classmethod
-    def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
+    def costs(cls, options: Mapping[str, Any], sizes: Sizes) -> Costs:
         keys = ("global_batch_size", "model.embedding_dim", "loss.num_neighbors")
         whole, dim, neighbors = (options[key] for key in keys)
+        num_pictures, _, world_size, element = sizes
         batch, rows = whole // world_size, distributed.RowPartition(num_pictures, world_size).rows_per_rank
         row_dtype = ROW_DTYPES.get(options["memory.dtype"])
         row_bytes = dim * (row_dtype.itemsize if row_dtype else element) + 8  # and when it was written

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecn_dist.errors import UserError
-from ecn_dist.methods.base import Batches, Costs, Setting, Step, Tensors, source_loss
+from ecn_dist.methods.base import Batches, Costs, Setting, Sizes, Step, Tensors, source_loss
 from ecn_dist.methods.ecn.method import ECN
 from ecn_dist.methods.fmcl.options import FMCLOptions
 from ecn_dist.methods.source_only import SourceHead
@@ -80,13 +80,20 @@ class FMCL(ECN):
             raise UserError("model.batchnorm: with local statistics every rank would have its own encoder; take sync")
 
     @classmethod
-    def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
-        costs = super().costs(options, num_pictures=num_pictures, world_size=world_size, element=element)
+    def costs(cls, options: Mapping[str, Any], sizes: Sizes) -> Costs:
+        costs = super().costs(options, sizes)
         features, similarities, softmax, gradients = costs.transfers
         payload = options["global_batch_size"] * (2 + 2 * options["loss.num_neighbors"]) * 8
-        similarities, softmax = similarities._replace(payload=payload), softmax._replace(payload=payload // world_size)
-        rows = features._replace(what="new rows")
-        return replace(costs, transfers=(features, similarities, softmax, gradients, rows))
+        return replace(
+            costs,
+            transfers=(
+                features,
+                similarities._replace(payload=payload),
+                softmax._replace(payload=payload // sizes.world_size),
+                gradients,
+                features._replace(what="new rows"),
+            ),
+        )
 
     @classmethod
     def describe(cls, options: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecn_dist import distributed
-from ecn_dist.methods.base import Batches, Costs, Feed, Setting, Step, Tensors, Transfer, source_loss
+from ecn_dist.methods.base import Batches, Costs, Feed, Setting, Sizes, Step, Tensors, Transfer, source_loss
 from ecn_dist.methods.hhl.options import HHLOptions
 from ecn_dist.methods.options import check_streams
 from ecn_dist.methods.source_only import SourceHead
@@ -71,10 +71,10 @@ class HHL(SourceHead):
         check_streams(options, sizes | {"hhl.target_pictures": options["hhl.target_pictures"]})
 
     @classmethod
-    def costs(cls, options: Mapping[str, Any], *, num_pictures: int, world_size: int, element: int) -> Costs:
-        """Without the embeddings of copies, whose number only the data tell."""
-        pictures = options["hhl.source_identities"] * options["hhl.instances"] + options["hhl.target_pictures"]
-        payload = pictures // world_size * (options["hhl.triplet_dim"] * element + 8)
+    def costs(cls, options: Mapping[str, Any], sizes: Sizes) -> Costs:
+        views = sizes.num_cameras if options["data.camera_style"] else 1
+        pictures = options["hhl.source_identities"] * options["hhl.instances"] + options["hhl.target_pictures"] * views
+        payload = pictures // sizes.world_size * (options["hhl.triplet_dim"] * sizes.element + 8)
         return Costs(transfers=(Transfer("embeddings, identities", "all_gather", payload),))
 
     @classmethod
