@@ -1,5 +1,7 @@
 """Backbone, embedding and heads; BatchNorm and dropout that do not depend on the number of ranks."""
 
+# ruff: noqa: F401 - what is imported here is what others use
+
 from ecn_dist.models.backbones import Backbone
 from ecn_dist.models.batchnorm import (
     average_local_statistics,
@@ -11,21 +13,3 @@ from ecn_dist.models.features import MomentumEncoder, autocast, fingerprint_back
 from ecn_dist.models.foreign import load_published_memory
 from ecn_dist.models.layers import GlobalDropout, mix_seed
 from ecn_dist.models.weights import export_weights, load_backbone, load_weights
-
-__all__ = [
-    "Backbone",
-    "GlobalDropout",
-    "MomentumEncoder",
-    "autocast",
-    "average_local_statistics",
-    "check_statistics",
-    "convert_batchnorm",
-    "export_weights",
-    "fingerprint_backbone",
-    "load_backbone",
-    "load_published_memory",
-    "load_weights",
-    "mix_seed",
-    "normalized_features",
-    "reestimate_batchnorm",
-]
