@@ -96,14 +96,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("snippet", type=Path, help="a file, such as benchmarks/snippets/memory.py")
     parser.add_argument("--against", type=Path, required=True, metavar="CHECKOUT", help="the other version's folder")
     parser.add_argument("--rounds", type=int, default=10, help="of both in turn (%(default)s)")
+    parser.add_argument(
+        "--starts", type=int, default=1, help="of fresh processes: where memory lies, counts (%(default)s)"
+    )
     parser.add_argument("--python", default=sys.executable, help="the interpreter for both (this one)")
     options = parser.parse_args(argv)
     for path in (options.snippet, options.against / "ecn_dist"):
         if not path.exists():
             raise UserError(f"{path} does not exist")
-    if options.rounds < 2:
-        raise UserError(f"--rounds {options.rounds}: at least 2 are needed to tell a spread")
-    both = compare(options.snippet, [HERE, options.against], options.rounds, options.python)
+    if options.rounds < 2 or options.starts < 1:
+        found = f"--rounds {options.rounds}, --starts {options.starts}"
+        raise UserError(f"{found}: at least 2 rounds of 1 start are needed to tell a spread")
+    both: list[list[float]] = [[], []]
+    for _ in range(options.starts):
+        seconds_of = compare(options.snippet, [HERE, options.against], options.rounds, options.python)
+        both = [before + seconds for before, seconds in zip(both, seconds_of, strict=True)]
     rows = []
     for checkout, seconds in zip((HERE, options.against.resolve()), both, strict=True):
         first, median, third = statistics.quantiles(seconds, n=4)
@@ -111,6 +118,6 @@ def main(argv: list[str] | None = None) -> int:
     ratios = sorted(other / own for own, other in zip(*both, strict=True))
     first, median, third = statistics.quantiles(ratios, n=4)
     print(harness.markdown_table(rows))
-    print(f"\n{options.snippet.stem}, {options.rounds} rounds: the other takes {median:.3f} times as long", end="")
+    print(f"\n{options.snippet.stem}, {len(ratios)} rounds: the other takes {median:.3f} times as long", end="")
     print(f" (quartiles {first:.3f} to {third:.3f})")
     return 0

@@ -59,7 +59,8 @@ class PictureDataset(Dataset[RawBatch]):
         self.views = self.split.num_cameras if self.style == "all" else 1
         self._draws = Draws(self.seed, self.domain, "augmentation")
         self._erase_draws = Draws(self.seed, self.domain, "erasing")
-        self._memory = np.empty(0, dtype=np.uint8)
+        # Of a batch and of a picture, kept: the system clears fresh memory page by page.
+        self._memory, self._decoded = torch.empty(0, dtype=torch.uint8), np.empty(0, dtype=np.uint8)
 
     def open(self) -> ShardCache | None:
         """The cache of a URL's shards, where the rows are mapped from then on. `UserError` where it is too small."""
@@ -86,9 +87,9 @@ class PictureDataset(Dataset[RawBatch]):
         size = self.batch_bytes(samples)
         if get_worker_info() is not None:  # its memory is shared with who trains
             return torch.empty(size, dtype=torch.uint8)
-        if self._memory.size < size:  # kept, as the system clears fresh memory page by page
-            self._memory = np.empty(size, dtype=np.uint8)
-        return torch.from_numpy(self._memory[:size])
+        if len(self._memory) < size:
+            self._memory = torch.empty(size, dtype=torch.uint8)
+        return self._memory[:size]
 
     def _fill(self, data: Tensor, step: Step) -> int:
         """Write the pictures of a step; returns how many samples were replaced."""
@@ -97,14 +98,14 @@ class PictureDataset(Dataset[RawBatch]):
         occurrences_b, number, V = step.occurrences_b, step.pass_number, self.views
         slots_bV, draws_bVK = self.choose(step.rows_b, occurrences_b, number)
         pictures = self.reader.read_batch(self.split, step.rows_b.repeat(V), slots_bV.ravel())
-        shown_b = step.rows_b.copy()
+        shown_b, slots, draws = step.rows_b.copy(), slots_bV.tolist(), draws_bVK.tolist()  # one by one, lists are quick
         for at, row in enumerate(step.rows_b):
             views = slice(at * V, (at + 1) * V)
-            error = self._show(outs[views], row, slots_bV[at], draws_bVK[at], pictures[views])
+            error = self._show(outs[views], row, slots[at], draws[at], pictures[views])
             for stand_in in step.stand_ins[at] if error and step.stand_ins else ():
                 slots_1V, draws_1VK = self.choose(stand_in[None], occurrences_b[at : at + 1], number)
                 others = self.reader.read_batch(self.split, stand_in.repeat(V), slots_1V[0])
-                if not self._show(outs[views], stand_in, slots_1V[0], draws_1VK[0], others):
+                if not self._show(outs[views], stand_in, slots_1V[0], draws_1VK[0].tolist(), others):
                     shown_b[at], draws_bVK[at], error = stand_in, draws_1VK[0], None
                     break
             if error:
@@ -135,18 +136,20 @@ class PictureDataset(Dataset[RawBatch]):
         return (occurrences_b[:, None] * self.views + np.arange(self.views)).ravel()
 
     def _show(
-        self, outs_V: Sequence[Tensor], row: int, slots_V: np.ndarray, draws_VK: np.ndarray, data: list[bytes]
+        self, outs_V: Sequence[Tensor], row: int, slots_V: Sequence[int], draws_VK: list[list[float]], data: list[bytes]
     ) -> UserError | None:
         """Decode and resize one sample's pictures; returns the error where one cannot be decoded."""
         for out_HW3, slot, draws_K, picture in zip(outs_V, slots_V, draws_VK, data, strict=True):
             try:
-                pixels_hw3 = decode(picture)
+                pixels_hw3 = decode(picture, self._decoded)
             except UnreadablePicture as error:
                 return picture_error(self.split, row, slot, error)
+            if pixels_hw3.size > self._decoded.size:
+                self._decoded = _picture_memory(2 * pixels_hw3.size)
             if self.augmentation is None:
                 transforms.resize_into(out_HW3, pixels_hw3)
-            else:  # plain floats: the arithmetic is scalar
-                transforms.augment_into(out_HW3, pixels_hw3, draws_K.tolist(), self.augmentation)
+            else:
+                transforms.augment_into(out_HW3, pixels_hw3, draws_K, self.augmentation)
         return None
 
     def _boxes(self, draws_bVK: np.ndarray, indices: np.ndarray, step: Step) -> np.ndarray:
@@ -160,3 +163,13 @@ class PictureDataset(Dataset[RawBatch]):
             for at, row in zip(erased, draws, strict=True):
                 boxes[at] = transforms.erase_box(row, self.height, self.width, self.augmentation)
         return boxes.T
+
+
+def _picture_memory(num_bytes: int) -> np.ndarray:
+    """Memory to decode into, on purpose not aligned to 32 bytes.
+
+    libjpeg-turbo writes aligned rows past the cache; these are read at once, and from main memory that would cost a
+    fifth of decoding them.
+    """
+    memory = np.empty(num_bytes + 32, dtype=np.uint8)
+    return memory[(16 - memory.ctypes.data) % 32 :][:num_bytes]

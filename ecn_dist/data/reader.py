@@ -5,6 +5,7 @@ A read takes exactly the member's bytes: no tar header, and no style copy that w
 
 import json
 import os
+import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,20 +28,39 @@ MAX_OPEN_SHARDS = 64
 READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe under a shard's name is not waited for
 ALIKE = ("YCbCr", "Gray", "RGB")  # kinds of JPEG that both decoders turn into the same RGB
 EXIF = b"Exif\0\0"
+SEGMENT = struct.Struct(">HH")  # of a JPEG: its marker, and its length from there on
+SEGMENTS, EXIF_SEGMENT, PICTURE_SEGMENT = range(0xFFC0, 0xFFFF), 0xFFE1, 0xFFDA
 
 
-def decode(data: bytes) -> np.ndarray:
-    """A picture of one of `pictures.FORMATS` -> (h, w, 3) uint8 RGB, the pixels that PIL gives; `UnreadablePicture`."""
+def decode(data: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
+    """A picture of one of `pictures.FORMATS` -> (h, w, 3) uint8 RGB, the pixels that PIL gives; `UnreadablePicture`.
+
+    The result may be a view of `buffer`, of bytes, where that is large enough.
+    """
     try:
         # Both decode with libjpeg-turbo and the same settings, hence to the same pixels, but PIL's way to it is twice
         # as long for a small picture. It stays the judge of what simplejpeg refuses, such as harmless stray bytes.
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in ALIKE or (EXIF in data and pictures.is_turned(data)):
+        if colours not in ALIKE or _is_turned(data):
             raise ValueError("simplejpeg gives other pixels")
         pictures.check_size(height, width)
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        fits = buffer is not None and buffer.size >= height * width * 3
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer if fits else None)
     except ValueError:
         return np.array(pictures.decode(data))
+
+
+def _is_turned(data: bytes) -> bool:
+    """Whether a JPEG's EXIF data turn it. They are looked for among the segments that come before the picture's."""
+    at, marker = 2, SEGMENTS[0]
+    while marker in SEGMENTS and at + SEGMENT.size <= len(data):
+        marker, length = SEGMENT.unpack_from(data, at)
+        if marker == EXIF_SEGMENT and data.startswith(EXIF, at + SEGMENT.size):
+            break
+        if marker == PICTURE_SEGMENT:
+            return False
+        at += 2 + length
+    return pictures.is_turned(data)
 
 
 class ShardReader:
@@ -92,7 +112,8 @@ class ShardReader:
         """One picture, RGB; the real one where no slot is given. `UserError` where it cannot be had."""
         slot = split.num_cameras if slot is None else slot
         try:
-            return Image.fromarray(decode(*self.read_batch(split, [row], [slot])))
+            (data,) = self.read_batch(split, [row], [slot])
+            return Image.fromarray(decode(data))
         except pictures.UnreadablePicture as error:
             raise picture_error(split, row, slot, error) from error
 

@@ -43,10 +43,13 @@ def test_both_run_in_turn(checkouts: list[Path], tmp_path: Path) -> None:
 
 def test_table(checkouts: list[Path], tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(compare, "HERE", checkouts[0])
-    assert compare.main([str(tmp_path / "snippet.py"), "--against", str(checkouts[1]), "--rounds", "3"]) == 0
+    assert (
+        compare.main([str(tmp_path / "snippet.py"), "--against", str(checkouts[1]), "--rounds", "3", "--starts", "2"])
+        == 0
+    )
     out = capsys.readouterr().out
     assert str(checkouts[0]) in out
-    assert "snippet, 3 rounds: the other takes" in out
+    assert "snippet, 6 rounds: the other takes" in out
     assert "quartiles" in out
 
 

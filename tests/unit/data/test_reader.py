@@ -82,13 +82,27 @@ def test_decoded_pixels_are_those_of_pil(data: bytes) -> None:
     assert np.array_equal(decode(data), expected)
 
 
+# In front of the EXIF data: nothing, a comment that looks like the picture's segment, and a stray fill byte.
+@pytest.mark.parametrize(
+    "before", [b"", b"\xff\xfe\x00\x08\xff\xda\x00\x04..", b"\xff"], ids=["first", "comment", "fill"]
+)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_come_upright_whoever_packed_them(orientation: int) -> None:
+def test_pictures_come_upright_whoever_packed_them(orientation: int, before: bytes) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = jpeg("RGB", (64, 32), exif=exif)
+    data = data[:2] + before + data[2:]
     expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     assert np.array_equal(decode(data), expected)
+
+
+def test_a_picture_is_decoded_into_memory_that_is_large_enough() -> None:
+    data = jpeg("RGB", (64, 32))
+    for size, is_used in ((64 * 32 * 3, True), (64 * 32 * 3 - 1, False), (0, False)):
+        buffer = np.empty(size, dtype=np.uint8)
+        found = decode(data, buffer)
+        assert np.array_equal(found, decode(data))
+        assert np.shares_memory(found, buffer) == is_used
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", jpeg("RGB", (64, 32))[:-200], jpeg("RGB", (64, 32))[200:]])
