@@ -209,7 +209,7 @@ def read_checkpoint(material: Material, place: Place) -> None:
     if found.status == 0 and found.value is not None:
         trainer, checkpoint = found.value
         meta = json.loads((checkpoint / META).read_bytes())
-        assert (trainer.step, trainer.skipped_steps) == (meta["step"], meta["skipped_steps"])
+        assert (trainer.step, trainer.skipped_steps) == (meta["step"], meta.get("skipped_steps", 0))
         plain = safetensors.torch.load_file(next(checkpoint.glob("*.safetensors")))
         for key, tensor in trainer._state().items():
             assert torch.equal(tensor.view(-1), plain[key].view(-1)) or bool(tensor.isnan().any()), key
