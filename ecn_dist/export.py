@@ -11,7 +11,7 @@ from ecn_dist.serving import exporting
 from ecn_dist.serving.embedder import Embedder
 
 
-@verb("export", "example: ecn-dist export --checkpoint runs/m2d --format onnx --output exported/m2d.onnx")
+@verb("export", "example: ecn-dist export --checkpoint runs/m2d --format onnx --output m2d.onnx")
 def main(
     *,
     format: Annotated[str, tuple(exporting.FORMATS)],

@@ -4,22 +4,23 @@ import os
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from ecn_dist.checks.host_checks import GIB, free_bytes, launched
+from ecn_dist.checks.host_checks import GIB, free_bytes, launched, writable_part
 from ecn_dist.config import Config, flatten
 from ecn_dist.distributed import RowPartition
 from ecn_dist.errors import UserError
 from ecn_dist.memory.rows_pass import default_chunk_bytes
 from ecn_dist.methods import load
 from ecn_dist.methods.base import Method, Sizes, Step, Transfer
+from ecn_dist.methods.options import Count, Positive, Range, check_ranges
 from ecn_dist.training.building import Domains, build_method, check_ranks, load_domains, training_splits
 from ecn_dist.training.feeding import Feeder, pictures
 from ecn_dist.training.timeline import Timeline
@@ -31,11 +32,11 @@ META = torch.device("meta")
 class Options:
     """with --dry_run: print the run's plan, start nothing"""
 
-    world_size: PositiveInt | None = None
+    world_size: Count | None = None
     """ranks (by default those of torchrun, or 1)"""
-    images_per_second: PositiveFloat | None = None
+    images_per_second: Annotated[float, Range(least=1e-3, most=1e9)] | None = None
     """what all ranks do, as metrics.jsonl has it, to also print the time that the run takes"""
-    gib_per_rank: PositiveFloat | None = None
+    gib_per_rank: Positive | None = None
     """refuse a plan that needs more device memory"""
 
     @classmethod
@@ -44,7 +45,9 @@ class Options:
         given = {field.name: parsed[field.name] for field in fields(cls) if parsed[field.name] is not None}
         if given and not parsed.dry_run:
             raise UserError(f"--{min(given)} belongs to --dry_run; torchrun's --nproc_per_node sets the ranks of a run")
-        return cls(**given) if parsed.dry_run else None
+        options = cls(**given)
+        check_ranges(options, "--")
+        return options if parsed.dry_run else None
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -206,7 +209,7 @@ def check_fits(plan: Plan, config: Config, options: Options) -> None:
             f"a rank needs {_size(plan.memory_bytes)}, and {where} gives {_size(limit)}; the largest part is {largest} "
             f"({_size(plan.memory[largest])}). Use more ranks, a smaller batch, precision bf16 or memory.dtype bf16"
         )
-    if (free := free_bytes(Path(config.output_dir))) < plan.disk_bytes:
+    if (free := free_bytes(writable_part(Path(config.output_dir)))) < plan.disk_bytes:
         raise UserError(
             f"output_dir: {config.output_dir} has {_size(free)} free, and {plan.checkpoints + 1} checkpoints of "
             f"{_size(plan.checkpoint_bytes)} need {_size(plan.disk_bytes)}; make room, or lower checkpoint.keep"

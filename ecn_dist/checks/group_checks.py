@@ -12,6 +12,7 @@ from ecn_dist import distributed
 from ecn_dist.checks.host_checks import MIB, Finding, existing_part
 from ecn_dist.config import Config
 from ecn_dist.errors import UserError
+from ecn_dist.training.run import Run
 
 SHARED_FOLDER_SECONDS = 5.0  # for a network file system to show what another host wrote
 BANDWIDTH_SECONDS = 6.0
@@ -47,12 +48,23 @@ def check_versions(own: str) -> Iterable[Finding]:
     return [Finding("versions", text, remedy)]
 
 
+def check_options(config: Config, data: dict[str, str]) -> Iterable[Finding]:
+    """The options, and the fingerprints of the `data` that can be read here, are those of rank 0."""
+    try:
+        Run(config, data).check_alike()
+    except UserError as error:
+        return [
+            Finding("options", str(error), "start all ranks by one command, with data at one path that hosts share")
+        ]
+    return [Finding("options", "the same on all ranks")]
+
+
 def check_shared_folder(config: Config) -> Iterable[Finding]:
-    """A file that rank 0 writes into the run folder's place is seen by all ranks."""
+    """A file that rank 0 writes into the run folder's place is seen by all ranks, each in its own output_dir."""
     if not config.output_dir:
         return []
     folder = existing_part(Path(config.output_dir))
-    probe = distributed.broadcast_object(folder / f".doctor-{secrets.token_hex(8)}")
+    probe = folder / distributed.broadcast_object(f".doctor-{secrets.token_hex(8)}")
     try:
         distributed.together(lambda: probe.touch() if distributed.is_main() else None)
     except UserError as error:
@@ -66,7 +78,8 @@ def check_shared_folder(config: Config) -> Iterable[Finding]:
         probe.unlink()
     if not blind:
         return [Finding("shared", f"all ranks see the same {probe.parent}")]
-    text = f"ranks {', '.join(blind)} do not see what rank 0 writes into {probe.parent}"
+    written = distributed.broadcast_object(str(probe.parent))
+    text = f"ranks {', '.join(blind)} do not see in their output_dir what rank 0 writes into {written}"
     remedy = "name an output_dir on a file system that all hosts share (in containers: the same volume)"
     return [Finding("shared", text, remedy)]
 

@@ -16,6 +16,7 @@ from ecn_dist.data.index import is_url
 from ecn_dist.data.loader import SHARED_MEMORY, check_shared_memory
 from ecn_dist.data.reader import ShardReader, check_shards
 from ecn_dist.errors import UserError
+from ecn_dist.models import weights_file
 
 MIB, GIB = 2**20, 2**30
 OLDEST_TORCH = (2, 11)
@@ -25,9 +26,11 @@ LEAST_FREE_BYTES = GIB
 
 def launched(name: str, default: int) -> int:
     """What torchrun's environment says before the process group is up, such as `launched("WORLD_SIZE", 1)`."""
-    value = os.environ.get(name, str(default))
-    if not value.isdecimal():
-        raise UserError(f"{name} is {value!r}, which is no whole number; torchrun sets it, so start with torchrun")
+    value, least = os.environ.get(name, str(default)), min(1, default)
+    if not value.isdecimal() or int(value) < least:
+        raise UserError(
+            f"{name} is {value!r}, and no whole number from {least} on; torchrun sets it: start with torchrun"
+        )
     return int(value)
 
 
@@ -42,6 +45,18 @@ def existing_part(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
     return folder
+
+
+def writable_part(folder: Path) -> Path:
+    """`existing_part` of a run folder. `UserError` where it is none, or may not be written."""
+    place = existing_part(folder)
+    if not place.is_dir():
+        raise UserError(f"output_dir: {place} is a file; name a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(
+            f"output_dir: {place} cannot be written by user {os.getuid()}; name another, or correct its owner"
+        )
+    return place
 
 
 @dataclass(frozen=True)
@@ -127,15 +142,25 @@ def check_disk(config: Config, needed: int | None) -> Iterable[Finding]:
     """The run folder can be written, and has room for `needed` bytes of checkpoints."""
     if not config.output_dir:
         return [Finding("disk", "no output_dir was given, so none is looked at")]
-    folder = existing_part(Path(config.output_dir))
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        text = f"output_dir: {folder} cannot be written by user {os.getuid()}"
+    try:
+        folder = writable_part(Path(config.output_dir))
+    except UserError as error:
         remedy = "name another folder, or correct its owner (for a container, of the mounted volume)"
-        return [Finding("disk", text, remedy)]
+        return [Finding("disk", str(error), remedy)]
     free, wanted = free_bytes(folder), needed or LEAST_FREE_BYTES
     what = "the checkpoints need" if needed else "a run needs at least"
     remedy = "make room, name another output_dir, or lower checkpoint.keep" if free < wanted else ""
     return [Finding("disk", f"output_dir has {free / GIB:.1f} GiB free, {what} {wanted / GIB:.2f}", remedy)]
+
+
+def check_weights(config: Config) -> Iterable[Finding]:
+    """The file of starting weights is here."""
+    if config.model.weights == "none":
+        return [Finding("weights", "none are asked for")]
+    try:
+        return [Finding("weights", f"{weights_file(config.model.weights, config.model.arch)} is there")]
+    except UserError as error:
+        return [Finding("weights", str(error), "give every host the file at the same path, or set model.weights")]
 
 
 def check_data(config: Config) -> Iterable[Finding]:

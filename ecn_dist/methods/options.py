@@ -41,7 +41,7 @@ def check_ranges(options: Any, prefix: str = "") -> None:
             raise UserError(f"{prefix}{name}: {given!r} has a NUL character in it; remove it")
         for value in given if isinstance(given, list) else [given]:
             for bounds in _ranges(kind):
-                if value not in bounds:
+                if value is not None and value not in bounds:
                     raise UserError(f"{prefix}{name}: {value} must be {bounds}")
 
 

@@ -12,4 +12,4 @@ from ecn_dist.models.batchnorm import (
 from ecn_dist.models.features import MomentumEncoder, autocast, fingerprint_backbone, normalized_features
 from ecn_dist.models.foreign import load_published_memory
 from ecn_dist.models.layers import GlobalDropout, mix_seed
-from ecn_dist.models.weights import export_weights, load_backbone, load_weights
+from ecn_dist.models.weights import export_weights, load_backbone, load_weights, weights_file

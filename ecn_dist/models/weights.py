@@ -70,12 +70,18 @@ def export_weights(network: nn.Module, path: Path) -> None:
     write_atomically(path, save(tensors, {"network": json.dumps(about)}))  # `save_file` lets nobody else read the file
 
 
-def _read(weights: str, arch: str) -> tuple[dict[str, Tensor], Origin | None]:
+def weights_file(weights: str, arch: str) -> Path:
+    """The file that `model.weights` means. Raises `UserError` where it is not there; nothing is fetched."""
     if weights.startswith(("http://", "https://")):
         raise UserError("model.weights: is an address, and nothing is downloaded; name a file that was fetched from it")
     path = _cached_imagenet(arch) if weights == "imagenet" else Path(weights)
     if not path.is_file():
         raise UserError(f"model.weights: there is no file {path}; it takes imagenet, none, or a file of tensors")
+    return path
+
+
+def _read(weights: str, arch: str) -> tuple[dict[str, Tensor], Origin | None]:
+    path = weights_file(weights, arch)
     if path.suffix != ".safetensors":
         return _strip(read_file(path, "model.weights"), str(path))
     try:

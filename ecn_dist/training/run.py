@@ -91,16 +91,16 @@ class Run(AbstractContextManager):
         another run or a running one, where `resume` cannot be followed, and where a rank does not see the folder or was
         started with other options or data.
         """
-        self._check_alike()
+        self.check_alike()
 
         def on_main() -> str | None:
             if self.folder.exists() and not self.folder.is_dir():
                 raise UserError(f"{self._where} is a file; name a folder")
-            if not self._is_to_train():
+            if not self.is_to_train():
                 return None
             self.folder.mkdir(parents=True, exist_ok=True)
             owner = self._lock_folder()
-            if not self._is_to_train():  # another process may have trained it in the meantime
+            if not self.is_to_train():  # another process may have trained it in the meantime
                 return None
             if not (self.folder / CONFIG).is_file():
                 write_atomically(self.folder / CONFIG, self.schema.dump(self.config))
@@ -111,7 +111,7 @@ class Run(AbstractContextManager):
             distributed.together(lambda: self._check_shared(owner))
         return owner is not None
 
-    def _check_alike(self) -> None:
+    def check_alike(self) -> None:
         """Raise `UserError` on all ranks where one has other options or data than rank 0. Collective."""
         own = flat(yaml.safe_load(self.schema.dump(self.config)))
         own |= {key: "a path" for key in _PLACES if own.get(key) not in (None, "", "imagenet", "none")}
@@ -189,7 +189,11 @@ class Run(AbstractContextManager):
         text = json.dumps({run_reader.FINISHED: finished} | summary | {"machine": machine}, indent=1)
         write_atomically(self.folder / SUMMARY, text)
 
-    def _is_to_train(self) -> bool:
+    def is_to_train(self) -> bool:
+        """Whether there is something to do in the folder; False: this very run is there, finished. Changes nothing.
+
+        Raises `UserError` where the folder holds another run, or what `resume` asks for cannot be. For rank 0.
+        """
         folder, resume = self.folder, self.config.resume
         if not (folder / CONFIG).is_file():
             if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):

@@ -9,7 +9,7 @@ import pytest
 from ecn_dist import doctor
 from ecn_dist.checks import host_checks
 from ecn_dist.checks.host_checks import Finding, guarded
-from ecn_dist.config import Config, DataConfig
+from ecn_dist.config import Config, DataConfig, dump
 from ecn_dist.errors import UserError
 from tests.dataset_folders import pack_folder, write_market
 
@@ -37,11 +37,36 @@ def only(findings: object) -> Finding:
 def test_all_is_well(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--source", str(sound), "--target", str(sound), "--output_dir", str(tmp_path / "run"), "--device", "cpu"]
     options += ["--global_batch_size", "12", "--data.streams", "12", "--data.height", "64", "--data.width", "32"]
-    assert doctor.main([*options, "--model.arch", "small_resnet"]) == 0
+    options += ["--model.arch", "small_resnet"]
+    assert doctor.main([*options, "--model.weights", "none"]) == 0
     said = capsys.readouterr().out
     assert "all is well" in said
     assert "WRONG" not in said
     assert not (tmp_path / "run").exists()
+
+    # What `train` would refuse at once.
+    assert doctor.main([*options, "--model.weights", str(tmp_path / "absent.pth"), "--quiet"]) == 1
+    assert "there is no file" in capsys.readouterr().out
+    run, config = tmp_path / "other", Config(source="s", target="t", output_dir="o", seed=7)
+    run.mkdir()
+    (run / "config.yaml").write_text(dump(config))
+    (run / "metrics.jsonl").write_text('{"step": 0, "epoch": 0}\n')
+    assert doctor.main([*options, "--model.weights", "none", "--output_dir", str(run), "--only", "plan"]) == 1
+    assert "already holds another run" in capsys.readouterr().out
+
+
+def test_nothing_to_look_at_is_not_called_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--only", "all_reduce"]) == 0
+    assert "nothing was looked at" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "two"])
+def test_numbers_of_ranks_that_no_launcher_gives(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", value)
+    assert doctor.main(["--only", "torch"]) == 2
+    assert f"WORLD_SIZE is '{value}', and no whole number from 1 on" in capsys.readouterr().err
 
 
 def test_a_lost_shard_and_an_impossible_plan(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +81,8 @@ def test_a_lost_shard_and_an_impossible_plan(sound: Path, tmp_path: Path, capsys
         str(tmp_path / "run"),
         "--device",
         "cpu",
+        "--model.weights",
+        "none",
     ]
     assert doctor.main([*options, "--global_batch_size", "13", "--quiet"]) == 1
     said = capsys.readouterr().out

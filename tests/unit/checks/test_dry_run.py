@@ -177,11 +177,24 @@ def test_command_prints_the_plan_and_starts_nothing(config: Config, capsys: pyte
     assert "does not divide" in capsys.readouterr().err
     assert train.main([*options_of(config), "--world_size", "3"]) == 2
     assert "belongs to --dry_run" in capsys.readouterr().err
-    for option in ("--images_per_second=nan", "--images_per_second=0", "--gib_per_rank=nan", "--world_size=0"):
+    for option in (
+        "--images_per_second=nan",
+        "--images_per_second=1e-300",
+        "--images_per_second=inf",
+        "--gib_per_rank=nan",
+        "--world_size=0",
+    ):
         assert train.main([*options_of(config), "--dry_run", option]) == 2
         shown = capsys.readouterr().err
         assert shown.startswith("error: ")
         assert option.partition("=")[0].lstrip("-") in shown
+
+
+def test_a_run_folder_that_cannot_be(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for place in ("file", "file/run"):
+        assert train.main([*options_of(config), "--output_dir", str(tmp_path / place), "--dry_run"]) == 2
+        assert f"{tmp_path / 'file'} is a file; name a folder" in capsys.readouterr().err
 
 
 def test_ranks_are_those_of_torchrun(
