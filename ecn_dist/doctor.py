@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         between: dict[str, Callable[[], Iterable[Finding]]] = {  # each collective
             "group": lambda: [joined],
             "versions": lambda: group_checks.check_versions(next(iter(host_checks.check_torch())).text),
-            "options": partial(group_checks.check_options, config, _data(config)),
+            "options": lambda: group_checks.check_options(config, _data(config)),
             "shared": partial(group_checks.check_shared_folder, config),
             "all_reduce": partial(group_checks.check_all_reduce, device, gradients, **limits),
         }
@@ -96,7 +96,7 @@ def _data(config: Config) -> dict[str, str]:
     """The fingerprints of the shard folders; none where one cannot be read, which is another check's finding."""
     try:
         return fingerprints(load_domains(config))
-    except UserError:
+    except (UserError, OSError):
         return {}
 
 

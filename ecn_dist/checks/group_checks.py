@@ -61,7 +61,7 @@ def check_options(config: Config, data: dict[str, str]) -> Iterable[Finding]:
 
 def check_shared_folder(config: Config) -> Iterable[Finding]:
     """A file that rank 0 writes into the run folder's place is seen by all ranks, each in its own output_dir."""
-    if not config.output_dir:
+    if distributed.any_rank(not config.output_dir):
         return []
     folder = existing_part(Path(config.output_dir))
     probe = folder / distributed.broadcast_object(f".doctor-{secrets.token_hex(8)}")

@@ -22,6 +22,7 @@ def check_findings(folder: str) -> None:
         (found,) = check_shared_folder(config)
         assert found.ok == is_well
     assert "ranks 1 do not see" in found.text
+    assert check_shared_folder(replace(shared, output_dir="" if distributed.rank() else shared.output_dir)) == []
 
 
 def test_ranks_that_differ(ranks: RankPool, tmp_path: Path) -> None:
